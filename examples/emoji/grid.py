@@ -1,0 +1,62 @@
+"""Pictures of the embedded model for the README, and how many of them are recognised.
+
+    python examples/emoji/grid.py --out docs/images/emoji.png
+
+Makes one picture for each of 100 training captions of different subjects, scores them with the dual
+encoder, and writes the first 64 as a grid of 8 x 8.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from bksdm.data.folder import data_folder, open_picture, read_captions
+from bksdm.evaluate.encoder import DualEncoder
+from bksdm.evaluate.run import score
+from bksdm.generate import generate
+from bksdm.models import quiet_libraries
+from bksdm.options import GenerateOptions
+from bksdm.sampling import side_by_side
+
+PICTURES, SIDE = 100, 8
+
+
+def captions() -> list[str]:
+    """One caption a subject, of all styles in turn, spread over the alphabet."""
+    by_subject: dict[str, list[str]] = {}
+    for entry in read_captions(data_folder("emoji/train")):
+        by_subject.setdefault(entry.text.split(",")[0], []).append(entry.text)
+    every = sorted(by_subject.values())
+    chosen = [every[number * len(every) // PICTURES] for number in range(PICTURES)]
+    return [texts[number % len(texts)] for number, texts in enumerate(chosen)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--guidance", type=float, default=7.5)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    texts = captions()
+    with tempfile.TemporaryDirectory() as folder:
+        options = GenerateOptions(
+            arguments.model, out=str(Path(folder, "grid")), prompt=texts, batch_size=20, guidance=arguments.guidance
+        )
+        paths = generate(options)
+        scores = score(DualEncoder.load("emoji"), paths, texts, read_captions(data_folder("emoji/heldout")))
+        pictures = [open_picture(path) for path in paths[: SIDE * SIDE]]
+    rows = [pictures[row * SIDE : (row + 1) * SIDE] for row in range(SIDE)]
+    sheet = side_by_side(rows)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.resize((sheet.width * 3 // 2, sheet.height * 3 // 2), Image.Resampling.LANCZOS).save(
+        arguments.out, optimize=True
+    )
+    for name, values in (("own samples", scores), ("real held-out art", scores["reference"])):
+        print(f"{name}: R@1 among 100 captions {values['retrieval_r1']:.1%}, CLIP score {values['clip_score']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

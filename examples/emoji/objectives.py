@@ -1,0 +1,99 @@
+"""What the parts of the embedded model learn: autoencoder, dual encoder, and text-to-image."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPModel, CLIPTextModel
+
+from bksdm.data.stream import Batch
+from bksdm.distill.noise import NoiseSchedule
+
+
+class Reconstruction:
+    r"""L = |x - x'|_1 + (x - x')^2 + \beta KL(q(z|x) || N(0, 1)), with x' decoded from a sample of q."""
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float = 1e-5) -> None:
+        self.vae = vae
+        self.kl_weight = kl_weight
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        pixels = batch["pixel_values"]
+        posterior = self.vae.encode(pixels).latent_dist
+        difference = self.vae.decode(posterior.sample(generator=rng)).sample.float() - pixels
+        absolute, squared = difference.abs().mean(), difference.square().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return {"loss": absolute + squared + self.kl_weight * kl, "l1": absolute, "mse": squared, "kl": kl}
+
+
+class Contrast:
+    """CLIP's symmetric contrastive loss, on pictures that are shifted, scaled and recoloured by chance."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        self.clip = clip
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        output = self.clip(pixel_values=augment(batch["pixel_values"], rng), input_ids=batch["input_ids"])
+        logits = output.logits_per_image.float()
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+
+def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
+    """Scale by 0.8-1.2, turn by up to 10 degrees, shift by up to 10 %, blur and brighten a little; white outside."""
+    batch = len(pixels)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return (low + (high - low) * torch.rand(batch, *shape, generator=rng)).to(pixels.device)
+
+    scale, angle = uniform(0.8, 1.2), uniform(-0.17, 0.17)
+    shift_x, shift_y = uniform(-0.2, 0.2), uniform(-0.2, 0.2)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    theta = torch.stack([torch.stack([cos, -sin, shift_x], -1), torch.stack([sin, cos, shift_y], -1)], dim=1)
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    moved = F.grid_sample(pixels - 1, grid, align_corners=False) + 1
+    blurred = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    moved = torch.lerp(moved, blurred, uniform(0, 1, 1, 1, 1))
+    return (moved + uniform(-0.1, 0.1, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)).clamp(-1, 1)
+
+
+class Pretraining:
+    r"""The task loss alone, for a U-Net and its text encoder together.
+
+    L = E[min(SNR_t, \gamma) / SNR_t (\epsilon - \epsilon_\theta(z_t, t, c))^2] (min-SNR weights, arXiv 2303.09556),
+    with some captions left out for classifier-free guidance.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        latents_of: Callable[[Batch, torch.Generator], Tensor],
+        noise_schedule: NoiseSchedule,
+        *,
+        empty_ids: Tensor,
+        caption_dropout: float,
+        snr_gamma: float,
+    ) -> None:
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.latents_of = latents_of
+        self.noise_schedule = noise_schedule
+        self.empty_ids = empty_ids
+        self.caption_dropout = caption_dropout
+        self.snr_gamma = snr_gamma
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        noisy = self.noise_schedule.corrupt(self.latents_of(batch, rng), rng)
+        ids = batch["input_ids"]
+        left_out = torch.rand(len(ids), 1, generator=rng).to(ids.device) < self.caption_dropout
+        ids = torch.where(left_out, self.empty_ids.to(ids.device), ids)
+        context = self.text_encoder(ids).last_hidden_state
+        predicted = self.unet(noisy.latents, noisy.timesteps, context).sample
+        error = (predicted.float() - noisy.target).square().mean(dim=(1, 2, 3))
+        snr = self.noise_schedule.snr(noisy.timesteps)
+        return {"loss": (error * snr.clamp(max=self.snr_gamma) / snr).mean(), "task": error.mean()}

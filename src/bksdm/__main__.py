@@ -1,0 +1,5 @@
+"""`python -m bksdm`."""
+
+from bksdm.cli import main
+
+main()

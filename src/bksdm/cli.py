@@ -1,0 +1,202 @@
+"""The command line: one verb a module, imported when it is used, so that `bksdm --help` is instant."""
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from bksdm import options as verbs
+from bksdm.errors import InputError
+
+BAD_INPUT, FAILURE = 2, 1
+
+
+def _describe(options: verbs.DescribeOptions) -> None:
+    from bksdm.describe import describe
+    from bksdm.recipe import load_recipe
+
+    description = describe(options.model, load_recipe(options.recipe) if options.recipe else None)
+    _answer(description.to_dict(), options.json, description.text())
+
+
+def _prune(options: verbs.PruneOptions) -> None:
+    from bksdm.prune import prune
+
+    description = prune(options)
+    result = {"out": options.out, **description.to_dict()}
+    _answer(result, options.json, f"{description.text()}\nstudent in {options.out}")
+
+
+def _distill(options: verbs.DistillOptions) -> None:
+    from bksdm.distill.run import distill
+
+    print(f"student in {distill(options)}")
+
+
+def _generate(options: verbs.GenerateOptions) -> None:
+    from bksdm.generate import generate
+
+    paths = [str(path) for path in generate(options)]
+    _answer({"pictures": paths}, options.json, f"{len(paths)} pictures in {options.out}")
+
+
+def _evaluate(options: verbs.EvaluateOptions) -> None:
+    from bksdm.evaluate.run import evaluate
+    from bksdm.evaluate.table import text_table
+
+    scores = evaluate(options)
+    _answer(scores, options.json, text_table({options.model: scores}))
+
+
+def _quickstart(options: verbs.QuickstartOptions) -> None:
+    from bksdm.quickstart import quickstart
+
+    print(f"report in {quickstart(options)}")
+
+
+VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "quickstart": (verbs.QuickstartOptions, _quickstart),
+    "describe": (verbs.DescribeOptions, _describe),
+    "prune": (verbs.PruneOptions, _prune),
+    "distill": (verbs.DistillOptions, _distill),
+    "generate": (verbs.GenerateOptions, _generate),
+    "evaluate": (verbs.EvaluateOptions, _evaluate),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb and exit: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        sys.exit(_run(given))
+    except (KeyboardInterrupt, Exception) as error:
+        if debug:
+            traceback.print_exception(error)
+        sys.exit(_explain(error))
+
+
+def _run(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("bksdm"))
+        return 0
+    if given[0] not in VERBS:
+        raise InputError(f"unknown verb {given[0]!r}; give one of {', '.join(VERBS)}")
+    kind, run = VERBS[given[0]]
+    chosen = parse(kind, given[0], given[1:])
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from bksdm.models import quiet_libraries
+
+    quiet_libraries()
+    run(chosen)
+    return 0
+
+
+def parse(kind: type[Any], verb: str, given: list[str]) -> Any:
+    """The options of a verb from flags over a `--config` file over defaults.
+
+    Raises:
+        InputError: A key is unknown, missing, or of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog=f"bksdm {verb}", description=_summary(kind), exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; flags come on top.")
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        namespace = parser.parse_args(_spelled_out(kind, given))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise InputError(f"bksdm {verb}: {' '.join(str(error).split())}; see bksdm {verb} --help") from error
+    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(kind)}
+    return kind(**values)
+
+
+def _spelled_out(kind: type[Any], given: list[str]) -> list[str]:
+    """Short ways of writing, in the form that the parser takes.
+
+    `describe MODEL` means `describe --model MODEL`: a leading word is the verb's first option.
+    `--json` means `--json=true`, `--batch-size 3` means `--batch_size=3`, and `--prompt A B` or
+    `--prompt A --prompt B` a list. A `--config` comes first, so that flags come on top of it wherever it stands.
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    words = list(given)
+    if words and not words[0].startswith("-"):
+        words.insert(0, f"--{next(iter(types))}")
+    config: list[str] = []
+    spelled: list[str] = []
+    lists: dict[str, list[str]] = {}
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        name = flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+        of_type = types.get(name, "")
+        if equals:
+            words.insert(0, value)
+        if "list" in of_type:
+            values = lists.setdefault(name, [])
+            values += [words.pop(0)] if equals else _until_next_flag(words)
+        elif "bool" in of_type and not (equals or (words and words[0].lower() in ("true", "false"))):
+            spelled.append(f"--{name}=true")
+        elif (of_type or name == "config") and words:
+            (config if name == "config" else spelled).append(f"--{name}={words.pop(0)}")
+        else:
+            spelled.append(f"{flag}={words.pop(0)}" if equals else flag)
+    return config + spelled + [f"--{name}={json.dumps(values)}" for name, values in lists.items()]
+
+
+def _until_next_flag(words: list[str]) -> list[str]:
+    """Take the leading words that are no flags."""
+    taken = []
+    while words and not words[0].startswith("--"):
+        taken.append(words.pop(0))
+    return taken
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {_summary(kind)}" for name, (kind, _) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: bksdm VERB ... [--config FILE] [--print_config] [--debug]",
+            "",
+            "Make text-to-image diffusion models small and fast: prune blocks, retrain by distillation.",
+            "",
+            *lines,
+            "",
+            "bksdm VERB --help shows a verb's options.",
+        ]
+    )
+
+
+def _summary(kind: type[Any]) -> str:
+    return (kind.__doc__ or "").splitlines()[0]
+
+
+def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result) if as_json else text)
+
+
+def _explain(error: BaseException) -> int:
+    """One line on stderr, and the exit code."""
+    signal_number = getattr(error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else None)
+    message = " ".join(str(error).split()) or type(error).__name__
+    if signal_number is not None:
+        print(f"bksdm: {message}", file=sys.stderr)
+        return 128 + int(signal_number)
+    if isinstance(error, InputError):
+        print(f"bksdm: {message}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"bksdm: failed: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
+    return FAILURE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Latents and text embeddings of a small data set, computed once and kept in memory.
+
+Kept are the mean and the deviation of the VAE's posterior, so that every draw still samples it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bksdm.data.folder import FolderSamples
+from bksdm.data.stream import Batch
+
+_CHUNK = 32
+
+
+class CachedSamples:
+    """`FolderSamples` with `latents_mean`, `latents_std` (C, h, w) and `context` (L, D) in place of pixels and tokens.
+
+    Arguments:
+        samples: The pictures and captions.
+        posterior: Pixels (B, 3, H, W) -> mean and deviation of their latents.
+        embedding: Tokens (B, L) -> embedded captions.
+        advance: Called with the number of pictures done, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        samples: FolderSamples,
+        posterior: Callable[[Tensor], tuple[Tensor, Tensor]],
+        embedding: Callable[[Tensor], Tensor],
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._flips = samples.flips
+        self._latents = [
+            _latents(samples, flipped, posterior, advance) for flipped in ((False, True) if samples.flip else (False,))
+        ]
+        self._context, self._caption = _contexts(samples, embedding)
+
+    def __len__(self) -> int:
+        return len(self._caption)
+
+    def sample(self, index: int, rng_seed: int) -> Batch:
+        mean, std = self._latents[self._flips(rng_seed)]
+        return {"latents_mean": mean[index], "latents_std": std[index], "context": self._context[self._caption[index]]}
+
+
+def cache_bytes(samples: FolderSamples, latent_shape: Sequence[int], context_shape: Sequence[int]) -> int:
+    """Memory in bytes that `CachedSamples` takes, for latents (C, h, w) and contexts (L, D)."""
+    copies = 2 if samples.flip else 1
+    captions = len({entry.text for entry in samples.entries})
+    numbers = 2 * copies * len(samples) * _product(latent_shape) + captions * _product(context_shape)
+    return 4 * numbers
+
+
+def _latents(
+    samples: FolderSamples,
+    flipped: bool,
+    posterior: Callable[[Tensor], tuple[Tensor, Tensor]],
+    advance: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    means, stds = [], []
+    for start in range(0, len(samples), _CHUNK):
+        indices = range(start, min(start + _CHUNK, len(samples)))
+        mean, std = posterior(torch.stack([samples.pixels(index, flipped) for index in indices]))
+        means.append(mean.float().cpu())
+        stds.append(std.float().cpu())
+        advance(len(indices))
+    return torch.cat(means), torch.cat(stds)
+
+
+def _contexts(samples: FolderSamples, embedding: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int]]:
+    captions = list(dict.fromkeys(entry.text for entry in samples.entries))
+    number = {caption: index for index, caption in enumerate(captions)}
+    chunks = [captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK)]
+    embedded = [embedding(torch.stack([samples.tokenize(text) for text in chunk])).float().cpu() for chunk in chunks]
+    return torch.cat(embedded), [number[entry.text] for entry in samples.entries]
+
+
+def _product(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())

@@ -1,0 +1,189 @@
+"""Captioned pictures in a folder.
+
+The folder holds the pictures and a `metadata.csv` or `metadata.jsonl` with the columns
+`file_name` and `text`: the layout of Hugging Face's image folders and of the subset of LAION that
+the paper's authors released.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from bksdm.assets import asset
+from bksdm.data.stream import Batch
+from bksdm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture's file and its caption."""
+
+    path: Path
+    text: str
+
+
+def read_captions(folder: Path) -> list[Captioned]:
+    """The entries of a folder's metadata file, in its order.
+
+    Raises:
+        InputError: The folder, the metadata file, a column or a picture is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a folder of pictures with metadata.csv or metadata.jsonl")
+    metadata = next((folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()), None)
+    if metadata is None:
+        raise InputError(f"{folder} has no metadata.csv or metadata.jsonl; write one with the columns file_name,text")
+    entries = [_entry(metadata, number, row) for number, row in _rows(metadata)]
+    if not entries:
+        raise InputError(f"{metadata} lists no pictures; write one line for each, with file_name and text")
+    missing = [entry.path for entry in entries if not entry.path.is_file()]
+    if missing:
+        raise InputError(
+            f"{metadata} lists {len(missing)} of {len(entries)} pictures that are not there, first {missing[0].name}; "
+            f"add them or remove their lines"
+        )
+    return entries
+
+
+def data_folder(data: str | Path) -> Path:
+    """The folder that DATA stands for: `emoji`, `emoji/train` and `emoji/heldout` are the embedded art."""
+    name, _, split = str(data).partition("/")
+    if name == "emoji" and split in ("", "train", "heldout") and not Path(data).exists():
+        return asset("emoji", "art", split or "train")
+    return Path(data)
+
+
+def read_prompts(source: str | Path) -> list[str]:
+    """Prompts from a text file, one a line, or the captions of a metadata file or of DATA.
+
+    Raises:
+        InputError: There is no such file, or it has no prompts.
+    """
+    path = data_folder(source)
+    if path.is_dir():
+        return [entry.text for entry in read_captions(path)]
+    if not path.is_file():
+        raise InputError(f"prompts {source} do not exist; give a text file with one prompt a line")
+    if path.suffix in (".csv", ".jsonl"):
+        prompts = [_text(path, number, row) for number, row in _rows(path)]
+    else:
+        prompts = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"prompts {source} is empty; write one prompt a line")
+    return prompts
+
+
+def _text(path: Path, number: int, row: object) -> str:
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"{path} line {number} has no text; every line needs the column text")
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _rows(metadata: Path) -> Iterator[tuple[int, object]]:
+    text = _read_text(metadata)
+    if metadata.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text), strict=True)
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise InputError(f"{metadata} line {reader.line_num} is not CSV ({error}); mend or remove it") from error
+        return
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028 in a caption
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{metadata} line {number} is not JSON ({error.msg}); mend or remove it") from error
+
+
+def _entry(metadata: Path, number: int, row: object) -> Captioned:
+    if not isinstance(row, dict):
+        raise InputError(f"{metadata} line {number} is not an object; write {{'file_name': ..., 'text': ...}}")
+    for column in ("file_name", "text"):
+        if not isinstance(row.get(column), str) or (column == "file_name" and not row[column]):
+            raise InputError(f"{metadata} line {number} has no {column}; every line needs file_name and text")
+    return Captioned(metadata.parent / row["file_name"], row["text"])
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture of any mode as RGB: upright, transparency on white.
+
+    Raises:
+        InputError: The file is not a picture, or is cut short.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            if image.mode == "P" or image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                image = Image.new("RGBA", rgba.size, "white")
+                image.alpha_composite(rgba)
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable picture ({error}); replace or remove it") from error
+
+
+def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
+    """The centre square of a picture, scaled so that the short side is `size`.
+
+    Returns:
+        Pixels in [-1, 1] with shape (3, size, size).
+    """
+    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
+    if flip:
+        fitted = ImageOps.mirror(fitted)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class FolderSamples:
+    """Pixels and tokens of captioned pictures.
+
+    A sample has `pixel_values` with shape (3, size, size) in [-1, 1] and `input_ids` with shape (L,).
+
+    Attributes:
+        entries: Pictures and captions.
+        size: Side in pixels.
+        tokenize: Turns a caption into `input_ids`.
+        flip: Whether every other draw is mirrored, by chance.
+    """
+
+    entries: Sequence[Captioned]
+    size: int
+    tokenize: Callable[[str], Tensor]
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def pixels(self, index: int, flipped: bool) -> Tensor:
+        return to_pixels(open_picture(self.entries[index].path), self.size, flip=flipped)
+
+    def flips(self, rng_seed: int) -> bool:
+        """Whether the draw with this seed is mirrored."""
+        return self.flip and bool(rng_seed & 1)
+
+    def sample(self, index: int, rng_seed: int) -> Batch:
+        pixels = self.pixels(index, self.flips(rng_seed))
+        return {"pixel_values": pixels, "input_ids": self.tokenize(self.entries[index].text)}

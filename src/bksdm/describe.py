@@ -1,0 +1,98 @@
+"""What a recipe does to a teacher, for people and for programs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bksdm.cost import UNetCost, unet_cost
+from bksdm.families import derive
+from bksdm.models import load_unet_config
+from bksdm.recipe import Pruning, Recipe, Stage
+
+WHOLE = Recipe(name="whole", summary="The model as it is.")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A U-Net and what a recipe leaves of it.
+
+    Attributes:
+        pruning: What follows from the recipe.
+        teacher: Cost of the U-Net as it is.
+        student: Cost of what is left.
+    """
+
+    pruning: Pruning
+    teacher: UNetCost
+    student: UNetCost
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `bksdm describe --json` prints."""
+        return {
+            "recipe": self.pruning.recipe.to_dict(),
+            "latent_size": self.teacher.latent_size,
+            "unet": _cost(self.student),
+            "teacher_unet": _cost(self.teacher),
+            "removed": list(self.pruning.removed),
+            "taps": [{"teacher": tap.teacher, "student": tap.student} for tap in self.pruning.taps],
+        }
+
+    def text(self) -> str:
+        """The drawing, and what it costs."""
+        lines = [self.drawing(), ""]
+        if self.student == self.teacher:
+            lines.append(_line("U-Net", self.teacher))
+        else:
+            share = 1 - self.student.params / self.teacher.params
+            lines += [_line("teacher", self.teacher), _line("student", self.student)]
+            lines.append(f"{share:.1%} of the parameters removed, {len(self.pruning.removed)} modules")
+        return "\n".join(lines)
+
+    def drawing(self) -> str:
+        """The U-Net as a U in text: outermost stages on top, down to the left, up to the right."""
+        rows = [
+            (f"{down.name:<13}", f"{down.channels:>5}", _boxes(down), _boxes(up), up.name)
+            for down, up in zip(self.pruning.down, self.pruning.up, strict=True)
+        ]
+        left, right = (max(len(row[column]) for row in rows) for column in (2, 3))
+        lines = [f"{name}{width}  {down:<{left}}  {up:>{right}}  {path}" for name, width, down, up, path in rows]
+        if self.pruning.mid:
+            middle = _boxes(self.pruning.mid)
+            lines.append(f"{'mid_block':<13}{self.pruning.mid.channels:>5}  {middle:^{left + right + 2}}")
+        return "\n".join([*lines, "R ResNet block, A attention, ... removed"])
+
+
+def describe(model: str | Path, recipe: Recipe | None = None) -> Description:
+    """What `recipe` leaves of MODEL's U-Net; without a recipe, the U-Net as it is. No weights are read.
+
+    Raises:
+        InputError: There is no such model, or the recipe does not fit it.
+    """
+    return describe_config(load_unet_config(model), recipe)
+
+
+def describe_config(config: dict[str, Any], recipe: Recipe | None = None) -> Description:
+    """As `describe`, from the config of a U-Net."""
+    pruning = derive(recipe or WHOLE, config)
+    teacher = unet_cost(config)
+    student = unet_cost(pruning.student_config) if recipe else teacher
+    return Description(pruning, teacher, student)
+
+
+def _cost(cost: UNetCost) -> dict[str, float]:
+    return {
+        "params": cost.params,
+        "gmacs_modules": round(cost.gmacs_modules, 6),
+        "gmacs_all": round(cost.gmacs_all, 6),
+    }
+
+
+def _line(name: str, cost: UNetCost) -> str:
+    return (
+        f"{name:<8} {cost.params / 1e6:8.1f} M parameters  {cost.gmacs_modules:8.2f} GMACs "
+        f"({cost.gmacs_all:.2f} with attention products) at {cost.latent_size}x{cost.latent_size} latents"
+    )
+
+
+def _boxes(stage: Stage) -> str:
+    return " ".join(f"[{kinds}]" if stays else " " + "." * len(kinds) + " " for kinds, stays in stage.layers)

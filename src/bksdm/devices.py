@@ -1,0 +1,42 @@
+"""Which device, and which number format on it."""
+
+import torch
+
+from bksdm.errors import InputError
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """A device by name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if not (number or "0").isdecimal() or int(number or 0) >= counts.get(kind, 0):
+        there = ", ".join(kind for kind, count in counts.items() if count)
+        raise InputError(f"device {name!r} is not available here; there is {there}")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device, *, training: bool) -> torch.dtype:
+    """A number format by name; `auto` takes what is fast on the device.
+
+    On a CPU that is bfloat16 for training where the processor multiplies it in hardware, and
+    float32 for making pictures, so that they agree with other machines'.
+    """
+    if name != "auto":
+        return _TYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and training and _cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

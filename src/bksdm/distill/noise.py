@@ -1,0 +1,69 @@
+r"""The forward process and what the U-Net is asked for.
+
+$z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$ (Ho et al., 2020, eq. 4). The target is
+$\epsilon$, or the velocity $\sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, z_0$ (Salimans and Ho, 2022).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import DDPMScheduler, SchedulerMixin
+from torch import Tensor
+
+from bksdm.errors import InputError
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Noisy latents with what made them.
+
+    Attributes:
+        latents: z_t with shape (B, C, H, W).
+        timesteps: t with shape (B,), integers in [0, T).
+        target: What the U-Net should answer, with the shape of `latents`.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    r"""Cumulative signal share $\bar\alpha_t$ with shape (T,), and the prediction type."""
+
+    alphas_cumprod: Tensor
+    prediction_type: PredictionType = "epsilon"
+
+    @classmethod
+    def from_scheduler(cls, scheduler: SchedulerMixin) -> "NoiseSchedule":
+        """The schedule that a pipeline's scheduler stands for.
+
+        Raises:
+            InputError: The scheduler predicts something else than noise or velocity.
+        """
+        training = DDPMScheduler.from_config(scheduler.config)
+        kind = training.config.prediction_type
+        if kind not in ("epsilon", "v_prediction"):
+            raise InputError(f"prediction type {kind!r} cannot be retrained; use epsilon or v_prediction")
+        return cls(training.alphas_cumprod, kind)
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        r"""Signal-to-noise ratio $\bar\alpha_t / (1 - \bar\alpha_t)$ with shape (B,)."""
+        share = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        return share / (1 - share)
+
+    def corrupt(self, latents: Tensor, rng: torch.Generator) -> Corrupted:
+        """Latents with shape (B, C, H, W) at uniformly drawn timesteps."""
+        noise = torch.randn(latents.shape, generator=rng).to(latents)
+        timesteps = torch.randint(len(self), (len(latents),), generator=rng).to(latents.device)
+        share = self.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
+        signal, spread = share.sqrt(), (1 - share).sqrt()
+        target = noise if self.prediction_type == "epsilon" else signal * noise - spread * latents
+        return Corrupted(signal * latents + spread * noise, timesteps, target)

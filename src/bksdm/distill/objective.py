@@ -1,0 +1,64 @@
+r"""Retraining a student by its teacher: a batch gives the task, output and feature losses.
+
+$L = \lambda_{task} \|\epsilon - \epsilon_S\|^2 + \lambda_{out} \|\epsilon_T - \epsilon_S\|^2
++ \lambda_{feat} \sum_l \|f_T^l - f_S^l\|^2$, teacher and student on the same noisy latents
+(BK-SDM, arXiv 2305.15798, eq. 1-4).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from bksdm.data.stream import Batch
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.noise import NoiseSchedule
+from bksdm.losses import LossWeights, feature_kd_losses, output_kd_loss, task_loss
+from bksdm.recipe import Tap
+from bksdm.taps import Features
+
+
+class Distillation:
+    """The objective of retraining. It owns the frozen teacher and watches the student.
+
+    Called with a batch (see `Conditions`) and random numbers, it returns `loss`, `task`,
+    `output_kd`, `feature_kd`, and `tap/PATH` for every tap by its student path, unweighted.
+    """
+
+    def __init__(
+        self,
+        student: UNet2DConditionModel,
+        teacher: UNet2DConditionModel,
+        taps: Sequence[Tap],
+        conditions: Conditions,
+        noise_schedule: NoiseSchedule,
+        weights: LossWeights | None = None,
+    ) -> None:
+        self.student = student
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.conditions = conditions
+        self.noise_schedule = noise_schedule
+        self.weights = weights or LossWeights()
+        self.taps = tuple(taps)
+        self._student_features = Features(student, [tap.student for tap in taps])
+        self._teacher_features = Features(teacher, [tap.teacher for tap in taps])
+
+    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, rng), rng)
+        context = self.conditions.context(batch)
+        with torch.no_grad(), self._teacher_features.recording() as wanted:
+            precise = self.teacher.dtype
+            taught = self.teacher(noisy.latents.to(precise), noisy.timesteps, context.to(precise)).sample
+        with self._student_features.recording() as learnt:
+            predicted = self.student(noisy.latents, noisy.timesteps, context.float()).sample
+
+        per_tap = feature_kd_losses(
+            {tap.student: learnt[tap.student] for tap in self.taps},
+            {tap.teacher: wanted[tap.teacher] for tap in self.taps},
+        )
+        task, output_kd = task_loss(predicted, noisy.target), output_kd_loss(predicted, taught)
+        feature_kd = torch.stack(list(per_tap.values())).sum()
+        loss = self.weights.task * task + self.weights.output_kd * output_kd + self.weights.feature_kd * feature_kd
+        terms = {"loss": loss, "task": task, "output_kd": output_kd, "feature_kd": feature_kd}
+        return terms | {f"tap/{path}": value for path, value in per_tap.items()}

@@ -1,0 +1,45 @@
+"""What a training run leaves for people: `metrics.jsonl` and TensorBoard files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from bksdm.runs import write_text
+
+
+class Record:
+    """The losses of a run, one line a record. A resumed run first drops what came after its checkpoint.
+
+    Arguments:
+        metrics: The JSON-lines file.
+        tensorboard: Folder of the event files.
+        step: Where the run goes on.
+    """
+
+    def __init__(self, metrics: Path, tensorboard: Path, step: int) -> None:
+        self._metrics = metrics
+        kept = [line for line in read_metrics(metrics) if line["step"] <= step]
+        write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

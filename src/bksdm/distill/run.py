@@ -1,0 +1,229 @@
+"""`bksdm distill`: from a teacher, a student and captioned pictures to a retrained student."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+
+from bksdm.card import model_card
+from bksdm.data.cache import CachedSamples, cache_bytes
+from bksdm.data.folder import FolderSamples, data_folder, read_captions, read_prompts
+from bksdm.data.stream import Samples, Stream
+from bksdm.describe import describe_config
+from bksdm.devices import choose_device, choose_precision
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.loop import Schedule, train
+from bksdm.distill.noise import NoiseSchedule
+from bksdm.distill.objective import Distillation
+from bksdm.distill.record import Record
+from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
+from bksdm.errors import InputError
+from bksdm.families import derive
+from bksdm.losses import LossWeights
+from bksdm.models import image_size, load_pipeline, tokenizing
+from bksdm.options import DistillOptions
+from bksdm.progress import bar
+from bksdm.prune import read_recipe, save_student, with_unet
+from bksdm.recipe import Config, Pruning
+from bksdm.runs import check_free, open_run
+from bksdm.sampling import Request, sample, side_by_side
+
+_GRID_PROMPTS = 4
+_MAY_CHANGE = ("steps", "device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+
+
+def distill(options: DistillOptions) -> Path:
+    """Retrain a student; the same options again go on where the run stopped.
+
+    Returns:
+        The folder of the retrained student, `OUT/student`.
+
+    Raises:
+        InputError: An option, the models or the data are unfit; see the message.
+        Interrupted: The run was asked to stop and can go on.
+    """
+    _check(options)
+    run, settings = Path(options.out), dataclasses.asdict(options)
+    check_free(run, "distill", settings, _MAY_CHANGE)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device, training=True)
+    teacher = load_pipeline(options.teacher)
+    student = load_pipeline(options.student).unet
+    pruning = _pruning(options, teacher.unet.config, student.config)
+
+    teacher.to(device)
+    teacher.unet.to(choose_precision(options.teacher_precision, device, training=True))
+    _prepare_for_training(student, device, options.gradient_checkpointing)
+    conditions = Conditions(teacher.vae, teacher.text_encoder)
+    folder = FolderSamples(
+        read_captions(data_folder(options.data)),
+        options.resolution or image_size(teacher),
+        tokenizing(teacher.tokenizer),
+        options.flip,
+    )
+    grid_prompts = _grid_prompts(options, folder)
+    open_run(run, "distill", settings, _MAY_CHANGE)
+    samples = _cached(folder, teacher, conditions, options.cache_gb)
+    weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
+    noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
+    objective = Distillation(student, teacher.unet, pruning.taps, conditions, noise_schedule, weights)
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    state = TrainState(
+        student,
+        optimizer,
+        ema=Ema(student, options.ema_decay) if options.ema_decay else None,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
+    )
+    checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
+    checkpoints.restore(state)
+    if state.step < options.steps:
+        record = Record(run / "metrics.jsonl", run / "tensorboard", state.step)
+        grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", precision)
+        with bar(options.steps, "retraining", state.step) as progress:
+
+            def report(step: int, values: dict[str, float]) -> None:
+                record(step, values)
+                progress.reach(
+                    step, "  ".join(f"{name} {values[name]:.3g}" for name in ("task", "output_kd", "feature_kd"))
+                )
+
+            train(
+                state,
+                objective,
+                Stream(samples, options.batch_size, options.seed, options.workers),
+                _schedule(options),
+                checkpoints,
+                seed=options.seed,
+                device=device,
+                precision=precision,
+                report=report,
+                sample=grids,
+            )
+        record.close()
+
+    _save_student(run / "student", teacher, state, pruning, options)
+    return run / "student"
+
+
+def _check(options: DistillOptions) -> None:
+    for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
+    for name in ("lr", "task_weight", "output_weight", "feature_weight", "weight_decay", "max_grad_norm", "cache_gb"):
+        if not getattr(options, name) >= 0:
+            raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
+    for name in ("warmup", "workers", "sample_every"):
+        if getattr(options, name) < 0:
+            raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
+    if not 0 <= options.ema_decay < 1:
+        raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
+    if options.resolution is not None and (options.resolution < 8 or options.resolution % 8):
+        raise InputError(f"resolution is {options.resolution}; give a multiple of 8")
+
+
+def _pruning(options: DistillOptions, teacher: Config, student: Config) -> Pruning:
+    """What the student's recipe says, held against what the student is."""
+    pruning = derive(read_recipe(options.student), teacher)
+    for key, expected in pruning.student_config.items():
+        actual = student.get(key, expected)
+        if not key.startswith("_") and _as_list(actual) != _as_list(expected):
+            raise InputError(
+                f"student {options.student} was not made from teacher {options.teacher}: "
+                f"its {key} is {actual}, and its recipe gives {expected}"
+            )
+    return pruning
+
+
+def _as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _prepare_for_training(student: UNet2DConditionModel, device: torch.device, checkpointing: bool) -> None:
+    student.to(device).train()
+    if device.type == "cpu":
+        # The backward pass of the fused attention is slower there than plain matrix products.
+        student.set_attn_processor(AttnProcessor())
+    if checkpointing:
+        student.enable_gradient_checkpointing()
+
+
+def _cached(
+    samples: FolderSamples, teacher: StableDiffusionPipeline, conditions: Conditions, limit_gb: float
+) -> Samples:
+    side = samples.size // teacher.vae_scale_factor
+    latent = (teacher.unet.config.in_channels, side, side)
+    context = (teacher.tokenizer.model_max_length, teacher.text_encoder.config.hidden_size)
+    if cache_bytes(samples, latent, context) > limit_gb * 2**30:
+        return samples
+    device = teacher.vae.device
+    with bar(len(samples) * (2 if samples.flip else 1), "encoding pictures") as progress:
+        return CachedSamples(
+            samples,
+            lambda pixels: conditions.posterior(pixels.to(device)),
+            lambda ids: conditions.embedding(ids.to(device)),
+            progress.advance,
+        )
+
+
+def _schedule(options: DistillOptions) -> Schedule:
+    names = [field.name for field in dataclasses.fields(Schedule)]
+    return Schedule(**{name: getattr(options, name) for name in names})
+
+
+def _grid_prompts(options: DistillOptions, samples: FolderSamples) -> list[str]:
+    if options.sample_prompts is None:
+        captions = list(dict.fromkeys(entry.text for entry in samples.entries))
+        return captions[:: max(1, len(captions) // _GRID_PROMPTS)][:_GRID_PROMPTS]
+    return read_prompts(Path(options.sample_prompts))[:_GRID_PROMPTS]
+
+
+class _SampleGrids:
+    """Writes `samples/step-N.png`: a row a prompt, the teacher's picture and the student's from the same seed."""
+
+    def __init__(
+        self,
+        teacher: StableDiffusionPipeline,
+        state: TrainState,
+        prompts: list[str],
+        guidance: float,
+        folder: Path,
+        precision: torch.dtype,
+    ) -> None:
+        self._teacher = teacher
+        self._student = with_unet(teacher, state.model)
+        self._state = state
+        self._requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+        self._guidance = guidance
+        self._folder = folder
+        self._precision = precision
+        self._wanted: list[Image.Image] = []
+
+    def __call__(self, step: int) -> None:
+        self._wanted = self._wanted or self._pictures(self._teacher)
+        with averaged(self._state):
+            got = self._pictures(self._student)
+        self._folder.mkdir(exist_ok=True)
+        side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
+
+    def _pictures(self, pipeline: StableDiffusionPipeline) -> list[Image.Image]:
+        own = pipeline.unet.dtype
+        precision = self._precision if own == torch.float32 else own
+        with torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32):
+            return [picture for batch in sample(pipeline, self._requests, guidance=self._guidance) for picture in batch]
+
+
+def _save_student(
+    folder: Path, teacher: StableDiffusionPipeline, state: TrainState, pruning: Pruning, options: DistillOptions
+) -> None:
+    """The averaged weights in the teacher's own pipeline, in float32, with recipe and card."""
+    unet: UNet2DConditionModel = state.model.eval()
+    unet.set_default_attn_processor()
+    description = describe_config(dict(teacher.unet.config), pruning.recipe)
+    retraining = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+    card = model_card(description, options.teacher, retraining)
+    with averaged(state):
+        save_student(with_unet(teacher, unet), pruning.recipe, card, folder)

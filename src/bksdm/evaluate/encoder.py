@@ -1,0 +1,94 @@
+"""Features of pictures and captions, from a CLIP model of any size.
+
+The embedded encoder is a small one, trained on the embedded art; a full-size CLIP takes the same
+way.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from bksdm.assets import asset
+from bksdm.data.folder import to_pixels
+from bksdm.errors import InputError
+from bksdm.models import EMBEDDED, tokenizing
+
+_BATCH = 64
+_ERRORS = (
+    SafetensorError,
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """A CLIP model with its tokenizer and the colour statistics it was trained with."""
+
+    clip: CLIPModel
+    tokenizer: CLIPTokenizer
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def load(cls, source: str | Path) -> "DualEncoder":
+        """From the name of an embedded encoder, a folder, or a Hub id.
+
+        Raises:
+            InputError: There is no such model, or it is no CLIP.
+        """
+        folder = asset(str(source), "encoder") if str(source) in EMBEDDED else Path(source)
+        where = str(folder) if folder.is_dir() else str(source)
+        try:
+            clip = CLIPModel.from_pretrained(where, use_safetensors=True)
+            tokenizer = CLIPTokenizer.from_pretrained(where)
+            local = folder / "preprocessor_config.json"
+            file = local if folder.is_dir() else Path(hf_hub_download(where, local.name))
+            colours = json.loads(file.read_text())
+            statistics = (torch.tensor(colours[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        except _ERRORS as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"encoder {source} is not a CLIP folder or hub id: {reason}") from error
+        return cls(clip.eval(), tokenizer, *statistics)
+
+    @torch.no_grad()
+    def image_features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Projected features with shape (N, D), not normalised."""
+        size = self.clip.config.vision_config.image_size
+        features = []
+        for start in range(0, len(pictures), _BATCH):
+            pixels = torch.stack([to_pixels(picture, size) for picture in pictures[start : start + _BATCH]])
+            pixels = ((pixels + 1) / 2 - self.mean) / self.std
+            pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
+            features.append(self.clip.visual_projection(pooled))
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Projected features with shape (N, D), not normalised."""
+        tokenize = tokenizing(self.tokenizer)
+        features = []
+        for start in range(0, len(captions), _BATCH):
+            ids = torch.stack([tokenize(caption) for caption in captions[start : start + _BATCH]])
+            features.append(self.clip.text_projection(self.clip.text_model(input_ids=ids).pooler_output))
+        return torch.cat(features)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarities with shape (N, M) of features (N, D) and (M, D)."""
+    return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T

@@ -1,0 +1,86 @@
+"""`bksdm evaluate`: pictures of a model against real ones, in the domain of an encoder."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bksdm.data.folder import Captioned, data_folder, open_picture, read_captions, read_prompts
+from bksdm.devices import choose_device
+from bksdm.errors import InputError
+from bksdm.evaluate.encoder import DualEncoder
+from bksdm.evaluate.output_error import output_error
+from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
+from bksdm.generate import generate
+from bksdm.models import load_pipeline
+from bksdm.options import EvaluateOptions, GenerateOptions
+from bksdm.runs import check_free, open_run, write_text
+
+RETRIEVAL_AMONG = 100
+_MAY_CHANGE = ("json", "batch_size", "device")
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Generate, score, and write `scores.json`.
+
+    Returns:
+        `pictures`; `frechet_distance` (lower is better) to the reference's features; `clip_score`, the mean
+        cosine of picture and caption; `retrieval_r1`, the share of pictures whose own caption fits best
+        among `retrieval_among`; the last two of the reference's own pictures under `reference`; and
+        `output_error` where a teacher is given.
+
+    Raises:
+        InputError: An option, the model or the data are unfit; see the message.
+    """
+    entries = read_captions(data_folder(options.reference))
+    if len(entries) < 2:
+        raise InputError(f"reference {options.reference} has one picture; a distance between distributions needs more")
+    encoder = DualEncoder.load(options.encoder)
+    prompts = read_prompts(options.prompts or options.reference)
+    if len(prompts) * options.images_per_prompt < 2:
+        raise InputError(f"prompts {options.prompts} ask for one picture; a distance between distributions needs more")
+    out, settings = Path(options.out), dataclasses.asdict(options)
+    check_free(out, "evaluate", settings, _MAY_CHANGE)
+    student, teacher = load_pipeline(options.model), load_pipeline(options.teacher) if options.teacher else None
+    open_run(out, "evaluate", settings, _MAY_CHANGE)
+    paths = generate(_generation(options, prompts, out))
+    captions = [prompt for prompt in prompts for _ in range(options.images_per_prompt)]
+    scores = score(encoder, paths, captions, entries)
+    if teacher:
+        device = choose_device(options.device)
+        scores["output_error"] = output_error(student.unet.to(device), teacher.to(device), entries)
+    write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def score(
+    encoder: DualEncoder, pictures: Sequence[Path], captions: Sequence[str], reference: Sequence[Captioned]
+) -> dict[str, Any]:
+    """Scores of finished pictures; see `evaluate`."""
+    images = encoder.image_features([open_picture(path) for path in pictures])
+    real = encoder.image_features([open_picture(entry.path) for entry in reference])
+    wanted = [entry.text for entry in reference]
+    names = list(dict.fromkeys([*captions, *wanted]))
+    pool = dict(zip(names, encoder.text_features(names), strict=True))
+    among = min(RETRIEVAL_AMONG, len(pool))
+    texts = encoder.text_features(captions)
+    return {
+        "pictures": len(pictures),
+        "frechet_distance": frechet_distance(images, real),
+        "clip_score": clip_score(images, texts),
+        "retrieval_r1": retrieval_r1(images, captions, pool, among),
+        "retrieval_among": among,
+        "reference": {
+            "pictures": len(reference),
+            "clip_score": clip_score(real, encoder.text_features(wanted)),
+            "retrieval_r1": retrieval_r1(real, wanted, pool, among),
+        },
+    }
+
+
+def _generation(options: EvaluateOptions, prompts: list[str], out: Path) -> GenerateOptions:
+    shared = ("model", "images_per_prompt", "steps", "guidance", "seed", "batch_size", "precision", "device")
+    return GenerateOptions(
+        out=str(out / "pictures"), prompt=prompts, **{name: getattr(options, name) for name in shared}
+    )

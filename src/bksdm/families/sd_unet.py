@@ -1,0 +1,278 @@
+"""The U-Net of Stable Diffusion 1.x and 2.x, as diffusers' `UNet2DConditionModel`.
+
+Down stage i holds L_i layers and, but for the innermost, a downsampler; the up stage of the same
+width holds L_i + 1 layers and, but for the outermost, an upsampler. Layer j of an up stage
+concatenates the skip connection of layer L_i - 1 - j; its last takes the one that comes from
+the stage outside, with that stage's width. So the first and the last layer of an up stage have
+shapes of their own, which is why recipes keep these two.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bksdm.errors import InputError
+from bksdm.recipe import Config, Pruning, Recipe, Stage, Tap
+
+_DOWN_TYPES = ("CrossAttnDownBlock2D", "DownBlock2D")
+_UP_TYPES = ("CrossAttnUpBlock2D", "UpBlock2D")
+_MID_TYPES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
+
+# Config entries that may hold one value a stage, outermost first; those in _UP_ORDER innermost first.
+_PER_STAGE = (
+    "block_out_channels",
+    "down_block_types",
+    "attention_head_dim",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "only_cross_attention",
+)
+# Those of them that the middle block takes from the innermost stage.
+_OF_MID = ("attention_head_dim", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block")
+_UP_ORDER = ("up_block_types", "reverse_transformer_layers_per_block")
+
+
+def why_not(config: Config) -> str | None:
+    """Why a U-Net is not of this family, or None if it is."""
+    if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        return f"it is a {config['_class_name']}"
+    if config.get("addition_embed_type"):
+        return f"it takes added conditions ({config['addition_embed_type']}), as SDXL does"
+    down, up = config.get("down_block_types") or (), config.get("up_block_types") or ()
+    unknown = [kind for kind in down if kind not in _DOWN_TYPES] + [kind for kind in up if kind not in _UP_TYPES]
+    mid = config.get("mid_block_type", _MID_TYPES[0])
+    if unknown or mid not in _MID_TYPES:
+        return f"it has blocks of type {unknown[0] if unknown else mid}"
+    if not down or len(down) != len(up) or len(config.get("block_out_channels") or ()) != len(down):
+        return "its config does not list as many widths and up stages as down stages"
+    layers = config.get("layers_per_block", 2)
+    if not isinstance(layers, int) and len(layers) != len(down):
+        return f"its layers_per_block lists {len(layers)} stages, and it has {len(down)}"
+    return None
+
+
+@dataclass(frozen=True)
+class _UNet:
+    """A config, read as stages."""
+
+    widths: tuple[int, ...]
+    layers: tuple[int, ...]
+    attends_down: tuple[bool, ...]
+    attends_up: tuple[bool, ...]
+    has_mid: bool
+
+    @classmethod
+    def of(cls, config: Config) -> "_UNet":
+        widths = tuple(config["block_out_channels"])
+        layers = config.get("layers_per_block", 2)
+        return cls(
+            widths=widths,
+            layers=(layers,) * len(widths) if isinstance(layers, int) else tuple(layers),
+            attends_down=tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"]),
+            attends_up=tuple(kind.startswith("CrossAttn") for kind in reversed(config["up_block_types"])),
+            has_mid=config.get("mid_block_type", _MID_TYPES[0]) is not None,
+        )
+
+    @property
+    def stages(self) -> int:
+        return len(self.widths)
+
+    def up_path(self, stage: int) -> str:
+        """Path of the up stage that has the width of down stage `stage`."""
+        return f"up_blocks.{self.stages - 1 - stage}"
+
+    def down_channels(self, stage: int, layer: int) -> tuple[int, int]:
+        """Channels that come into and go out of a layer of a down stage."""
+        before = self.widths[max(stage - 1, 0)]
+        return (before if layer == 0 else self.widths[stage]), self.widths[stage]
+
+    def up_channels(self, stage: int, layer: int) -> tuple[int, int]:
+        """Channels that come into (with the skip connection) and go out of a layer of an up stage."""
+        inside, width = self.widths[min(stage + 1, self.stages - 1)], self.widths[stage]
+        outside = self.widths[max(stage - 1, 0)]
+        skip = outside if layer == self.layers[stage] else width
+        return (inside if layer == 0 else width) + skip, width
+
+
+def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
+    """What follows from `recipe` for a teacher with this config.
+
+    Raises:
+        InputError: The teacher cannot satisfy the recipe; the message says why.
+    """
+    teacher = _UNet.of(teacher_config)
+    stages = teacher.stages - recipe.drop_innermost
+    if not 1 <= stages <= teacher.stages:
+        raise _unfit(recipe, f"drop_innermost is {recipe.drop_innermost}, and the teacher has {teacher.stages} stages")
+    for side, layers in (("down", recipe.down), ("up", recipe.up)):
+        if isinstance(layers[0], tuple) and len(layers) != stages:  # "all" has no tuples
+            raise _unfit(recipe, f"{side} lists {len(layers)} stages, and {stages} remain of the teacher's")
+
+    down = [
+        _kept(recipe, f"down_blocks.{i}", recipe.down_layers(i, teacher.layers[i]), teacher.layers[i])
+        for i in range(stages)
+    ]
+    up = [
+        _kept(recipe, teacher.up_path(i), recipe.up_layers(i, teacher.layers[i] + 1), teacher.layers[i] + 1)
+        for i in range(stages)
+    ]
+    for i in range(stages):
+        if len(up[i]) != len(down[i]) + 1:
+            raise _unfit(
+                recipe,
+                f"{teacher.up_path(i)} keeps {len(up[i])} layers and down_blocks.{i} keeps {len(down[i])}; "
+                f"an up stage has one more than its down stage",
+            )
+
+    student_config = _student_config(recipe, teacher_config, stages, [len(kept) for kept in down])
+    student = _UNet.of(student_config)
+    _check_channels(recipe, teacher, student, down, up)
+    if student.has_mid:
+        _check_mid(recipe, teacher_config, student_config)
+    key_map = dict(_key_map(teacher, student, down, up))
+    return Pruning(
+        recipe=recipe,
+        student_config=student_config,
+        key_map=key_map,
+        taps=tuple(_taps(teacher, student)),
+        removed=tuple(path for path in _units(teacher) if path not in set(key_map.values())),
+        down=tuple(_stage(teacher, "down", i, down[i] if i < stages else ()) for i in range(teacher.stages)),
+        up=tuple(_stage(teacher, "up", i, up[i] if i < stages else ()) for i in range(teacher.stages)),
+        mid=Stage("mid_block", teacher.widths[-1], (("RAR", student.has_mid),)) if teacher.has_mid else None,
+    )
+
+
+def _kept(recipe: Recipe, path: str, layers: tuple[int, ...], available: int) -> tuple[int, ...]:
+    """Layer numbers counted from 0, in ascending order."""
+    for layer in layers:
+        if not -available <= layer < available:
+            raise _unfit(recipe, f"it keeps layer {layer} of {path}, which has {available} layers")
+    kept = tuple(layer % available for layer in layers)
+    if list(kept) != sorted(set(kept)):
+        raise _unfit(
+            recipe, f"it keeps layers {list(layers)} of {path}, which has {available}; name each once, in order"
+        )
+    return kept
+
+
+def _student_config(recipe: Recipe, config: Config, stages: int, layers: list[int]) -> dict[str, Any]:
+    # diffusers drops the entries that "_use_default_values" lists, so a changed one would fall back to the default.
+    student = {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
+    for key in _PER_STAGE:
+        if isinstance(student.get(key), (list, tuple)):
+            student[key] = list(student[key][:stages])
+    for key in _UP_ORDER:
+        if isinstance(student.get(key), (list, tuple)):
+            student[key] = list(student[key][len(student[key]) - stages :])
+    student["layers_per_block"] = layers[0] if len(set(layers)) == 1 else layers
+    if not recipe.mid:
+        student["mid_block_type"] = None
+    return student
+
+
+def _check_channels(
+    recipe: Recipe, teacher: _UNet, student: _UNet, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
+) -> None:
+    """Every kept layer must find in the student the channels that it has in the teacher."""
+    for i in range(student.stages):
+        pairs = [
+            *(
+                (f"down_blocks.{i}", k, teacher.down_channels(i, k), student.down_channels(i, n))
+                for n, k in enumerate(down[i])
+            ),
+            *(
+                (teacher.up_path(i), k, teacher.up_channels(i, k), student.up_channels(i, n))
+                for n, k in enumerate(up[i])
+            ),
+        ]
+        for path, layer, has, wanted in pairs:
+            if has != wanted:
+                raise _unfit(
+                    recipe,
+                    f"layer {layer} of {path} takes {has[0]} channels, and in its place {wanted[0]} would arrive",
+                )
+    if student.has_mid and teacher.widths[-1] != student.widths[-1]:
+        raise _unfit(
+            recipe, f"the middle block has {teacher.widths[-1]} channels, and {student.widths[-1]} would arrive there"
+        )
+
+
+def _check_mid(recipe: Recipe, teacher: Config, student: Config) -> None:
+    """What the middle block takes from the innermost stage must be the same in both."""
+    for key in _OF_MID:
+        has, gets = teacher.get(key), student.get(key)
+        if isinstance(has, (list, tuple)) and isinstance(gets, (list, tuple)) and has[-1] != gets[-1]:
+            raise _unfit(recipe, f"the middle block has {key} {has[-1]}, and in the student it would have {gets[-1]}")
+
+
+def _key_map(
+    teacher: _UNet, student: _UNet, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
+) -> Iterator[tuple[str, str]]:
+    """Pairs (student path, teacher path) of all that is kept in stages and middle."""
+    for i in range(student.stages):
+        for here, there, kept, attends in (
+            (f"down_blocks.{i}", f"down_blocks.{i}", down[i], teacher.attends_down[i]),
+            (student.up_path(i), teacher.up_path(i), up[i], teacher.attends_up[i]),
+        ):
+            for number, layer in enumerate(kept):
+                for kind in ("resnets", "attentions") if attends else ("resnets",):
+                    yield f"{here}.{kind}.{number}", f"{there}.{kind}.{layer}"
+        if i < student.stages - 1:
+            yield f"down_blocks.{i}.downsamplers", f"down_blocks.{i}.downsamplers"
+        if i > 0:
+            yield f"{student.up_path(i)}.upsamplers", f"{teacher.up_path(i)}.upsamplers"
+    if student.has_mid:
+        yield "mid_block", "mid_block"
+
+
+def _units(unet: _UNet) -> Iterator[str]:
+    """Everything in the stages and the middle that a recipe can remove, in the order of the data."""
+    for i in range(unet.stages):
+        for layer in range(unet.layers[i]):
+            yield from _layer_paths(f"down_blocks.{i}", layer, unet.attends_down[i])
+        if i < unet.stages - 1:
+            yield f"down_blocks.{i}.downsamplers"
+    if unet.has_mid:
+        yield "mid_block"
+    for i in reversed(range(unet.stages)):
+        for layer in range(unet.layers[i] + 1):
+            yield from _layer_paths(unet.up_path(i), layer, unet.attends_up[i])
+        if i > 0:
+            yield f"{unet.up_path(i)}.upsamplers"
+
+
+def _layer_paths(stage: str, layer: int, attends: bool) -> Iterator[str]:
+    yield f"{stage}.resnets.{layer}"
+    if attends:
+        yield f"{stage}.attentions.{layer}"
+
+
+def _taps(teacher: _UNet, student: _UNet) -> Iterator[Tap]:
+    """The output of every stage.
+
+    The innermost stage that remains after a cut has lost its downsampler, so there its last
+    layer's own output is matched: of the attention before the residual sum, as published.
+    """
+    innermost = student.stages - 1
+    for i in range(student.stages):
+        if i == innermost < teacher.stages - 1:
+            module = "attentions.{}.proj_out" if teacher.attends_down[i] else "resnets.{}"
+            last, kept_last = teacher.layers[i] - 1, student.layers[i] - 1
+            yield Tap(f"down_blocks.{i}.{module.format(last)}", f"down_blocks.{i}.{module.format(kept_last)}")
+        else:
+            yield Tap(f"down_blocks.{i}", f"down_blocks.{i}")
+    for i in reversed(range(student.stages)):
+        yield Tap(teacher.up_path(i), student.up_path(i))
+
+
+def _stage(teacher: _UNet, side: str, i: int, kept: tuple[int, ...]) -> Stage:
+    down = side == "down"
+    attends = teacher.attends_down[i] if down else teacher.attends_up[i]
+    count = teacher.layers[i] if down else teacher.layers[i] + 1
+    layers = tuple(("RA" if attends else "R", layer in kept) for layer in range(count))
+    return Stage(f"down_blocks.{i}" if down else teacher.up_path(i), teacher.widths[i], layers)
+
+
+def _unfit(recipe: Recipe, reason: str) -> InputError:
+    return InputError(f"recipe {recipe.name!r} does not fit this teacher: {reason}")

@@ -1,0 +1,119 @@
+"""`bksdm generate`: prompts become PNGs, each with its own seed and with its parameters inside.
+
+What is there already is not made again, so the same command finishes what was interrupted.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from bksdm.data.folder import open_picture, read_prompts
+from bksdm.devices import choose_device, choose_precision
+from bksdm.errors import InputError
+from bksdm.models import image_size, load_pipeline
+from bksdm.options import GenerateOptions
+from bksdm.progress import bar
+from bksdm.runs import check_free, open_run, write_text
+from bksdm.sampling import Request, sample, scheduler_named
+
+_MAY_CHANGE = ("json", "batch_size", "device")
+_SEEDS = 2**63 - 2**32
+
+
+def generate(options: GenerateOptions) -> list[Path]:
+    """Make the pictures that `options` ask for.
+
+    Returns:
+        The PNGs, in the order of the prompts.
+
+    Raises:
+        InputError: An option, the model or a file is unfit; see the message.
+    """
+    _check(options)
+    requests = _requests(options)
+    image = open_picture(Path(options.image)) if options.image else None
+    out, settings = Path(options.out), dataclasses.asdict(options)
+    check_free(out, "generate", settings, _MAY_CHANGE)
+    paths = [out / f"{number:05d}.png" for number in range(len(requests))]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    if missing:
+        device = choose_device(options.device)
+        pipeline = load_pipeline(options.model, choose_precision(options.precision, device, training=False)).to(device)
+        if options.scheduler:
+            pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
+        open_run(out, "generate", settings, _MAY_CHANGE)
+        side = image_size(pipeline)
+        height, width = options.height or side, options.width or side
+        batches = sample(
+            pipeline,
+            [requests[number] for number in missing],
+            steps=options.steps,
+            guidance=options.guidance,
+            batch_size=options.batch_size,
+            negative_prompt=options.negative_prompt,
+            height=height,
+            width=width,
+            image=image.resize((width, height), Image.Resampling.BICUBIC) if image else None,
+            strength=options.strength,
+        )
+        with bar(len(requests), "pictures", len(requests) - len(missing)) as progress:
+            pending = iter(missing)
+            for pictures in batches:
+                for picture in pictures:
+                    number = next(pending)
+                    _save(picture, paths[number], requests[number], options)
+                progress.advance(len(pictures))
+    lines = [_entry(path, request) for path, request in zip(paths, requests, strict=True)]
+    write_text(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return paths
+
+
+def _check(options: GenerateOptions) -> None:
+    for name in ("steps", "batch_size", "images_per_prompt"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
+    if not 0 <= options.seed < _SEEDS:
+        raise InputError(f"seed is {options.seed}; give 0 or more, and less than 2^63")
+    if not 0 < options.strength <= 1:
+        raise InputError(f"strength is {options.strength}; give more than 0 and at most 1")
+    if options.image and options.steps * options.strength < 1:
+        raise InputError(
+            f"strength {options.strength} of {options.steps} steps leaves no step to do; give more of either"
+        )
+    for name in ("height", "width"):
+        value = getattr(options, name)
+        if value is not None and (value < 8 or value % 8):
+            raise InputError(f"{name} is {value}; give a multiple of 8")
+
+
+def _requests(options: GenerateOptions) -> list[Request]:
+    if bool(options.prompt) == bool(options.prompts):
+        raise InputError("give either --prompt or --prompts")
+    prompts = options.prompt or read_prompts(options.prompts or "")
+    return numbered(prompts, options.images_per_prompt, options.seed)
+
+
+def numbered(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Request]:
+    """Requests in the order of the prompts; number n has seed + n."""
+    repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    return [Request(prompt, seed + number) for number, prompt in enumerate(repeated)]
+
+
+def _save(picture: Image.Image, path: Path, request: Request, options: GenerateOptions) -> None:
+    """Write a PNG, whole or not at all, with its parameters as text chunks."""
+    about = PngImagePlugin.PngInfo()
+    shown = ("model", "steps", "guidance", "scheduler", "negative_prompt", "image", "strength", "precision")
+    parameters = {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
+    for name, value in parameters.items():
+        if value is not None:
+            about.add_itxt(name, str(value))
+    partial = path.with_suffix(".partial")
+    picture.save(partial, format="PNG", pnginfo=about)
+    partial.replace(path)
+
+
+def _entry(path: Path, request: Request) -> dict[str, str | int]:
+    return {"file_name": path.name, "text": request.prompt, "seed": request.seed}

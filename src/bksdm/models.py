@@ -1,0 +1,240 @@
+"""Loading and saving text-to-image pipelines in diffusers' format.
+
+A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` checkpoint or a
+Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from bksdm.assets import asset
+from bksdm.errors import InputError
+from bksdm.runs import replace_folder, write_text
+
+EMBEDDED = ("emoji",)
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+_NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+_HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
+_UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def load_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """The pipeline that MODEL stands for, on the CPU, its networks in `dtype` and in eval mode.
+
+    Raises:
+        InputError: There is no such model, it is incomplete, or its weights are not safetensors.
+    """
+    path = _local(model)
+    arguments = {"dtype": dtype, "use_safetensors": True}
+    try:
+        if path is not None and path.is_file():
+            _check_safetensors(path)
+            pipeline = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
+        elif path is not None:
+            check_folder(path)
+            networks = {name: _network(path / name, kind, arguments) for name, kind in _NETWORKS.items()}
+            pipeline = StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(str(model), **arguments)
+    except InputError:
+        raise
+    except (*_HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _network(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:
+    """A network of a pipeline; diffusers and transformers would fill what its file lacks with random numbers."""
+    network, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **arguments)
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise InputError(f"{folder} lacks {len(lacking)} of its tensors, first {lacking[0]}; copy or make it again")
+    return network
+
+
+def load_unet_config(model: str | Path) -> dict[str, Any]:
+    """The U-Net config of MODEL; no weights are read. A folder may hold no more than `unet/config.json`.
+
+    Raises:
+        InputError: There is no such model, or it has no U-Net config.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            path = Path(hf_hub_download(str(model), "unet/config.json"))
+        except (*_HUB_ERRORS, OSError) as error:
+            raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
+    elif path.is_dir():
+        candidates = [path / "unet" / "config.json", path / "config.json"]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise InputError(f"{path} has no unet/config.json; give a diffusers pipeline folder")
+        path = found
+    elif path.suffix == ".safetensors":
+        return dict(load_pipeline(path).unet.config)
+    config = _read_json(path)
+    if "block_out_channels" not in config:
+        raise InputError(f"{path} is not the config of a U-Net (it has no block_out_channels)")
+    return config
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is not a whole Stable Diffusion pipeline with safetensors weights.
+
+    Raises:
+        InputError: Naming what is missing or damaged.
+    """
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
+    parts = _read_json(index)
+    if parts.get("_class_name") not in _PIPELINES:
+        raise InputError(f"{path} holds a {parts.get('_class_name')}; give a StableDiffusionPipeline")
+    for name, kind in parts.items():
+        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
+            continue
+        if len(kind) != 2:
+            raise InputError(f"{index} names {name} as {kind}, not as a library and a class; copy it again")
+        if name in _NETWORKS and kind[1] != _NETWORKS[name].__name__ and kind[0] in _LIBRARIES:
+            raise InputError(f"{path} has a {kind[1]} as its {name}; give one with a {_NETWORKS[name].__name__}")
+        if kind[0] not in _LIBRARIES:
+            raise InputError(f"{path} wants code of its own for {name} ({kind[0]}), which is never run")
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name}, which its model_index.json names; copy the whole pipeline")
+        _check_weights(path / name)
+    for name in (*_NETWORKS, "tokenizer", "scheduler"):
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
+    _check_tokenizer(path / "tokenizer")
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, extra: Mapping[str, str] | None = None) -> None:
+    """Write a pipeline so that diffusers, and tools with older habits, load it; whole or not at all.
+
+    transformers 5 leaves out the prefix `text_model.` and the files `vocab.json` and `merges.txt`,
+    which transformers 4 and other runtimes look for; they are written here.
+
+    Arguments:
+        pipeline: The pipeline.
+        folder: Where to; an existing folder is replaced.
+        extra: Text files to put beside it, name -> content.
+    """
+    try:
+        with replace_folder(folder) as partial:
+            pipeline.save_pretrained(partial, safe_serialization=True)
+            _prefix_text_encoder(partial / "text_encoder" / "model.safetensors")
+            save_vocabulary(pipeline.tokenizer, partial / "tokenizer")
+            for name, content in (extra or {}).items():
+                write_text(partial / name, content)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write `vocab.json` and `merges.txt` from a fast tokenizer."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
+
+
+def quiet_libraries() -> None:
+    """Keep diffusers and transformers from printing bars and notices of their own."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def image_size(pipeline: StableDiffusionPipeline) -> int:
+    """The side in pixels of the pictures that a pipeline was made for."""
+    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+
+
+def tokenizing(tokenizer: CLIPTokenizer) -> Callable[[str], Tensor]:
+    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length."""
+
+    def tokenize(text: str) -> Tensor:
+        length = tokenizer.model_max_length
+        tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return cast(Tensor, tokens.input_ids[0])
+
+    return tokenize
+
+
+def _local(model: str | Path) -> Path | None:
+    """The path of a local MODEL, or None where it can only be a hub id."""
+    if str(model) in EMBEDDED:
+        return asset(str(model), "model")
+    path = Path(model).expanduser()
+    if path.is_dir() or path.is_file():
+        if path.is_file() and path.suffix != ".safetensors":
+            raise InputError(f"{path} is not a .safetensors file or a folder; other files are not loaded")
+        return path
+    if isinstance(model, Path) or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        raise InputError(f"model {model} does not exist; give a folder, a .safetensors file, a hub id or 'emoji'")
+    return None
+
+
+def _check_weights(folder: Path) -> None:
+    found = sorted(folder.glob("*.safetensors"))
+    for file in found:
+        _check_safetensors(file)
+    pickled = [file for file in folder.iterdir() if file.suffix in _UNPICKLED]
+    if pickled and not found:
+        raise InputError(f"{pickled[0]} is a pickle, which is never loaded; convert it to safetensors")
+    if not found and folder.name in _NETWORKS:
+        raise InputError(f"{folder} has no weights (*.safetensors); copy the whole pipeline")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """transformers would make an empty tokenizer where the files are missing."""
+    has = {file.name for file in folder.iterdir()}
+    if "tokenizer.json" not in has and not {"vocab.json", "merges.txt"} <= has:
+        raise InputError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy the whole pipeline")
+    if "tokenizer_config.json" not in has:
+        raise InputError(f"{folder} has no tokenizer_config.json; copy the whole pipeline")
+
+
+def _check_safetensors(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError, struct.error) as error:
+        raise InputError(f"{file} is cut short or damaged ({_one_line(error)}); copy or make it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return values
+
+
+def _prefix_text_encoder(file: Path) -> None:
+    tensors = load_file(file)
+    prefixed = {name if name.startswith("text_model.") else f"text_model.{name}": t for name, t in tensors.items()}
+    if prefixed.keys() != tensors.keys():
+        save_file(prefixed, file, metadata={"format": "pt"})
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

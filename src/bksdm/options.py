@@ -1,0 +1,211 @@
+"""The options of the verbs: one flat dataclass each, which the command line fills.
+
+Nothing inside the package reads these objects; a verb's `run_*` function turns them into plain arguments.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class DescribeOptions:
+    """Show which blocks a recipe keeps and removes, parameters and multiply-accumulates.
+
+    Attributes:
+        model: Folder, .safetensors file, Hub id, or 'emoji'; a folder may hold only unet/config.json.
+        recipe: base, small, tiny, or a YAML file; without one, the model as it is.
+        json: Print one JSON object and nothing else.
+    """
+
+    model: str
+    recipe: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Make a student that inherits the teacher's weights.
+
+    Attributes:
+        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        recipe: base, small, tiny, or a YAML file.
+        out: Folder for the student, in diffusers format.
+        json: Print one JSON object and nothing else.
+    """
+
+    teacher: str
+    recipe: str
+    out: str
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Retrain a student by its teacher: task, output and feature losses.
+
+    Attributes:
+        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        student: Folder that `bksdm prune` wrote.
+        data: Folder of pictures with metadata.csv or metadata.jsonl (file_name,text), or 'emoji'.
+        out: Folder of the run; the student ends in OUT/student. The same command resumes it.
+        steps: Optimizer steps.
+        batch_size: Pictures in a micro-batch.
+        accumulation: Micro-batches a step.
+        lr: Learning rate.
+        warmup: Steps of linear rise of the learning rate.
+        cosine: Let the learning rate fall to zero along a half cosine.
+        task_weight: Weight of the error to the noise.
+        output_weight: Weight of the error to the teacher's output.
+        feature_weight: Weight of the summed error to the teacher's features.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Largest 2-norm of the gradient; 0 for none.
+        ema_decay: Decay of the averaged weights, which become the student; 0 for none.
+        resolution: Side of the pictures in pixels; the teacher's own by default.
+        flip: Mirror every other picture, by chance.
+        cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
+        gradient_checkpointing: Save memory by computing activations twice.
+        precision: Autocast type of the student; auto takes bf16 where the device has it in hardware.
+        teacher_precision: Type of the teacher's weights; auto as for precision.
+        device: cpu, cuda, mps; auto takes the best there is.
+        seed: Root of all random numbers.
+        workers: Processes that read pictures ahead.
+        log_every: Steps between records in metrics.jsonl.
+        sample_every: Steps between sample grids; 0 for none.
+        sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
+        sample_guidance: Guidance scale of the sample grids.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many checkpoints stay.
+    """
+
+    teacher: str
+    student: str
+    data: str
+    out: str
+    steps: int = 50_000
+    batch_size: int = 64
+    accumulation: int = 4
+    lr: float = 5e-5
+    warmup: int = 0
+    cosine: bool = False
+    task_weight: float = 1.0
+    output_weight: float = 1.0
+    feature_weight: float = 1.0
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    resolution: int | None = None
+    flip: bool = True
+    cache_gb: float = 4.0
+    gradient_checkpointing: bool = False
+    precision: Precision = "auto"
+    teacher_precision: Precision = "auto"
+    device: str = "auto"
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 10
+    sample_every: int = 500
+    sample_prompts: str | None = None
+    sample_guidance: float = 7.5
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Make pictures from prompts, one seed a picture.
+
+    Attributes:
+        model: Folder, .safetensors file, Hub id, or 'emoji'.
+        out: Folder for the PNGs and metadata.jsonl; the same command makes only what is missing.
+        prompt: One prompt or several.
+        prompts: File with one prompt a line, or metadata.csv or metadata.jsonl with a column text.
+        steps: Denoising steps.
+        guidance: Guidance scale; 1 for none.
+        seed: Seed of the first picture; picture n has seed + n.
+        images_per_prompt: Pictures of each prompt.
+        negative_prompt: What the pictures should not show.
+        batch_size: Pictures at a time.
+        scheduler: Name of a diffusers scheduler, such as DDIMScheduler; the model's own by default.
+        height: Height in pixels; the model's own by default.
+        width: Width in pixels; the model's own by default.
+        image: Picture to start from (image-to-image).
+        strength: Share of the denoising that is done anew with --image, in (0, 1].
+        precision: Type of the weights.
+        device: cpu, cuda, mps; auto takes the best there is.
+        json: Print one JSON object and nothing else.
+    """
+
+    model: str
+    out: str
+    prompt: list[str] | None = None
+    prompts: str | None = None
+    steps: int = 25
+    guidance: float = 7.5
+    seed: int = 0
+    images_per_prompt: int = 1
+    negative_prompt: str | None = None
+    batch_size: int = 4
+    scheduler: str | None = None
+    height: int | None = None
+    width: int | None = None
+    image: str | None = None
+    strength: float = 0.8
+    precision: Precision = "auto"
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Score a model's pictures against real ones.
+
+    Attributes:
+        model: Folder, .safetensors file, Hub id, or 'emoji'.
+        out: Folder for scores.json and the pictures.
+        prompts: File with one prompt a line, or metadata.csv or metadata.jsonl; the reference's captions by default.
+        reference: Folder of real pictures with metadata.csv or metadata.jsonl, or 'emoji'.
+        encoder: CLIP folder or Hub id whose features are compared; the embedded one by default.
+        teacher: Model whose outputs on the same noisy latents are compared.
+        images_per_prompt: Pictures of each prompt.
+        steps: Denoising steps.
+        guidance: Guidance scale; 1 for none.
+        seed: Seed of the first picture.
+        batch_size: Pictures at a time.
+        precision: Type of the weights.
+        device: cpu, cuda, mps; auto takes the best there is.
+        json: Print one JSON object and nothing else.
+    """
+
+    model: str
+    out: str
+    reference: str = "emoji"
+    prompts: str | None = None
+    encoder: str = "emoji"
+    teacher: str | None = None
+    images_per_prompt: int = 1
+    steps: int = 25
+    guidance: float = 7.5
+    seed: int = 0
+    batch_size: int = 16
+    precision: Precision = "auto"
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """The whole story on the embedded model: describe, prune, distill, generate, evaluate, report.
+
+    Attributes:
+        out: Folder for everything; report.html is the result. The same command resumes it.
+        recipe: base, small, tiny, or a YAML file.
+        steps: Optimizer steps of the retraining.
+        seed: Root of all random numbers.
+    """
+
+    out: str = "runs/quickstart"
+    recipe: str = "small"
+    steps: int = 100
+    seed: int = 0

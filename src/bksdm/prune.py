@@ -1,0 +1,89 @@
+"""A student that inherits the weights of its teacher (BK-SDM, arXiv 2305.15798, section 3.1)."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from bksdm.card import model_card
+from bksdm.describe import Description, describe_config
+from bksdm.errors import InputError
+from bksdm.families import derive
+from bksdm.models import load_pipeline, save_pipeline
+from bksdm.options import PruneOptions
+from bksdm.recipe import Pruning, Recipe, load_recipe
+from bksdm.runs import check_free, run_files
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def prune(options: PruneOptions) -> Description:
+    """Make a student's folder: the teacher's pipeline with the smaller U-Net, the recipe and a model card.
+
+    Raises:
+        InputError: The teacher, the recipe or the folder is unfit; see the message.
+    """
+    recipe, folder = load_recipe(options.recipe), Path(options.out)
+    settings = dataclasses.asdict(options)
+    check_free(folder, "prune", settings, may_change=("json",))
+    files = run_files("prune", settings)
+    teacher = load_pipeline(options.teacher)
+    unet, pruning = prune_unet(teacher.unet, recipe)
+    description = describe_config(dict(teacher.unet.config), pruning.recipe)
+    save_student(with_unet(teacher, unet), recipe, model_card(description, options.teacher), folder, files)
+    return description
+
+
+def save_student(
+    student: StableDiffusionPipeline,
+    recipe: Recipe,
+    card: str,
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write a student's pipeline with its recipe, its card and other text files."""
+    recipe_text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+    save_pipeline(student, folder, {RECIPE_FILE: recipe_text, "README.md": card, **(files or {})})
+
+
+def read_recipe(student: str | Path) -> Recipe:
+    """The recipe that a student's folder was made with.
+
+    Raises:
+        InputError: The folder has none.
+    """
+    path = Path(student) / RECIPE_FILE
+    if not path.is_file():
+        raise InputError(f"{student} has no {RECIPE_FILE}, so it was not made by bksdm prune; run that first")
+    return load_recipe(path)
+
+
+def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
+    """The smaller U-Net, every tensor of it a copy of the teacher's tensor that the recipe names.
+
+    Raises:
+        InputError: The teacher cannot satisfy the recipe.
+    """
+    pruning = derive(recipe, teacher.config)
+    with torch.device("meta"):
+        student = UNet2DConditionModel.from_config(pruning.student_config)
+    weights = teacher.state_dict()
+    inherited = {}
+    for key, wanted in student.state_dict().items():
+        source = weights[pruning.teacher_key(key)]
+        assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
+        inherited[key] = source.detach().clone()
+    student.load_state_dict(inherited, strict=True, assign=True)
+    return student.eval(), pruning
+
+
+def with_unet(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+    """The same pipeline around another U-Net; everything else is shared."""
+    components = pipeline.components | {"unet": unet}
+    needs_checker = pipeline.config.get("requires_safety_checker", components.get("safety_checker") is not None)
+    smaller = StableDiffusionPipeline(**components, requires_safety_checker=needs_checker)
+    smaller.set_progress_bar_config(disable=True)
+    return smaller

@@ -1,0 +1,164 @@
+"""`bksdm quickstart`: the whole story on the embedded model, in minutes on two cores.
+
+Describe, prune, retrain, generate the same prompts and seeds from teacher, just-pruned and
+retrained student, score all three, and write it down as one page.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+
+from bksdm.data.folder import data_folder, read_captions, read_prompts
+from bksdm.describe import Description
+from bksdm.distill.record import read_metrics
+from bksdm.distill.run import distill
+from bksdm.errors import InputError
+from bksdm.evaluate.run import evaluate
+from bksdm.evaluate.table import text_table
+from bksdm.models import load_pipeline
+from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
+from bksdm.prune import prune
+from bksdm.report import Model, write_report
+from bksdm.runs import open_run, provenance, write_text
+from bksdm.sampling import Request, sample
+
+TEACHER = "emoji"
+HELD_OUT = "emoji/heldout"
+STEPS, GUIDANCE = 25, 3.0
+_LATENCY_RUNS = 5
+
+
+def quickstart(options: QuickstartOptions) -> Path:
+    """Run the story; the same options again go on where it stopped.
+
+    Returns:
+        The report, `OUT/report.html`.
+
+    Raises:
+        InputError: An option is unfit; see the message.
+    """
+    if options.steps < 1:
+        raise InputError(f"steps is {options.steps}; give at least 1")
+    out = open_run(Path(options.out), "quickstart", dataclasses.asdict(options), may_change=("steps",))
+    console = Console(stderr=True)
+    clock = _Clock(console)
+
+    with clock.phase(f"prune: {options.recipe}"):
+        description = prune(PruneOptions(TEACHER, options.recipe, str(out / "pruned")))
+        console.print(description.text(), highlight=False, markup=False)
+    with clock.phase(f"distill: {options.steps} steps"):
+        retrained = distill(distillation(options, out))
+    folders = {"teacher": TEACHER, "pruned": str(out / "pruned"), "retrained": str(retrained)}
+    with clock.phase("generate and evaluate: teacher, pruned, retrained"):
+        scores = {name: evaluate(_evaluation(folder, out / "evaluate" / name)) for name, folder in folders.items()}
+    with clock.phase("measure latency"):
+        latencies = side_by_side_latency({name: load_pipeline(folders[name]) for name in ("teacher", "retrained")})
+
+    closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
+    results = {
+        "recipe": options.recipe,
+        "steps": options.steps,
+        "scores": scores,
+        "gap_closed": closed,
+        "sampling": {"denoising_steps": STEPS, "guidance": GUIDANCE},
+        "seconds_per_picture": latencies,
+        "seconds": clock.seconds,
+        **provenance(),
+    }
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    _report(out, description, results)
+    console.print(text_table(scores), highlight=False, markup=False)
+    return out / "report.html"
+
+
+def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
+    """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
+    return DistillOptions(
+        teacher=TEACHER,
+        student=str(out / "pruned"),
+        data="emoji/train",
+        out=str(out / "distill"),
+        steps=options.steps,
+        batch_size=32,
+        accumulation=1,
+        lr=1e-3,
+        warmup=10,
+        cosine=True,
+        ema_decay=0.97,
+        flip=False,
+        seed=options.seed,
+        sample_every=max(1, options.steps // 4),
+        sample_guidance=GUIDANCE,
+        checkpoint_every=50,
+    )
+
+
+def gap_closed(scores: dict[str, dict[str, Any]], score: str) -> float:
+    """Share of the distance from just-pruned to teacher that retraining closed; for scores where less is better."""
+    pruned, retrained = scores["pruned"][score], scores["retrained"][score]
+    return float((pruned - retrained) / (pruned - scores["teacher"][score]))
+
+
+def side_by_side_latency(pipelines: dict[str, StableDiffusionPipeline]) -> dict[str, float]:
+    """Median seconds for one picture with guidance, the models taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in pipelines}
+    for turn in range(_LATENCY_RUNS + 1):
+        for name, pipeline in pipelines.items():
+            began = time.perf_counter()
+            list(sample(pipeline, [Request("red apple, noto style", 0)], steps=STEPS, guidance=GUIDANCE))
+            if turn:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _evaluation(model: str, out: Path) -> EvaluateOptions:
+    return EvaluateOptions(
+        model=model, out=str(out), reference=HELD_OUT, teacher=TEACHER, steps=STEPS, guidance=GUIDANCE, batch_size=25
+    )
+
+
+def _report(out: Path, description: Description, results: dict[str, Any]) -> None:
+    costs = {"teacher": description.teacher, "pruned": description.student, "retrained": description.student}
+    models = [
+        Model(
+            name=name,
+            cost=cost,
+            scores=results["scores"][name],
+            seconds_per_picture=results["seconds_per_picture"].get(name),
+            pictures=sorted((out / "evaluate" / name / "pictures").glob("*.png")),
+        )
+        for name, cost in costs.items()
+    ]
+    write_report(
+        out / "report.html",
+        models,
+        prompts=read_prompts(HELD_OUT),
+        real=[entry.path for entry in read_captions(data_folder(HELD_OUT))],
+        description=description,
+        metrics=read_metrics(out / "distill" / "metrics.jsonl"),
+        samples=sorted((out / "distill" / "samples").glob("*.png")),
+        results=results,
+    )
+
+
+class _Clock:
+    """Says which phase runs, and keeps how long each took."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._console.rule(name, align="left")
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 1)

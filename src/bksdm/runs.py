@@ -1,0 +1,142 @@
+"""Run folders: `config.yaml`, `provenance.json`, `metrics.jsonl` and the artefact beside them.
+
+Whatever is written here is written whole or not at all.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bksdm.errors import InputError
+
+_PACKAGES = ("bksdm", "torch", "diffusers", "transformers", "safetensors", "numpy")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never a half."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `target` when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    earlier = target.with_name(f".{target.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if target.exists():
+        target.replace(earlier)
+    try:
+        partial.replace(target)
+    except OSError:
+        if earlier.exists():
+            earlier.replace(target)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def run_files(verb: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """`config.yaml` and `provenance.json` of a run of `verb`, as texts."""
+    return {
+        "config.yaml": yaml.safe_dump(_resolved(verb, options), sort_keys=False),
+        "provenance.json": json.dumps(provenance(), indent=2) + "\n",
+    }
+
+
+def check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change: tuple[str, ...] = ()) -> None:
+    """Refuse a folder that holds anything but a run of `verb` with the same options.
+
+    Arguments:
+        folder: Where the run is to write; it need not exist.
+        verb: The verb.
+        options: Its resolved options.
+        may_change: Options that may differ from those of the run that is there.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --out")
+    config = folder / "config.yaml"
+    if not config.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run of bksdm; choose another --out")
+        return
+    try:
+        earlier = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise InputError(f"{config} is not the config of a run; choose another --out")
+    for key, value in _resolved(verb, options).items():
+        if key not in may_change and earlier.get(key) != value:
+            raise InputError(
+                f"{folder} holds another run ({key}: {earlier.get(key)!r} there, {value!r} now); "
+                f"choose another --out or remove that folder"
+            )
+
+
+def open_run(folder: Path, verb: str, options: Mapping[str, Any], may_change: tuple[str, ...] = ()) -> Path:
+    """Make the folder of a run, or take the one that the same options made before, to go on in it.
+
+    Raises:
+        InputError: The folder holds something else, or cannot be written.
+    """
+    try:
+        check_free(folder, verb, options, may_change)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in run_files(verb, options).items():
+            if name != "provenance.json" or not (folder / name).exists():  # a resumed run keeps its first
+                write_text(folder / name, text)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
+    return folder
+
+
+def provenance() -> dict[str, Any]:
+    """What made a run: versions, machine, command and time."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "command": sys.argv,
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processors": os.cpu_count(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _resolved(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"verb": verb, **{key: _plain(value) for key, value in options.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

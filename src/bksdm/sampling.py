@@ -1,0 +1,90 @@
+"""Pictures from a pipeline: every picture has a seed of its own, so the batch size does not matter.
+
+The denoising loop is diffusers' own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import SchedulerMixin, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
+
+from bksdm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture: what it shows and which random numbers it starts from."""
+
+    prompt: str
+    seed: int
+
+
+def sample(
+    pipeline: StableDiffusionPipeline,
+    requests: Sequence[Request],
+    *,
+    steps: int = 25,
+    guidance: float = 7.5,
+    batch_size: int = 4,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    image: Image.Image | None = None,
+    strength: float = 0.8,
+) -> Iterator[list[Image.Image]]:
+    """Yield the pictures of `requests`, a batch at a time, in order.
+
+    Arguments:
+        pipeline: On its device, its networks in eval mode.
+        requests: Prompts and seeds.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale; 1 or less for none.
+        batch_size: Pictures at a time.
+        negative_prompt: What to keep away from.
+        height: In pixels; the model's own by default.
+        width: In pixels; the model's own by default.
+        image: Start from this picture (SDEdit, arXiv 2108.01073) instead of from noise.
+        strength: Share of the denoising that is done anew with `image`, in (0, 1].
+    """
+    run = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False) if image else pipeline
+    run.set_progress_bar_config(disable=True)
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        arguments = {
+            "prompt": [request.prompt for request in batch],
+            "generator": [torch.Generator().manual_seed(request.seed) for request in batch],
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(batch),
+        }
+        if image:
+            arguments |= {"image": [image] * len(batch), "strength": strength}
+        else:
+            arguments |= {"height": height, "width": width}
+        yield run(**arguments).images
+
+
+def scheduler_named(name: str, current: SchedulerMixin) -> SchedulerMixin:
+    """A diffusers scheduler by its class name, with the noise schedule of `current`.
+
+    Raises:
+        InputError: diffusers has no such scheduler that goes with this model.
+    """
+    usable = {kind.__name__: kind for kind in current.compatibles}
+    if name not in usable:
+        raise InputError(f"unknown scheduler {name!r}; give one of {', '.join(sorted(usable))}")
+    # Some schedulers clip their samples by default, which suits pixels and not latents.
+    return usable[name].from_config({"clip_sample": False, **current.config})
+
+
+def side_by_side(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
+    """One picture out of rows of pictures of one size."""
+    width, height = rows[0][0].size
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
+    return sheet

@@ -1,0 +1,63 @@
+"""Fixtures that several test files share: small random pipelines, as objects and as folders, and pictures."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bksdm.models import save_pipeline
+from tiny_models import V1_UNET, V2_UNET, build_pictures, build_pipeline
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def v1_teacher() -> StableDiffusionPipeline:
+    """Shaped as SD 1.x. Shared by all tests: not to be changed."""
+    return build_pipeline(V1_UNET)
+
+
+@pytest.fixture(scope="session")
+def v2_teacher() -> StableDiffusionPipeline:
+    """Shaped as SD 2.x. Shared by all tests: not to be changed."""
+    return build_pipeline(V2_UNET, "v_prediction")
+
+
+@pytest.fixture(scope="session", params=["v1", "v2"])
+def teacher(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
+    """Each of the two teachers in turn."""
+    return request.getfixturevalue(f"{request.param}_teacher")
+
+
+@pytest.fixture(scope="session")
+def v1_folder(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The v1 teacher on the disk. Shared by all tests: not to be changed."""
+    folder = tmp_path_factory.mktemp("v1") / "teacher"
+    save_pipeline(v1_teacher, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def v2_folder(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The v2 teacher on the disk. Shared by all tests: not to be changed."""
+    folder = tmp_path_factory.mktemp("v2") / "teacher"
+    save_pipeline(v2_teacher, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(v1_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the v1 teacher's folder, to be damaged."""
+    return Path(shutil.copytree(v1_folder, tmp_path / "teacher"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight captioned pictures. Shared by all tests: not to be changed."""
+    return build_pictures(tmp_path_factory.mktemp("data") / "pictures")

@@ -1,0 +1,657 @@
+"""What users get wrong: every case is code 2 and one line on stderr that names the value, and leaves nothing behind."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bksdm.assets import asset
+from bksdm.models import save_pipeline
+from bksdm.options import DistillOptions, EvaluateOptions, GenerateOptions, PruneOptions, QuickstartOptions
+from bksdm.runs import open_run
+from tiny_models import V1_UNET, build_pipeline
+from verbs import Run, captioned
+
+pytest_plugins = ["verbs_fixtures"]
+
+TOKENIZER_FILES = [f"tokenizer/{name}" for name in ("tokenizer.json", "vocab.json", "merges.txt")]
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@dataclass
+class World:
+    """What a user has at hand, and the command lines to get wrong with it."""
+
+    tmp: Path
+    teacher: Path
+    student: Path
+    other_student: Path
+    pictures: Path
+
+    @property
+    def out(self) -> Path:
+        return self.tmp / "out"
+
+    def file(self, content: str | bytes, name: str = "file.txt") -> Path:
+        path = self.tmp / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def copy(self, source: Path) -> Path:
+        return Path(shutil.copytree(source, self.tmp / "copy"))
+
+    def empty(self) -> Path:
+        folder = self.tmp / "empty"
+        folder.mkdir()
+        return folder
+
+    def built(self, **unet: object) -> Path:
+        """A pipeline whose U-Net differs from the teacher's in its config."""
+        save_pipeline(build_pipeline(V1_UNET | unet), self.tmp / "built")
+        return self.tmp / "built"
+
+    def data(self, metadata: str | None, name: str = "metadata.jsonl") -> Path:
+        """The pictures with another metadata file."""
+        folder = self.copy(self.pictures)
+        (folder / "metadata.jsonl").unlink()
+        if metadata is not None:
+            (folder / name).write_text(metadata)
+        return folder
+
+    def data_with(self, content: bytes) -> Path:
+        """The pictures, one of them with another content."""
+        folder = self.copy(self.pictures)
+        (folder / "3.png").write_bytes(content)
+        return folder
+
+    def encoder(self) -> Path:
+        return self.copy(asset("emoji", "encoder"))
+
+    def describe(self, model: object, *words: object) -> list[object]:
+        return ["describe", model, *words]
+
+    def prune(self, *words: object, teacher: object = None, recipe: object = "small") -> list[object]:
+        return ["prune", teacher or self.teacher, "--recipe", recipe, "--out", self.out, *words]
+
+    def distill(
+        self, *words: object, teacher: object = None, student: object = None, data: object = None
+    ) -> list[object]:
+        given = ["--student", student or self.student, "--data", data or self.pictures, "--out", self.out]
+        small = ["--steps", 1, "--batch_size", 1, "--accumulation", 1, "--sample_every", 0, "--precision", "fp32"]
+        return ["distill", teacher or self.teacher, *given, *small, *words]
+
+    def generate(self, *words: object, model: object = None, prompt: bool = True) -> list[object]:
+        what = ["--prompt", "red"] if prompt else []
+        return ["generate", model or self.teacher, "--out", self.out, "--steps", 2, *what, *words]
+
+    def evaluate(self, *words: object, model: object = None, reference: object = None) -> list[object]:
+        reference = reference or self.pictures
+        return ["evaluate", model or self.teacher, "--reference", reference, "--out", self.out, "--steps", 1, *words]
+
+    def quickstart(self, *words: object) -> list[object]:
+        return ["quickstart", self.out, "--steps", 1, *words]
+
+
+@pytest.fixture
+def world(tmp_path: Path, v1_folder: Path, v1_student: Path, v2_student: Path, pictures: Path) -> World:
+    return World(tmp_path, v1_folder, v1_student, v2_student, pictures)
+
+
+def noise_png(world: World) -> bytes:
+    picture = Image.effect_noise((32, 32), 90).convert("RGB")
+    picture.save(world.tmp / "noise.png")
+    return (world.tmp / "noise.png").read_bytes()
+
+
+def cut_picture(world: World) -> bytes:
+    whole = noise_png(world)
+    return whole[: len(whole) // 2]
+
+
+def change(path: Path, change_bytes: Callable[[bytes], bytes]) -> Path:
+    path.write_bytes(change_bytes(path.read_bytes()))
+    return path
+
+
+def cut(path: Path) -> Path:
+    return change(path, lambda whole: whole[: len(whole) // 2])
+
+
+def damaged(world: World, part: str = UNET, folder: str = "teacher") -> Path:
+    """A copy of a model or encoder with a file that is cut short."""
+    copy = world.encoder() if folder == "encoder" else world.copy(world.teacher)
+    cut(copy / part)
+    return copy
+
+
+def without(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def pickled(world: World) -> Path:
+    folder = world.copy(world.teacher)
+    (folder / UNET).rename((folder / UNET).with_suffix(".bin"))
+    return folder
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def other_run(world: World, options: object, verb: str) -> Path:
+    """The out folder, taken by a run with these options."""
+    folder = open_run(world.out, verb, dataclasses.asdict(options))
+    (folder / "artefact").write_text("made")
+    return folder
+
+
+def foreign(world: World) -> Path:
+    world.out.mkdir()
+    (world.out / "thesis.tex").write_text("years of work")
+    return world.out
+
+
+def taken(world: World) -> Path:
+    world.out.write_text("a file")
+    return world.out
+
+
+def below_a_file(world: World) -> list[object]:
+    return ["--out", world.file("a file") / "deeper" / "out"]
+
+
+Build = Callable[[World], list[object]]
+
+
+def case(name: str, build: Build, *fragments: str) -> object:
+    """A command line, and what its message must hold; `{tmp}` is the folder of the test."""
+    return pytest.param(build, fragments, id=name)
+
+
+MODELS = [
+    case("missing folder", lambda w: w.generate(model=w.tmp / "nowhere"), "{tmp}/nowhere does not exist"),
+    case("missing folder, describe", lambda w: w.describe(w.tmp / "nowhere"), "{tmp}/nowhere does not exist"),
+    case("missing folder, prune", lambda w: w.prune(teacher=w.tmp / "nowhere"), "{tmp}/nowhere does not exist"),
+    case("missing folder, distill", lambda w: w.distill(teacher=w.tmp / "nowhere"), "{tmp}/nowhere does not exist"),
+    case("missing folder, evaluate", lambda w: w.evaluate(model=w.tmp / "nowhere"), "{tmp}/nowhere does not exist"),
+    case("unknown name", lambda w: w.generate(model="emojis"), "model emojis does not exist", "'emoji'"),
+    case("empty folder", lambda w: w.generate(model=w.empty()), "{tmp}/empty is not a diffusers pipeline"),
+    case("empty folder, describe", lambda w: w.describe(w.empty()), "{tmp}/empty has no unet/config.json"),
+    case("not a pipeline", lambda w: w.prune(teacher=w.pictures), "pictures is not a diffusers pipeline"),
+    case("not a pipeline, describe", lambda w: w.describe(w.pictures), "pictures has no unet/config.json"),
+    case("not a U-Net", lambda w: w.describe(w.teacher / "vae"), "it is a AutoencoderKL"),
+    case("truncated weights", lambda w: w.generate(model=damaged(w)), f"{{tmp}}/copy/{UNET} is cut short or damaged"),
+    case("truncated weights, prune", lambda w: w.prune(teacher=damaged(w)), f"{{tmp}}/copy/{UNET} is cut short"),
+    case("truncated weights, distill", lambda w: w.distill(teacher=damaged(w)), f"{{tmp}}/copy/{UNET} is cut short"),
+    case("truncated weights, evaluate", lambda w: w.evaluate(model=damaged(w)), f"{{tmp}}/copy/{UNET} is cut short"),
+    case("broken config", lambda w: w.generate(model=damaged(w, "unet/config.json")), "{tmp}/copy"),
+    case("broken config, describe", lambda w: w.describe(damaged(w, "unet/config.json")), "config.json", "JSON"),
+    case("pickle only", lambda w: w.generate(model=pickled(w)), "model.bin is a pickle, which is never loaded"),
+    case("a .ckpt file", lambda w: w.generate(model=w.file("x", "sd.ckpt")), "{tmp}/sd.ckpt is not a .safetensors"),
+    case("a .ckpt file, prune", lambda w: w.prune(teacher=w.file("x", "sd.ckpt")), "{tmp}/sd.ckpt"),
+    case("a .ckpt file, describe", lambda w: w.describe(w.file("x", "sd.ckpt")), "{tmp}/sd.ckpt"),
+    case(
+        "a .safetensors file that is none",
+        lambda w: w.generate(model=w.file("<html>", "sd.safetensors")),
+        "{tmp}/sd.safetensors is cut short or damaged",
+    ),
+    case(
+        "a text encoder of another model",
+        lambda w: w.generate(model=w.built(cross_attention_dim=48)),
+        "{tmp}/built does not fit together",
+        "32",
+        "48",
+    ),
+    case(
+        "a U-Net for inpainting",
+        lambda w: w.generate(model=w.built(in_channels=9)),
+        "{tmp}/built has a U-Net of 9 channels, and its latents have 4",
+    ),
+    case(
+        "a U-Net for inpainting, distill",
+        lambda w: w.distill(teacher=w.built(in_channels=9)),
+        "{tmp}/built has a U-Net of 9 channels, and its latents have 4",
+    ),
+    case("no U-Net", lambda w: w.generate(model=without(w.copy(w.teacher), "unet")), "{tmp}/copy has no folder unet"),
+    case(
+        "no tokenizer files",
+        lambda w: w.generate(model=without(w.copy(w.teacher), *TOKENIZER_FILES)),
+        "{tmp}/copy/tokenizer",
+    ),
+    case(
+        "no tokenizer config",
+        lambda w: w.generate(model=without(w.copy(w.teacher), "tokenizer/tokenizer_config.json")),
+        "{tmp}/copy",
+        "tokenizer_config.json",
+    ),
+]
+
+
+RECIPES = [
+    case("unknown recipe", lambda w: w.prune(recipe="smal"), "unknown recipe 'smal'", "base, small, tiny"),
+    case("unknown recipe, describe", lambda w: w.describe(w.teacher, "--recipe", "smal"), "unknown recipe 'smal'"),
+    case("unknown recipe, quickstart", lambda w: w.quickstart("--recipe", "smal"), "unknown recipe 'smal'"),
+    case(
+        "recipe that removes nothing, quickstart",
+        lambda w: w.quickstart("--recipe", w.file("name: whole", "r.yaml")),
+        "recipe {tmp}/r.yaml removes nothing",
+    ),
+    case("a folder as recipe", lambda w: w.prune(recipe=w.pictures), "pictures", "YAML file"),
+    case("recipe that is no YAML", lambda w: w.prune(recipe=w.file("name: [", "r.yaml")), "{tmp}/r.yaml is not YAML"),
+    case("recipe that is no text", lambda w: w.prune(recipe=w.file(b"\xff\xfe", "r.yaml")), "{tmp}/r.yaml is not text"),
+    case("recipe that is a list", lambda w: w.prune(recipe=w.file("- a", "r.yaml")), "{tmp}/r.yaml is not a mapping"),
+    case("recipe without a name", lambda w: w.prune(recipe=w.file("down: [0]", "r.yaml")), "{tmp}/r.yaml has no name"),
+    case(
+        "recipe with an unknown key",
+        lambda w: w.prune(recipe=w.file("name: x\nmiddle: false", "r.yaml")),
+        "{tmp}/r.yaml has the unknown key 'middle'; known are",
+    ),
+    case(
+        "recipe with a wrong value",
+        lambda w: w.prune(recipe=w.file("name: x\ndown: some", "r.yaml")),
+        "{tmp}/r.yaml: down is 'some'; write",
+    ),
+    case(
+        "recipe that keeps a layer that is not there",
+        lambda w: w.prune(recipe=w.file("name: x\ndown: [7]\nup: [0, -1]", "r.yaml")),
+        "recipe 'x' does not fit this teacher",
+        "layer 7 of down_blocks.0, which has 2 layers",
+    ),
+    case(
+        "recipe that cuts too deep",
+        lambda w: w.describe(w.teacher, "--recipe", w.file("name: x\ndrop_innermost: 4", "r.yaml")),
+        "recipe 'x' does not fit this teacher",
+        "drop_innermost is 4, and the teacher has 4 stages",
+    ),
+]
+
+OPTIONS = [
+    case("unknown option", lambda w: w.generate("--step", 3), "bksdm generate", "--step"),
+    case("stray word", lambda w: w.generate("--seed", 1, "apple"), "bksdm generate", "apple"),
+    case("wrong type", lambda w: w.generate("--steps", "many"), '"steps"', "int", "many"),
+    case("wrong type, fraction", lambda w: w.distill("--steps", "1.5"), '"steps"', "1.5"),
+    case("wrong choice", lambda w: w.generate("--precision", "fp8"), '"precision"', "fp8"),
+    case("missing options", lambda w: ["distill", w.teacher], "required", "student", "data", "out"),
+    case("missing out", lambda w: ["prune", w.teacher, "--recipe", "small"], "required", "out"),
+    case("no options", lambda _: ["evaluate"], "required", "model", "out"),
+    case("missing config", lambda w: w.generate("--config", w.tmp / "no.yaml"), "{tmp}/no.yaml"),
+    case("config that is no YAML", lambda w: w.generate("--config", w.file("steps: [", "c.yaml")), "config", "parsing"),
+    case("config that is a list", lambda w: w.generate("--config", w.file("- 1", "c.yaml")), "config"),
+    case("unknown key in config", lambda w: w.generate("--config", w.file("step: 3", "c.yaml")), "step"),
+    case("wrong type in config", lambda w: ["generate", "--config", w.file("steps: many", "c.yaml")], "steps", "many"),
+    case("wrong list in config", lambda w: w.generate("--config", w.file("prompts: [a]", "c.yaml")), "prompts"),
+    case("zero steps", lambda w: w.generate("--steps", 0), "steps is 0; give at least 1"),
+    case("negative steps", lambda w: w.generate("--steps=-3"), "steps is -3; give at least 1"),
+    case("zero steps, distill", lambda w: w.distill("--steps", 0), "steps is 0; give at least 1"),
+    case("zero steps, evaluate", lambda w: w.evaluate("--steps", 0), "steps is 0; give at least 1"),
+    case("zero steps, quickstart", lambda w: w.quickstart("--steps", 0), "steps is 0; give at least 1"),
+    case("batch size 0", lambda w: w.generate("--batch_size", 0), "batch_size is 0; give at least 1"),
+    case("batch size 0, distill", lambda w: w.distill("--batch_size", 0), "batch_size is 0; give at least 1"),
+    case("batch size 0, evaluate", lambda w: w.evaluate("--batch_size", 0), "batch_size is 0; give at least 1"),
+    case("no pictures", lambda w: w.generate("--images_per_prompt", 0), "images_per_prompt is 0; give at least 1"),
+    case("negative seed", lambda w: w.generate("--seed", -1), "seed is -1; give"),
+    case("seed too large", lambda w: w.generate("--seed", 2**64), f"seed is {2**64}; give"),
+    case("negative learning rate", lambda w: w.distill("--lr=-1"), "lr is -1.0; give 0 or more"),
+    case("learning rate nan", lambda w: w.distill("--lr", "nan"), '"lr"', "nan"),
+    case("guidance nan", lambda w: w.generate("--guidance", "nan"), '"guidance"', "nan"),
+    case("negative weight", lambda w: w.distill("--task_weight=-1"), "task_weight is -1.0; give 0 or more"),
+    case("EMA decay of 1", lambda w: w.distill("--ema_decay", 1), "ema_decay is 1.0; give"),
+    case("no accumulation", lambda w: w.distill("--accumulation", 0), "accumulation is 0; give at least 1"),
+    case("negative workers", lambda w: w.distill("--workers=-1"), "workers is -1; give 0 or more"),
+    case("odd resolution", lambda w: w.distill("--resolution", 33), "resolution is 33; give a multiple of 8"),
+    case("odd height", lambda w: w.generate("--height", 33), "height is 33; give a multiple of 8"),
+    case("no width", lambda w: w.generate("--width", 0), "width is 0; give a multiple of 8"),
+    case("strength 0", lambda w: w.generate("--strength", 0), "strength is 0.0; give"),
+    case("strength 1.5", lambda w: w.generate("--strength", 1.5), "strength is 1.5; give"),
+    case(
+        "strength too small for the steps",
+        lambda w: w.generate("--strength", 0.3, "--image", w.pictures / "0.png"),
+        "strength 0.3 of 2 steps leaves no step to do",
+    ),
+    case("unknown scheduler", lambda w: w.generate("--scheduler", "Euler"), "scheduler 'Euler'", "DDIMScheduler"),
+    case("abstract scheduler", lambda w: w.generate("--scheduler", "SchedulerMixin"), "scheduler 'SchedulerMixin'"),
+    case(
+        "scheduler of other models",
+        lambda w: w.generate("--scheduler", "FlowMatchEulerDiscreteScheduler"),
+        "'FlowMatchEulerDiscreteScheduler'",
+        "DDIMScheduler",
+    ),
+    case("unknown device", lambda w: w.generate("--device", "gpu"), "device 'gpu' is not available here", "cpu"),
+    case("unknown device, distill", lambda w: w.distill("--device", "tpu"), "device 'tpu' is not available here"),
+    case("unknown device, evaluate", lambda w: w.evaluate("--device", "tpu"), "device 'tpu' is not available here"),
+    case("a device with a wrong number", lambda w: w.generate("--device", "cpu:x"), "device 'cpu:x' is not available"),
+]
+
+PROMPTS = [
+    case("both kinds of prompts", lambda w: w.generate("--prompts", w.file("red")), "either --prompt or --prompts"),
+    case("no prompts", lambda w: w.generate(prompt=False), "either --prompt or --prompts"),
+    case(
+        "an option without its prompts", lambda w: w.generate("--prompt", prompt=False), "either --prompt or --prompts"
+    ),
+    case("missing prompts", lambda w: w.generate("--prompts", "no.txt", prompt=False), "prompts no.txt do not exist"),
+    case(
+        "empty prompts",
+        lambda w: w.generate("--prompts", w.file(" \n\n"), prompt=False),
+        "prompts {tmp}/file.txt is empty; write one prompt a line",
+    ),
+    case(
+        "prompts that are not UTF-8",
+        lambda w: w.generate("--prompts", w.file(b"caf\xe9"), prompt=False),
+        "{tmp}/file.txt is not UTF-8 text (byte 3)",
+    ),
+    case(
+        "prompts without the column text",
+        lambda w: w.generate("--prompts", w.file("caption\nred\n", "p.csv"), prompt=False),
+        "{tmp}/p.csv line 2 has no text",
+    ),
+    case(
+        "prompts with a broken line",
+        lambda w: w.generate("--prompts", w.file('{"text": "red"}\n{"text', "p.jsonl"), prompt=False),
+        "{tmp}/p.jsonl line 2 is not JSON",
+    ),
+    case("missing prompts, evaluate", lambda w: w.evaluate("--prompts", "no.txt"), "prompts no.txt do not exist"),
+    case(
+        "one prompt, evaluate",
+        lambda w: w.evaluate("--prompts", w.file("red")),
+        "one picture; a distance between distributions needs more",
+    ),
+    case(
+        "missing prompts, distill",
+        lambda w: w.distill("--sample_prompts", "no.txt"),
+        "prompts no.txt do not exist",
+    ),
+]
+
+DATA = [
+    case("missing data", lambda w: w.distill(data=w.tmp / "no"), "{tmp}/no is not a folder; give a folder of pictures"),
+    case("missing reference", lambda w: w.evaluate(reference=w.tmp / "no"), "{tmp}/no is not a folder"),
+    case("no metadata", lambda w: w.distill(data=w.data(None)), "{tmp}/copy has no metadata.csv or metadata.jsonl"),
+    case("no metadata, evaluate", lambda w: w.evaluate(reference=w.data(None)), "{tmp}/copy has no metadata.csv"),
+    case("empty metadata", lambda w: w.distill(data=w.data("")), "{tmp}/copy/metadata.jsonl lists no pictures"),
+    case(
+        "missing pictures",
+        lambda w: w.distill(data=w.data(lines(*({"file_name": f"{n}.png", "text": "red"} for n in range(10))))),
+        "{tmp}/copy/metadata.jsonl lists 2 of 10 pictures that are not there, first 8.png",
+    ),
+    case(
+        "no column text",
+        lambda w: w.distill(data=w.data("file_name,caption\n0.png,red\n", "metadata.csv")),
+        "{tmp}/copy/metadata.csv line 2 has no text; every line needs file_name and text",
+    ),
+    case(
+        "no column file_name",
+        lambda w: w.evaluate(reference=w.data(lines({"file": "0.png", "text": "red"}))),
+        "{tmp}/copy/metadata.jsonl line 1 has no file_name",
+    ),
+    case(
+        "broken JSON lines",
+        lambda w: w.distill(data=w.data(lines({"file_name": "0.png", "text": "red"}) + '{"file_name": "1.p')),
+        "{tmp}/copy/metadata.jsonl line 2 is not JSON",
+    ),
+    case("missing picture", lambda w: w.generate("--image", w.tmp / "no.png"), "{tmp}/no.png does not exist"),
+    case(
+        "corrupt picture, generate",
+        lambda w: w.generate("--image", w.file("x", "a.png")),
+        "{tmp}/a.png is not a",
+    ),
+    case(
+        "truncated picture, generate",
+        lambda w: w.generate("--image", w.file(cut_picture(w), "a.png")),
+        "{tmp}/a.png is not a",
+    ),
+    case("a folder as picture", lambda w: w.generate("--image", w.pictures), "pictures is not a readable picture"),
+    case(
+        "reference with one picture",
+        lambda w: w.evaluate(reference=captioned(w.tmp / "one", [Image.new("RGB", (32, 32))])),
+        "{tmp}/one has one picture; a distance between distributions needs more",
+    ),
+]
+
+# What is seen only when a picture's turn comes. The same command goes on once the picture is mended.
+LATE = [
+    case("corrupt picture", lambda w: w.distill(data=w.data_with(b"GIF89a?")), "{tmp}/copy/3.png is not a"),
+    case("truncated picture", lambda w: w.distill(data=w.data_with(cut_picture(w))), "{tmp}/copy/3.png is not a"),
+    case(
+        "corrupt picture that is not cached",
+        lambda w: w.distill("--cache_gb", 0, "--steps", 8, data=w.data_with(b"GIF89a?")),
+        "{tmp}/copy/3.png is not a",
+    ),
+    case(
+        "corrupt picture that another process reads",
+        lambda w: w.distill("--cache_gb", 0, "--steps", 8, "--workers", 1, data=w.data_with(b"GIF89a?")),
+        "{tmp}/copy/3.png is not a",
+    ),
+    case(
+        "corrupt picture, evaluate",
+        lambda w: w.evaluate(reference=w.data_with(b"GIF89a?")),
+        "{tmp}/copy/3.png is not a",
+    ),
+]
+
+STUDENTS = [
+    case("a student that was not pruned", lambda w: w.distill(student=w.teacher), "has no recipe.yaml", "bksdm prune"),
+    case(
+        "a student without its recipe",
+        lambda w: w.distill(student=without(w.copy(w.student), "recipe.yaml")),
+        "{tmp}/copy has no recipe.yaml",
+    ),
+    case(
+        "a student with another recipe",
+        lambda w: w.distill(student=other_recipe(w)),
+        "{tmp}/copy was not made from teacher",
+    ),
+    case(
+        "a student of another teacher",
+        lambda w: w.distill(student=w.other_student),
+        "v2 was not made from teacher",
+        "attention_head_dim is",
+    ),
+    case("a missing student", lambda w: w.distill(student=w.tmp / "no"), "{tmp}/no does not exist"),
+]
+
+
+def other_recipe(world: World) -> Path:
+    folder = world.copy(world.student)
+    shutil.copy(asset("recipes", "base.yaml"), folder / "recipe.yaml")
+    return folder
+
+
+ENCODERS = [
+    case("missing encoder", lambda w: w.evaluate("--encoder", w.tmp / "no"), "encoder {tmp}/no is not a CLIP"),
+    case("empty encoder", lambda w: w.evaluate("--encoder", w.empty()), "encoder {tmp}/empty is not a CLIP"),
+    case("a pipeline as encoder", lambda w: w.evaluate("--encoder", w.teacher), "teacher is not a CLIP folder"),
+    case("a VAE as encoder", lambda w: w.evaluate("--encoder", w.teacher / "vae"), "vae is not a CLIP folder"),
+    case(
+        "a text encoder as encoder",
+        lambda w: w.evaluate("--encoder", w.teacher / "text_encoder"),
+        "text_encoder is not a CLIP folder",
+    ),
+    case(
+        "encoder that is cut short",
+        lambda w: w.evaluate("--encoder", damaged(w, "model.safetensors", "encoder")),
+        "encoder {tmp}/copy",
+    ),
+    case(
+        "encoder without its colours",
+        lambda w: w.evaluate("--encoder", without(w.encoder(), "preprocessor_config.json")),
+        "encoder {tmp}/copy",
+        "preprocessor_config.json",
+    ),
+    case("missing teacher, evaluate", lambda w: w.evaluate("--teacher", w.tmp / "no"), "{tmp}/no does not exist"),
+]
+
+FOLDERS = [
+    case("a file as folder, prune", lambda w: w.prune("--out", taken(w)), "{tmp}/out is a file"),
+    case("a file as folder, distill", lambda w: w.distill("--out", taken(w)), "{tmp}/out is a file"),
+    case("a file as folder, generate", lambda w: w.generate("--out", taken(w)), "{tmp}/out is a file"),
+    case("a file as folder, evaluate", lambda w: w.evaluate("--out", taken(w)), "{tmp}/out is a file"),
+    case("a file as folder, quickstart", lambda w: w.quickstart("--out", taken(w)), "{tmp}/out is a file"),
+    case("a folder below a file, prune", lambda w: w.prune(*below_a_file(w)), "cannot write", "{tmp}/file.txt/deeper"),
+    case("a folder below a file, distill", lambda w: w.distill(*below_a_file(w)), "{tmp}/file.txt/deeper"),
+    case("a folder below a file, generate", lambda w: w.generate(*below_a_file(w)), "{tmp}/file.txt/deeper"),
+    case("a folder below a file, evaluate", lambda w: w.evaluate(*below_a_file(w)), "{tmp}/file.txt/deeper"),
+    case("a folder below a file, quickstart", lambda w: w.quickstart(*below_a_file(w)), "{tmp}/file.txt/deeper"),
+    case("other files, prune", lambda w: w.prune("--out", foreign(w)), "{tmp}/out is not empty and holds no run"),
+    case("other files, distill", lambda w: w.distill("--out", foreign(w)), "{tmp}/out is not empty and holds no run"),
+    case("other files, generate", lambda w: w.generate("--out", foreign(w)), "{tmp}/out is not empty and holds no run"),
+    case("other files, evaluate", lambda w: w.evaluate("--out", foreign(w)), "{tmp}/out is not empty and holds no run"),
+    case("other files, quickstart", lambda w: w.quickstart("--out", foreign(w)), "{tmp}/out is not empty and holds no"),
+    case(
+        "another run, prune",
+        lambda w: w.prune("--out", other_run(w, PruneOptions(str(w.teacher), "base", str(w.out)), "prune")),
+        "{tmp}/out holds another run (recipe: 'base' there, 'small' now)",
+    ),
+    case(
+        "another run, distill",
+        lambda w: w.distill(
+            "--out", other_run(w, DistillOptions(str(w.teacher), "other", str(w.pictures), str(w.out)), "distill")
+        ),
+        "{tmp}/out holds another run (student: 'other' there",
+    ),
+    case(
+        "another run, generate",
+        lambda w: w.generate("--out", other_run(w, GenerateOptions(str(w.teacher), str(w.out), ["blue"]), "generate")),
+        "{tmp}/out holds another run (prompt: ['blue'] there, ['red'] now)",
+    ),
+    case(
+        "another run, evaluate",
+        lambda w: w.evaluate("--out", other_run(w, EvaluateOptions(str(w.teacher), str(w.out), "emoji"), "evaluate")),
+        "{tmp}/out holds another run (reference: 'emoji' there",
+    ),
+    case(
+        "another run, quickstart",
+        lambda w: w.quickstart("--out", other_run(w, QuickstartOptions(str(w.out), "tiny"), "quickstart")),
+        "{tmp}/out holds another run (recipe: 'tiny' there, 'small' now)",
+    ),
+    case(
+        "a run of another verb",
+        lambda w: w.generate("--out", other_run(w, PruneOptions(str(w.teacher), "base", str(w.out)), "prune")),
+        "{tmp}/out holds another run (verb: 'prune' there, 'generate' now)",
+    ),
+    case("the student as folder of the run", lambda w: w.distill("--out", w.student), "is not empty and holds no run"),
+]
+
+EARLY = [*MODELS, *RECIPES, *OPTIONS, *PROMPTS, *DATA, *STUDENTS, *ENCODERS, *FOLDERS]
+
+
+def refused(run: Run, world: World, words: list[object], fragments: tuple[str, ...]) -> None:
+    outcome = run(*words)
+    assert (outcome.code, outcome.out) == (2, ""), outcome.err
+    assert len(outcome.said) == 1, outcome.err
+    assert outcome.said[0].startswith("bksdm: ")
+    assert "Traceback" not in outcome.err
+    for fragment in fragments:
+        assert fragment.replace("{tmp}", str(world.tmp)) in outcome.said[0]
+
+
+def everything_in(path: Path) -> dict[Path, bytes]:
+    """Files and their contents in a folder."""
+    return {file: file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}
+
+
+@pytest.mark.parametrize(("build", "fragments"), EARLY)
+def test_wrong_input_is_refused_in_one_line(run: Run, world: World, build: Build, fragments: tuple[str, ...]) -> None:
+    words = build(world)
+    before = everything_in(world.out)
+    refused(run, world, words, fragments)
+    assert everything_in(world.out) == before, "what was refused left something behind"
+
+
+@pytest.mark.parametrize(("build", "fragments"), LATE)
+def test_wrong_input_that_shows_late_is_refused_too(
+    run: Run, world: World, build: Build, fragments: tuple[str, ...]
+) -> None:
+    refused(run, world, build(world), fragments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(run: Run, world: World) -> None:
+    outcome = run(*world.generate("--device", "cuda"))
+    assert (outcome.code, outcome.said) == (2, ["bksdm: device 'cuda' is not available here; there is cpu"])
+
+
+@pytest.mark.parametrize("verb", ["prune", "distill", "generate", "evaluate"])
+def test_a_command_can_be_mended_in_the_same_folder(run: Run, done: Run, world: World, verb: str) -> None:
+    command: Callable[..., list[object]] = getattr(world, verb)
+    mistake = {"model" if verb in ("generate", "evaluate") else "teacher": world.tmp / "nowhere"}
+    assert run(*command(**mistake)).code == 2
+    done(*command())
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def stopped(done: Run, world: World) -> Path:
+    """The checkpoints of a run of two steps."""
+    done(*world.distill("--steps", 2, "--checkpoint_every", 1))
+    return world.out / "checkpoints"
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+def test_a_checkpoint_that_is_cut_short_is_named(run: Run, done: Run, world: World, stopped: Path, name: str) -> None:
+    newest = stopped / "step-00000002"
+    cut(newest / name)
+    outcome = run(*world.distill("--steps", 3, "--checkpoint_every", 1))
+    assert (outcome.code, outcome.out, len(outcome.said)) == (2, "", 1)
+    assert f"checkpoint {newest} cannot be read" in outcome.said[0]
+    assert "remove it to go on from the one before" in outcome.said[0]
+    shutil.rmtree(newest)
+    done(*world.distill("--steps", 3, "--checkpoint_every", 1))
+    assert [path.name for path in sorted(stopped.iterdir())] == ["step-00000002", "step-00000003"]
+
+
+# Pictures of every kind are no mistake
+
+
+def kinds(folder: Path) -> list[Path]:
+    """Greyscale, palette, CMYK, alpha and 16-bit pictures, of many shapes."""
+    folder.mkdir(exist_ok=True)
+    colour = Image.linear_gradient("L").resize((48, 40)).convert("RGB")
+    grey16 = Image.new("I;16", (40, 30), 0x8000)
+    wanted = {
+        "grey.png": colour.convert("L"),
+        "grey.jpg": colour.convert("L"),
+        "bits.png": colour.convert("1"),
+        "palette.png": colour.quantize(8),
+        "palette.gif": colour.quantize(8),
+        "cmyk.jpg": colour.convert("CMYK"),
+        "cmyk.tiff": colour.convert("CMYK"),
+        "alpha.png": colour.convert("RGBA"),
+        "alpha.webp": colour.convert("RGBA"),
+        "greyalpha.png": colour.convert("LA"),
+        "sixteen.png": grey16,
+        "sixteen.tiff": grey16,
+        "tall.png": colour.resize((8, 100)),
+        "point.png": colour.resize((1, 1)),
+    }
+    for name, picture in wanted.items():
+        picture.save(folder / name)
+    quantized = colour.quantize(8)
+    quantized.save(folder / "see-through.gif", transparency=0)
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("cache_gb", [0, 4])
+def test_distill_takes_pictures_of_every_kind(done: Run, world: World, cache_gb: int) -> None:
+    paths = kinds(world.tmp / "kinds")
+    metadata = lines(*({"file_name": path.name, "text": path.stem} for path in paths))
+    (world.tmp / "kinds" / "metadata.jsonl").write_text(metadata)
+    done(*world.distill("--cache_gb", cache_gb, "--batch_size", len(paths), data=world.tmp / "kinds"))
+
+
+def test_generate_starts_from_pictures_of_every_kind(done: Run, world: World) -> None:
+    for path in kinds(world.tmp / "kinds"):
+        out = world.tmp / path.name
+        done(*world.generate("--image", path, "--out", out))
+        with Image.open(out / "00000.png") as picture:
+            assert (picture.mode, picture.size) == ("RGB", (32, 32))

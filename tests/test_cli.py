@@ -1,0 +1,366 @@
+"""The command line: how it is spelled, what it prints, and how it ends."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import docstring_parser
+import pytest
+import yaml
+
+from bksdm import cli
+from bksdm.errors import InputError
+from bksdm.options import DescribeOptions, DistillOptions, GenerateOptions
+from published import FACTS, RECIPES, UNETS
+from verbs import Run
+
+pytest_plugins = ["verbs_fixtures"]
+
+# Options are a budget: a new one needs a reason and a line here.
+OPTIONS = {"quickstart": 4, "describe": 3, "prune": 4, "distill": 31, "generate": 18, "evaluate": 14}
+JSON_VERBS = ("describe", "prune", "generate", "evaluate")
+
+
+def python(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_the_overview_names_every_verb(done: Run, words: list[str]) -> None:
+    outcome = done(*words)
+    assert [line.split()[0] for line in outcome.out.splitlines() if line.startswith("  ")] == list(cli.VERBS)
+    assert not outcome.err
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_shows_its_options_with_a_sentence_each(done: Run, verb: str) -> None:
+    kind = cli.VERBS[verb][0]
+    described = {item.arg_name: item.description or "" for item in docstring_parser.parse(kind.__doc__).params}
+    text = done(verb, "--help").out
+    assert text.startswith(f"usage: bksdm {verb}")
+    assert sorted(described) == sorted(field.name for field in dataclasses.fields(kind))
+    for name, sentence in described.items():
+        assert f"--{name} " in text
+        assert sentence.endswith(".")
+        assert "".join(sentence.split()) in "".join(text.split())
+
+
+def test_the_version_is_the_packages(done: Run) -> None:
+    from importlib.metadata import version
+
+    assert done("--version").out.strip() == version("bksdm")
+
+
+@pytest.mark.parametrize("words", [["-c", "import bksdm.cli"], ["-m", "bksdm", "--help"], ["-m", "bksdm", "--version"]])
+def test_the_front_door_opens_without_the_heavy_libraries(words: list[str]) -> None:
+    result = python("-X", "importtime", *words)
+    assert result.returncode == 0
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "bksdm" in imported
+    assert not imported & {"torch", "diffusers", "transformers", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_options_of_a_verb_are_parsed_without_torch(verb: str) -> None:
+    code = f"import sys; from bksdm import cli; cli.parse(cli.VERBS[{verb!r}][0], {verb!r}, ['--print_config'])"
+    result = python("-X", "importtime", "-c", code)
+    assert result.returncode == 0
+    assert not [line for line in result.stderr.splitlines() if line.endswith((" torch", " diffusers"))]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_options_are_a_budget(verb: str) -> None:
+    assert len(dataclasses.fields(cli.VERBS[verb][0])) == OPTIONS[verb]
+
+
+def test_every_verb_has_a_budget() -> None:
+    assert OPTIONS.keys() == cli.VERBS.keys()
+
+
+@pytest.mark.parametrize("word", ["nonsense", "--nonsense", "Generate", ""])
+def test_an_unknown_verb_is_refused_with_the_known_ones(run: Run, word: str) -> None:
+    outcome = run(word)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.said == [f"bksdm: unknown verb {word!r}; give one of {', '.join(cli.VERBS)}"]
+
+
+# Spelling
+
+
+def generate_options(*words: str) -> GenerateOptions:
+    return cli.parse(GenerateOptions, "generate", list(words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["emoji", "--out", "o"],
+        ["--model", "emoji", "--out", "o"],
+        ["--out", "o", "--model", "emoji"],
+        ["--out=o", "--model=emoji"],
+    ],
+)
+def test_a_leading_word_is_the_first_option(words: list[str]) -> None:
+    assert generate_options(*words) == GenerateOptions("emoji", "o")
+
+
+@pytest.mark.parametrize(
+    ("words", "prompts"),
+    [
+        (["--prompt", "red apple"], ["red apple"]),
+        (["--prompt=red apple"], ["red apple"]),
+        (["--prompt", "red apple", "green car"], ["red apple", "green car"]),
+        (["--prompt", "red apple", "--prompt", "green car"], ["red apple", "green car"]),
+        (["--prompt", "red apple", "--steps", "3", "--prompt", "green car"], ["red apple", "green car"]),
+        (["--prompt=red apple", "--prompt=green car"], ["red apple", "green car"]),
+        (["--prompt", "1", "null", "true", "[a]", "{b: c}", "d: e", '"f"', "-g", "#h"], None),
+        (["--prompt", "ant, noto style", "été ☂", " spaces "], None),
+    ],
+)
+def test_prompts_are_taken_word_by_word_as_they_are(words: list[str], prompts: list[str] | None) -> None:
+    options = generate_options("emoji", "--out", "o", *words)
+    assert options.prompt == (prompts or words[1:])
+
+
+@pytest.mark.parametrize("text", ["1", "1.5", "a: b", "[a]", "{b", "- d", "true", "été"])
+@pytest.mark.parametrize("option", ["negative_prompt", "out", "model"])
+def test_texts_are_taken_as_they_are(option: str, text: str) -> None:
+    given = {"model": "emoji", "out": "o"} | {option: text}
+    options = generate_options(*(f"--{name}={value}" for name, value in given.items()))
+    assert getattr(options, option) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "flip"),
+    [([], True), (["--flip"], True), (["--flip", "false"], False), (["--flip=false"], False), (["--flip=true"], True)],
+)
+def test_a_flag_may_stand_alone_or_with_a_value(words: list[str], flip: bool) -> None:
+    options = cli.parse(DistillOptions, "distill", ["t", "--student", "s", *words, "--data", "d", "--out", "o"])
+    assert options == DistillOptions("t", "s", "d", "o", flip=flip)
+
+
+def test_options_of_two_words_may_be_written_with_a_hyphen() -> None:
+    options = generate_options("emoji", "--out", "o", "--batch-size", "3", "--images-per-prompt=2")
+    assert options == GenerateOptions("emoji", "o", batch_size=3, images_per_prompt=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [(["--lr", "1e-3"], 1e-3), (["--lr", "1"], 1.0), (["--lr=.5"], 0.5), (["--lr", "2e1"], 20.0)]
+)
+def test_numbers_may_be_written_as_people_do(words: list[str], value: float) -> None:
+    options = cli.parse(DistillOptions, "distill", ["t", "--student", "s", "--data", "d", "--out", "o", *words])
+    assert options.lr == value
+    assert isinstance(options.lr, float)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["emoji", "--steps", "3"],
+        ["emoji", "--steps", "many", "--out", "o"],
+        ["emoji", "--steps", "3.5", "--out", "o"],
+        ["emoji", "--steps", "true", "--out", "o"],
+        ["emoji", "--precision", "fp8", "--out", "o"],
+        ["emoji", "--nonsense", "3", "--out", "o"],
+        ["emoji", "--out"],
+        ["emoji", "green", "--out", "o"],
+        ["--out", "o", "emoji"],
+    ],
+)
+def test_what_is_not_an_option_is_refused(words: list[str]) -> None:
+    with pytest.raises(InputError, match=r"^bksdm generate: .*; see bksdm generate --help$"):
+        generate_options(*words)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_options_are_not_shortened(verb: str) -> None:
+    with pytest.raises(InputError, match="--ou"):
+        cli.parse(cli.VERBS[verb][0], verb, ["a", "--ou", "o"])
+
+
+# Config files
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "options.yaml"
+    path.write_text("model: emoji\nout: o\nsteps: 3\nprompt: [red, green]\nguidance: 2\n")
+    return path
+
+
+def test_a_config_file_gives_options(config: Path) -> None:
+    wanted = GenerateOptions("emoji", "o", steps=3, prompt=["red", "green"], guidance=2.0)
+    assert generate_options("--config", str(config)) == wanted
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_flags_come_on_top_wherever_they_stand(config: Path, first: bool) -> None:
+    flags, file = ["--steps", "5", "--prompt", "blue"], ["--config", str(config)]
+    options = generate_options(*(flags + file if first else file + flags))
+    assert (options.steps, options.prompt, options.guidance) == (5, ["blue"], 2.0)
+
+
+def test_the_model_may_stand_before_a_config_file(config: Path) -> None:
+    assert generate_options("other", "--config", str(config)).model == "other"
+
+
+def test_what_print_config_prints_is_a_config_file(done: Run, config: Path, tmp_path: Path) -> None:
+    text = done("generate", "--config", config, "--steps", 7, "--json", "--print_config").out
+    assert yaml.safe_load(text)["steps"] == 7
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(text)
+    wanted = GenerateOptions("emoji", "o", steps=7, prompt=["red", "green"], guidance=2.0, json=True)
+    assert generate_options("--config", str(printed)) == wanted
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_print_config_shows_every_option_and_does_nothing(done: Run, verb: str) -> None:
+    shown = yaml.safe_load(done(verb, "--print_config").out)
+    assert set(shown) == {field.name for field in dataclasses.fields(cli.VERBS[verb][0])}
+
+
+def test_a_command_with_a_config_file_may_be_repeated(done: Run, config: Path, v1_folder: Path, tmp_path: Path) -> None:
+    words = ("generate", v1_folder, "--config", config, "--out", tmp_path / "o", "--steps", 1, "--json")
+    assert done(*words).json == done(*words).json
+
+
+# What is printed
+
+
+def test_json_is_one_object_and_nothing_else(done: Run, v1_folder: Path, tmp_path: Path) -> None:
+    for words in (
+        ("describe", v1_folder),
+        ("describe", v1_folder, "--recipe", "tiny"),
+        ("prune", v1_folder, "--recipe", "tiny", "--out", tmp_path / "student"),
+        ("generate", tmp_path / "student", "--prompt", "red", "--steps", 1, "--out", tmp_path / "pictures"),
+    ):
+        outcome = done(*words, "--json")
+        assert isinstance(outcome.json, dict)
+        assert outcome.out.count("\n") == 1
+        assert not outcome.said
+
+
+def test_the_verbs_that_answer_with_json_are_known() -> None:
+    assert (
+        tuple(
+            verb
+            for verb, (kind, _) in cli.VERBS.items()
+            if "json" in {field.name for field in dataclasses.fields(kind)}
+        )
+        == JSON_VERBS
+    )
+
+
+def test_without_json_people_get_a_sentence(done: Run, v1_folder: Path, tmp_path: Path) -> None:
+    student, pictures = tmp_path / "student", tmp_path / "pictures"
+    assert f"student in {student}" in done("prune", v1_folder, "--recipe", "base", "--out", student).out
+    words = ("generate", student, "--prompt", "red", "--steps", 1, "--out", pictures)
+    assert done(*words).out == f"1 pictures in {pictures}\n"
+
+
+def test_libraries_print_nothing_of_their_own(v1_folder: Path, tmp_path: Path) -> None:
+    result = python("-m", "bksdm", "prune", v1_folder, "--recipe", "small", "--out", tmp_path / "student", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["out"] == str(tmp_path / "student")
+
+
+# Describe
+
+
+@pytest.fixture(params=["v1", "v2"])
+def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder that holds only the published teacher's unet/config.json."""
+    folder = tmp_path / request.param
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(UNETS[request.param]))
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["whole", *RECIPES])
+def test_describe_gives_the_published_figures(done: Run, bare: Path, recipe: str) -> None:
+    described = done("describe", bare, *(() if recipe == "whole" else ("--recipe", recipe)), "--json").json
+    published = FACTS["unets"][f"{bare.name}-{recipe}"]
+    assert described["unet"]["params"] == published["params"]
+    assert described["unet"]["gmacs_modules"] == pytest.approx(published["gmacs_modules"], abs=0.12)
+    assert described["unet"]["gmacs_all"] == pytest.approx(published["gmacs_all"], abs=0.05)
+    assert described["teacher_unet"]["params"] == FACTS["unets"][f"{bare.name}-whole"]["params"]
+    assert described["latent_size"] == 64
+    assert bool(described["removed"]) == (recipe != "whole")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_describe_draws_what_goes(done: Run, tmp_path: Path, recipe: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(UNETS["v1"]))
+    text = done("describe", tmp_path, "--recipe", recipe).out
+    assert f"{FACTS['unets'][f'v1-{recipe}']['params'] / 1e6:.1f} M parameters" in text
+    assert ("." * len("RAR") in text.split("mid_block")[1].splitlines()[0]) == (recipe != "base")
+
+
+def test_describe_takes_a_recipe_of_ones_own(done: Run, bare: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nmid: false\n")
+    described = done("describe", bare, "--recipe", tmp_path / "mine.yaml", "--json").json
+    assert described["recipe"]["name"] == "mine"
+    assert described["removed"] == ["mid_block"]
+
+
+def test_describe_reads_no_weights(done: Run, v1_folder: Path, bare: Path) -> None:
+    assert done("describe", v1_folder, "--json").json["unet"]["params"] < 1e7
+    assert sorted(path.name for path in bare.rglob("*") if path.is_file()) == ["config.json"]
+    assert done("describe", bare).code == 0
+
+
+# Failures
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb with a fault of our own."""
+
+    def fault(options: object) -> None:
+        raise KeyError("no such tensor\nin the second line")
+
+    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, fault))
+
+
+@pytest.mark.usefixtures("breaks")
+def test_a_fault_of_our_own_is_one_line_and_code_1(run: Run) -> None:
+    outcome = run("describe", "emoji")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.said == [r"bksdm: failed: KeyError: 'no such tensor\nin the second line' (--debug shows where)"]
+
+
+@pytest.mark.usefixtures("breaks")
+def test_debug_shows_where(run: Run) -> None:
+    outcome = run("describe", "emoji", "--debug")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "Traceback" in outcome.err
+    assert "in fault" in outcome.err
+
+
+@pytest.mark.parametrize("words", [("nonsense", "--debug"), ("--debug", "nonsense"), ("prune", "--debug")])
+def test_debug_adds_a_traceback_and_keeps_the_code(run: Run, words: tuple[str, ...]) -> None:
+    outcome = run(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "Traceback" in outcome.err
+    assert outcome.said[-1].startswith("bksdm: ")
+
+
+def test_without_debug_there_is_no_traceback(run: Run) -> None:
+    outcome = run("describe", "./nowhere")
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert len(outcome.said) == 1
+
+
+def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, interrupted))
+    outcome = run("describe", "emoji")
+    assert (outcome.code, outcome.out, len(outcome.said)) == (130, "", 1)

@@ -1,0 +1,283 @@
+"""Pictures from prompts: the same as diffusers makes, each from its own seed, none made twice."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from PIL import Image
+
+from bksdm.assets import asset
+from bksdm.data.folder import open_picture, read_captions
+from bksdm.sampling import scheduler_named
+from tiny_models import PICTURE
+from verbs import Run, mtimes, read_lines
+
+pytest_plugins = ["verbs_fixtures"]
+
+EMOJI = asset("emoji", "model")
+PROMPTS = ("red apple, noto style", "snail, fluent style", "a house")
+STEPS, SEED, GUIDANCE = 4, 11, 3.0
+SCHEDULERS = [None, "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+
+
+def pixels(path: Path | Image.Image) -> np.ndarray:
+    return np.asarray(open_picture(path) if isinstance(path, Path) else path, dtype=int)
+
+
+def assert_same(ours: Sequence[Path], theirs: Sequence[Path | Image.Image]) -> None:
+    """The same pictures, but for the rounding of one level."""
+    assert len(ours) == len(theirs)
+    for path, other in zip(ours, theirs, strict=True):
+        assert np.abs(pixels(path) - pixels(other)).max() <= 1
+
+
+def made(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture
+def emoji(done: Run, tmp_path: Path) -> "Emoji":
+    return Emoji(done, tmp_path)
+
+
+class Emoji:
+    """`bksdm generate emoji` with small settings, each command into a folder of its own."""
+
+    def __init__(self, done: Run, tmp: Path) -> None:
+        self.done = done
+        self.tmp = tmp
+
+    def __call__(self, *words: object, prompts: Sequence[str] = PROMPTS, name: str = "out") -> list[Path]:
+        common = ("--steps", STEPS, "--seed", SEED, "--guidance", GUIDANCE, "--out", self.tmp / name)
+        self.done("generate", "emoji", *common, "--prompt", *prompts, *words)
+        return made(self.tmp / name)
+
+
+def stock(scheduler: str | None = None, model: Path = EMOJI, kind: type = StableDiffusionPipeline) -> object:
+    """The pipeline as diffusers itself loads it."""
+    pipeline = kind.from_pretrained(model, local_files_only=True, dtype=torch.float32)
+    if scheduler:
+        config = dict(pipeline.scheduler.config) | {"clip_sample": False}
+        pipeline.scheduler = getattr(diffusers, scheduler).from_config(config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def noise(seeds: Sequence[int], height: int, width: int) -> torch.Tensor:
+    """Initial latents with shape (B, 4, height, width), a seed each."""
+    draws = [torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(draws)
+
+
+# Against diffusers
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_pictures_are_those_of_diffusers(emoji: Emoji, scheduler: str | None) -> None:
+    ours = emoji(*(("--scheduler", scheduler) if scheduler else ()))
+    theirs = stock(scheduler)(
+        list(PROMPTS),
+        latents=noise(range(SEED, SEED + 3), 16, 16),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+    ).images
+    assert_same(ours, theirs)
+    assert np.ptp(pixels(ours[0])) > 50, "a picture without contrast would prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "size"),
+    [
+        (["--guidance", 1], {"guidance_scale": 1.0}, (16, 16)),
+        (["--negative_prompt", "red"], {"negative_prompt": ["red"] * 3}, (16, 16)),
+        (["--height", 32, "--width", 96], {"height": 32, "width": 96}, (8, 24)),
+        (["--steps", 7], {"num_inference_steps": 7}, (16, 16)),
+    ],
+    ids=["without guidance", "negative prompt", "size", "steps"],
+)
+def test_options_mean_what_they_mean_in_diffusers(
+    emoji: Emoji, words: list[object], arguments: dict[str, object], size: tuple[int, int]
+) -> None:
+    common = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "latents": noise(range(SEED, SEED + 3), *size)}
+    theirs = stock()(list(PROMPTS), **(common | arguments)).images
+    assert_same(emoji(*words), theirs)
+
+
+@pytest.mark.parametrize("scheduler", [None, "DDIMScheduler"])
+def test_velocity_is_understood(done: Run, tmp_path: Path, v2_folder: Path, scheduler: str | None) -> None:
+    words = ("--scheduler", scheduler) if scheduler else ()
+    done("generate", v2_folder, "--prompt", "red apple", "--steps", STEPS, "--seed", 3, "--out", tmp_path / "o", *words)
+    pipeline = stock(scheduler, v2_folder)
+    theirs = pipeline("red apple", latents=noise([3], 8, 8), num_inference_steps=STEPS, guidance_scale=7.5).images
+    assert_same(made(tmp_path / "o"), theirs)
+
+
+@pytest.mark.parametrize(("strength", "scheduler"), [(0.5, None), (1.0, None), (0.8, "DDIMScheduler")])
+def test_a_picture_to_start_from_is_used_as_diffusers_does(
+    emoji: Emoji, strength: float, scheduler: str | None
+) -> None:
+    source = asset("emoji", "art", "heldout", "ant.twemoji.png")
+    words = ("--scheduler", scheduler) if scheduler else ()
+    ours = emoji("--image", source, "--strength", strength, *words)
+    pipeline = stock(scheduler, kind=StableDiffusionImg2ImgPipeline)
+    theirs = [
+        pipeline(
+            prompt,
+            image=open_picture(source),
+            strength=strength,
+            generator=torch.Generator().manual_seed(SEED + number),
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+        ).images[0]
+        for number, prompt in enumerate(PROMPTS)
+    ]
+    assert_same(ours, theirs)
+
+
+def test_a_picture_to_start_from_is_scaled_to_the_size_of_the_model(emoji: Emoji, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "large.png")
+    paths = emoji("--image", tmp_path / "large.png", "--strength", 0.3, prompts=PROMPTS[:1])
+    assert pixels(paths[0]).shape == (64, 64, 3)
+    assert pixels(paths[0])[..., 0].mean() > pixels(paths[0])[..., 1:].mean() + 50
+
+
+def test_latents_are_never_clipped(v1_teacher: StableDiffusionPipeline) -> None:
+    assert "clip_sample" not in v1_teacher.scheduler.config
+    assert not scheduler_named("DDIMScheduler", v1_teacher.scheduler).config.clip_sample
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_the_batch_size_does_not_matter(emoji: Emoji, batch_size: int) -> None:
+    assert_same(emoji("--batch_size", batch_size, name="many"), emoji("--batch_size", 1, name="one"))
+
+
+def test_every_picture_has_the_seed_after_the_last(emoji: Emoji) -> None:
+    all_of_them = emoji("--images_per_prompt", 2)
+    assert [line["seed"] for line in read_lines(emoji.tmp / "out" / "metadata.jsonl")] == list(range(SEED, SEED + 6))
+    alone = emoji("--seed", SEED + 3, prompts=[PROMPTS[1]], name="alone")
+    assert_same(alone, [all_of_them[3]])
+
+
+def test_another_seed_gives_another_picture(emoji: Emoji) -> None:
+    first, second = emoji("--images_per_prompt", 2, prompts=PROMPTS[:1])
+    assert np.abs(pixels(first) - pixels(second)).max() > 50
+
+
+# What is written
+
+
+def test_a_picture_says_how_it_was_made(emoji: Emoji) -> None:
+    prompt = "été ☂, “noto” style"
+    words = ("--negative_prompt", "blue", "--scheduler", "DDIMScheduler")
+    with Image.open(emoji(*words, prompts=["a", prompt])[1]) as picture:
+        assert picture.text == {
+            "prompt": prompt,
+            "seed": str(SEED + 1),
+            "model": "emoji",
+            "steps": str(STEPS),
+            "guidance": str(GUIDANCE),
+            "scheduler": "DDIMScheduler",
+            "negative_prompt": "blue",
+            "strength": "0.8",
+            "precision": "auto",
+        }
+
+
+def test_metadata_lists_the_pictures_as_data_does(emoji: Emoji) -> None:
+    paths = emoji("--images_per_prompt", 2)
+    entries = read_captions(emoji.tmp / "out")
+    assert [entry.path for entry in entries] == paths
+    assert [entry.text for entry in entries] == [prompt for prompt in PROMPTS for _ in range(2)]
+
+
+def test_a_run_folder_holds_its_options(emoji: Emoji) -> None:
+    emoji()
+    config = yaml.safe_load((emoji.tmp / "out" / "config.yaml").read_text())
+    assert (config["verb"], config["model"], config["prompt"]) == ("generate", "emoji", list(PROMPTS))
+    assert "versions" in json.loads((emoji.tmp / "out" / "provenance.json").read_text())
+    assert not list((emoji.tmp / "out").glob("*.partial"))
+
+
+def test_json_lists_the_pictures(done: Run, v1_folder: Path, tmp_path: Path) -> None:
+    words = ("--prompt", "red", "green", "--steps", 1, "--out", tmp_path / "o", "--json")
+    assert done("generate", v1_folder, *words).json == {"pictures": [str(path) for path in made(tmp_path / "o")]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_changes_little(done: Run, v1_folder: Path, tmp_path: Path, precision: str) -> None:
+    for name in ("auto", precision):
+        words = ("--prompt", "red", "--steps", 2, "--precision", name, "--device", "cpu", "--out", tmp_path / name)
+        done("generate", v1_folder, *words)
+    difference = np.abs(pixels(tmp_path / "auto" / "00000.png") - pixels(tmp_path / precision / "00000.png"))
+    assert difference.max() <= (1 if precision == "fp32" else 40)
+
+
+# Again
+
+
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_the_same_command_makes_only_what_is_missing(emoji: Emoji, batch_size: int) -> None:
+    paths = emoji()
+    wanted = pixels(paths[1])
+    before = mtimes(paths)
+    paths[1].unlink()
+    (emoji.tmp / "out" / "00001.partial").write_bytes(b"cut off by a kill")
+    assert emoji("--batch_size", batch_size) == paths
+    after = mtimes(paths)
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1] > before[1]
+    assert np.abs(pixels(paths[1]) - wanted).max() <= 1
+    assert not list((emoji.tmp / "out").glob("*.partial"))
+
+
+def test_a_finished_command_needs_no_model(done: Run, folder: Path, tmp_path: Path) -> None:
+    words = ("generate", folder, "--prompt", "red", "--steps", 1, "--out", tmp_path / "o", "--json")
+    first = done(*words)
+    (folder / "model_index.json").unlink()
+    assert done(*words).json == first.json
+
+
+# Prompts
+
+
+def write_prompts(path: Path, prompts: Sequence[str]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            csv.writer(file).writerows([("number", "text"), *enumerate(prompts)])
+        elif path.suffix == ".jsonl":
+            file.writelines(json.dumps({"text": prompt}) + "\n" for prompt in prompts)
+        else:
+            file.write("\n".join([*prompts, "", "  "]))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ""])
+def test_prompts_come_from_files(done: Run, v1_folder: Path, tmp_path: Path, suffix: str) -> None:
+    prompts = ["red apple", 'a "green" car, été', "- red: [car]"]
+    file = write_prompts(tmp_path / f"prompts{suffix}", prompts)
+    done("generate", v1_folder, "--prompts", file, "--steps", 1, "--out", tmp_path / "o")
+    assert [line["text"] for line in read_lines(tmp_path / "o" / "metadata.jsonl")] == prompts
+    assert all(pixels(path).shape == (PICTURE, PICTURE, 3) for path in made(tmp_path / "o"))
+
+
+def test_prompts_come_from_a_folder_of_data(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    done("generate", v1_folder, "--prompts", pictures, "--steps", 1, "--out", tmp_path / "o")
+    wanted = [line["text"] for line in read_lines(pictures / "metadata.jsonl")]
+    assert [line["text"] for line in read_lines(tmp_path / "o" / "metadata.jsonl")] == wanted
+
+
+def test_a_prompts_file_and_the_same_words_give_the_same_pictures(done: Run, v1_folder: Path, tmp_path: Path) -> None:
+    file = write_prompts(tmp_path / "prompts.txt", ["red apple", "green car"])
+    done("generate", v1_folder, "--prompts", file, "--steps", 2, "--out", tmp_path / "file")
+    done("generate", v1_folder, "--prompt", "red apple", "green car", "--steps", 2, "--out", tmp_path / "words")
+    assert_same(made(tmp_path / "file"), made(tmp_path / "words"))

@@ -1,0 +1,74 @@
+"""Imports inside the package point to the same floor or down."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bksdm
+
+FLOORS = {
+    5: "cli __main__ api",
+    4: "quickstart report",
+    3: "generate evaluate.*",
+    2: "distill.*",
+    1: "data.* models prune taps cost describe card sampling embedded",
+    0: "recipe families.* losses options runs errors randomness devices progress assets",
+}
+PACKAGE = Path(bksdm.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def floor(module: str) -> int | None:
+    """The floor of a module, such as "data.folder", or None where the table has none."""
+    for number, entries in FLOORS.items():
+        for entry in entries.split():
+            if module == entry.removesuffix(".*") or (entry.endswith(".*") and module.startswith(entry[:-1])):
+                return number
+    return None
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports anywhere, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (module for name in found if name.startswith("bksdm.") and (module := module_of(name)))
+
+
+def module_of(name: str) -> str | None:
+    """The module that a dotted name, such as "bksdm.recipe.Recipe", lies in."""
+    parts = name.split(".")[1:]
+    return next((found for n in range(len(parts), 0, -1) if (found := ".".join(parts[:n])) in MODULES), None)
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert not list(imported(PACKAGE / "__init__.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_floor(module: str) -> None:
+    assert floor(module) is not None, f"bksdm.{module} is on no floor; add it to FLOORS"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if floor(module) is not None])
+def test_imports_point_down(module: str) -> None:
+    own = floor(module)
+    up = [other for other in imported(MODULES[module]) if (floor(other) or 0) > own]
+    assert not up, f"bksdm.{module} on floor {own} imports {', '.join(up)} from above"
+
+
+def test_the_parser_sees_what_is_imported() -> None:
+    assert set(imported(MODULES["distill.objective"])) >= {"distill.noise", "losses", "recipe", "taps"}
+    assert module_of("bksdm.families.sd_unet") == "families.sd_unet"
+    assert module_of("bksdm.families.derive") == "families"

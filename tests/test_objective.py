@@ -1,0 +1,247 @@
+"""The objective of retraining: its terms against the formula, its gradients, and the frozen teacher."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.noise import Corrupted, NoiseSchedule
+from bksdm.distill.objective import Distillation
+from bksdm.losses import LossWeights
+from bksdm.prune import prune_unet
+from bksdm.recipe import Tap, load_recipe
+from published import RECIPES, taps
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+
+
+@dataclass
+class Setting:
+    """An objective with what it is made of."""
+
+    teacher: UNet2DConditionModel
+    student: UNet2DConditionModel
+    conditions: Conditions
+    schedule: NoiseSchedule
+    objective: Distillation
+
+    def losses(self, seed: int = 0, batch: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return self.objective(pixels_and_tokens() if batch is None else batch, rng(seed))
+
+    def noisy(self, batch: dict[str, Tensor], seed: int = 0) -> Corrupted:
+        draws = rng(seed)
+        return self.schedule.corrupt(self.conditions.latents(batch, draws), draws)
+
+
+def setting(
+    pipeline: StableDiffusionPipeline,
+    recipe: str,
+    weights: LossWeights | None = None,
+    *,
+    checkpointing: bool = False,
+    teacher_dtype: torch.dtype = torch.float32,
+) -> Setting:
+    teacher = copy.deepcopy(pipeline.unet)
+    student, pruning = prune_unet(teacher, load_recipe(recipe))
+    student.train()
+    if checkpointing:
+        student.enable_gradient_checkpointing()
+    teacher.to(teacher_dtype)
+    conditions = Conditions(copy.deepcopy(pipeline.vae), copy.deepcopy(pipeline.text_encoder))
+    schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+    objective = Distillation(student, teacher.train(), pruning.taps, conditions, schedule, weights)
+    return Setting(teacher, student, conditions, schedule, objective)
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pixels_and_tokens() -> dict[str, Tensor]:
+    return {
+        "pixel_values": torch.rand(2, 3, PICTURE, PICTURE, generator=rng(1)) * 2 - 1,
+        "input_ids": torch.randint(500, (2, MAX_TOKENS), generator=rng(2)),
+    }
+
+
+def latents_and_context() -> dict[str, Tensor]:
+    return {
+        "latents_mean": torch.randn(2, 4, LATENT, LATENT, generator=rng(3)),
+        "latents_std": torch.rand(2, 4, LATENT, LATENT, generator=rng(4)),
+        "context": torch.randn(2, MAX_TOKENS, CONTEXT, generator=rng(5)),
+    }
+
+
+def outputs(unet: UNet2DConditionModel, paths: list[str], noisy: Corrupted, context: Tensor) -> list[Tensor]:
+    """What a U-Net answers, and what its modules at `paths` give, by hooks of the test's own."""
+    seen: dict[str, Tensor] = {}
+
+    def hook_for(path: str) -> object:
+        return lambda _module, _args, output: seen.update({path: output[0] if isinstance(output, tuple) else output})
+
+    handles = [unet.get_submodule(path).register_forward_hook(hook_for(path)) for path in paths]
+    with torch.no_grad():
+        answer = unet(noisy.latents, noisy.timesteps, context).sample
+    for handle in handles:
+        handle.remove()
+    return [answer, *(seen[path] for path in paths)]
+
+
+def mean_squared_error(first: Tensor, second: Tensor) -> float:
+    return float((first.double() - second.double()).square().mean())
+
+
+@every_recipe
+@pytest.mark.parametrize("batch", [pixels_and_tokens(), latents_and_context()], ids=["pixels", "latents"])
+def test_all_terms_are_those_of_the_paper(
+    teacher: StableDiffusionPipeline, recipe: str, batch: dict[str, Tensor]
+) -> None:
+    made = setting(teacher, recipe, LossWeights(0.5, 2.0, 3.0))
+    losses = {name: value.item() for name, value in made.losses(batch=batch).items()}
+    noisy, context = made.noisy(batch), made.conditions.context(batch)
+    pairs = taps(recipe)
+    taught, *wanted = outputs(made.teacher, [path for path, _ in pairs], noisy, context)
+    predicted, *learnt = outputs(made.student, [path for _, path in pairs], noisy, context)
+
+    task, output = mean_squared_error(predicted, noisy.target), mean_squared_error(predicted, taught)
+    per_tap = [mean_squared_error(*features) for features in zip(learnt, wanted, strict=True)]
+    expected = {"loss": 0.5 * task + 2.0 * output + 3.0 * sum(per_tap), "task": task, "output_kd": output}
+    expected |= {"feature_kd": sum(per_tap)}
+    expected |= {f"tap/{path}": value for (_, path), value in zip(pairs, per_tap, strict=True)}
+    assert losses == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_target_is_what_the_scheduler_predicts(
+    v1_teacher: StableDiffusionPipeline, v2_teacher: StableDiffusionPipeline
+) -> None:
+    noise = setting(v1_teacher, "base").noisy(latents_and_context())
+    velocity = setting(v2_teacher, "base").noisy(latents_and_context())
+    assert torch.equal(noise.latents, velocity.latents)
+    assert not torch.allclose(noise.target, velocity.target, atol=0.1)
+
+
+def test_the_paper_weighs_all_terms_alike(v1_teacher: StableDiffusionPipeline) -> None:
+    losses = setting(v1_teacher, "tiny").losses()
+    assert torch.isclose(losses["loss"], losses["task"] + losses["output_kd"] + losses["feature_kd"])
+
+
+def test_a_student_that_is_the_teacher_has_the_task_loss_alone(v1_teacher: StableDiffusionPipeline) -> None:
+    made = setting(v1_teacher, "base")
+    same = [Tap(path, path) for path, _ in taps("base")]
+    twin = Distillation(copy.deepcopy(made.teacher), made.teacher, same, made.conditions, made.schedule)
+    losses = {name: value.item() for name, value in twin(pixels_and_tokens(), rng(0)).items()}
+    assert losses["output_kd"] == losses["feature_kd"] == 0
+    assert losses["loss"] == losses["task"] > 0
+
+
+def test_losses_are_a_function_of_the_random_numbers(v1_teacher: StableDiffusionPipeline) -> None:
+    made = setting(v1_teacher, "base")
+    first, again, other = (made.losses(seed)["loss"].item() for seed in (0, 0, 1))
+    assert first == again != other
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recipe", ["small", "tiny"])
+def test_every_tap_teaches_what_comes_before_it(
+    v1_teacher: StableDiffusionPipeline, recipe: str, checkpointing: bool
+) -> None:
+    made = setting(v1_teacher, recipe, checkpointing=checkpointing)
+    losses = made.losses()
+    for _, path in taps(recipe):
+        made.student.zero_grad(set_to_none=True)
+        losses[f"tap/{path}"].backward(retain_graph=True)
+        gradients = [parameter.grad for parameter in made.student.get_submodule(path).parameters()]
+        assert all(gradient is not None for gradient in gradients), path
+        assert any(gradient.any() for gradient in gradients), path
+        assert made.student.conv_in.weight.grad.any(), path
+        assert made.student.conv_out.weight.grad is None, path
+
+
+@pytest.mark.parametrize("term", ["loss", "task", "output_kd"])
+def test_the_other_terms_teach_all_parameters(v1_teacher: StableDiffusionPipeline, term: str) -> None:
+    made = setting(v1_teacher, "tiny")
+    made.losses()[term].backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in made.student.parameters())
+
+
+@every_recipe
+def test_gradient_checkpointing_changes_no_gradient(teacher: StableDiffusionPipeline, recipe: str) -> None:
+    plain, checkpointed = setting(teacher, recipe), setting(teacher, recipe, checkpointing=True)
+    for made in (plain, checkpointed):
+        made.losses()["loss"].backward()
+    saved = dict(checkpointed.student.named_parameters())
+    for name, parameter in plain.student.named_parameters():
+        assert torch.allclose(parameter.grad, saved[name].grad, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("weights", "terms"),
+    [
+        (LossWeights(1, 0, 0), ["task"]),
+        (LossWeights(0, 1, 0), ["output_kd"]),
+        (LossWeights(0, 0, 1), ["feature_kd"]),
+        (LossWeights(1, 0, 1), ["task", "feature_kd"]),
+    ],
+)
+def test_a_weight_of_zero_removes_a_term(
+    v1_teacher: StableDiffusionPipeline, weights: LossWeights, terms: list[str]
+) -> None:
+    weighed, whole = setting(v1_teacher, "tiny", weights), setting(v1_teacher, "tiny")
+    losses, wanted = weighed.losses(), whole.losses()
+    losses["loss"].backward()
+    sum(wanted[term] for term in terms).backward()
+    assert losses["loss"].item() == pytest.approx(sum(losses[term].item() for term in terms))
+    assert losses.keys() == wanted.keys()
+    for first, second in zip(weighed.student.parameters(), whole.student.parameters(), strict=True):
+        assert torch.allclose(gradient(first), gradient(second), rtol=1e-5, atol=1e-6)
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+# The teacher
+
+
+@every_recipe
+def test_the_teacher_is_frozen(teacher: StableDiffusionPipeline, recipe: str) -> None:
+    made = setting(teacher, recipe)
+    before = copy.deepcopy(made.teacher.state_dict())
+    made.losses()["loss"].backward()
+    for network in (made.teacher, made.conditions.vae, made.conditions.text_encoder):
+        assert not any(module.training for module in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(before[key], tensor) for key, tensor in made.teacher.state_dict().items())
+
+
+def test_the_student_stays_in_training_mode(v1_teacher: StableDiffusionPipeline) -> None:
+    made = setting(v1_teacher, "base")
+    made.losses()
+    assert made.student.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_teacher_may_have_half_precision(v1_teacher: StableDiffusionPipeline, dtype: torch.dtype) -> None:
+    exact, rough = setting(v1_teacher, "base"), setting(v1_teacher, "base", teacher_dtype=dtype)
+    losses = rough.losses()
+    assert all(value.dtype == torch.float32 for value in losses.values())
+    for name, value in exact.losses().items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=0.1, abs=1e-2), name
+
+
+def test_autocast_keeps_the_losses_in_float32(v1_teacher: StableDiffusionPipeline) -> None:
+    made = setting(v1_teacher, "base", teacher_dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = made.losses()
+    losses["loss"].backward()
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in losses.values())
+    assert {parameter.grad.dtype for parameter in made.student.parameters()} == {torch.float32}

@@ -1,0 +1,94 @@
+"""The quickstart on fewer pictures, and its page."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bksdm import quickstart as story
+from bksdm.assets import asset
+from bksdm.options import DistillOptions, QuickstartOptions
+from verbs import copy_pictures, mtimes
+
+
+@pytest.fixture(scope="module")
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same story on four pictures in place of hundreds, and with fewer denoising steps."""
+    heldout = copy_pictures(asset("emoji", "art", "heldout"), tmp_path_factory.mktemp("art") / "heldout", 4)
+    original = story.distillation
+
+    def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
+        return dataclasses.replace(original(options, out), data=str(heldout), batch_size=4, sample_every=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(story, "HELD_OUT", str(heldout))
+        patch.setattr(story, "STEPS", 3)
+        patch.setattr(story, "_LATENCY_RUNS", 1)
+        patch.setattr(story, "distillation", distillation)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quickstart of two steps. Not to be changed."""
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    return story.quickstart(QuickstartOptions(out=str(out), recipe="tiny", steps=2)).parent
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_same_command_makes_nothing_again(finished: Path) -> None:
+    made = sorted(path for path in finished.rglob("*.png") if path.is_file())
+    before, metrics = mtimes(made), (finished / "distill" / "metrics.jsonl").read_bytes()
+    story.quickstart(QuickstartOptions(out=str(finished), recipe="tiny", steps=2))
+    assert mtimes(made) == before
+    assert (finished / "distill" / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.usefixtures("_small")
+def test_more_steps_show_the_student_after_them(tmp_path: Path) -> None:
+    def contents(name: str) -> list[str]:
+        page = (tmp_path / "report.html").read_text()
+        return re.findall(rf'alt="{name}: [^"]*" src="([^"]*)"', page)
+
+    story.quickstart(QuickstartOptions(out=str(tmp_path), recipe="tiny", steps=1))
+    first = {name: contents(name) for name in ("teacher", "pruned", "retrained")}
+    story.quickstart(QuickstartOptions(out=str(tmp_path), recipe="tiny", steps=2))
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 2
+    assert contents("teacher") == first["teacher"]
+    assert contents("pruned") == first["pruned"]
+    assert contents("retrained") != first["retrained"], "the pictures are those of the student before"
+
+
+def test_the_page_needs_no_other_file(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:)[^\"#]", page)
+    assert "<script" not in page
+
+
+def test_the_page_shows_real_and_made_pictures_of_every_prompt(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    for name in ("teacher", "pruned", "retrained"):
+        assert len(re.findall(rf'alt="{name}: ', page)) == 4
+    assert page.count('alt="real"') == 4
+    assert "<svg" in page
+    assert "down_blocks.0" in page
+
+
+def test_the_results_hold_what_was_measured(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["scores"]) == {"teacher", "pruned", "retrained"}
+    assert results["scores"]["teacher"]["output_error"] == 0
+    assert set(results["gap_closed"]) == {"output_error", "frechet_distance"}
+    assert set(results["seconds_per_picture"]) == {"teacher", "retrained"}
+    assert results["versions"]["torch"]
+
+
+@pytest.mark.slow
+def test_the_whole_quickstart_wins_back_most_of_what_pruning_lost(tmp_path: Path) -> None:
+    report = story.quickstart(QuickstartOptions(out=str(tmp_path / "run")))
+    closed = json.loads((report.parent / "results.json").read_text())["gap_closed"]
+    assert closed["output_error"] >= 0.7
+    assert closed["frechet_distance"] >= 0.7

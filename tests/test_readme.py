@@ -1,0 +1,53 @@
+"""Every command of the README is one that exists and takes these options."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bksdm import api
+from bksdm.cli import VERBS, parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) >= 8
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_is_understood(command: str) -> None:
+    program, verb, *given = shlex.split(command, comments=True)
+    if program == "make":
+        assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    else:
+        assert program == "bksdm"
+        parse(VERBS[verb][0], verb, given)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_library_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "tiny" / "model_index.json").is_file()
+
+
+def test_the_files_that_the_readme_names_are_there() -> None:
+    for path in re.findall(r"^(src/\S+|examples/\S+|benchmarks/\S*|docs/\S+)", README, re.MULTILINE):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_public_surface() -> None:
+    functions = {"describe", "distill", "evaluate", "generate", "prune", "prune_unet", "quickstart", "sample"}
+    options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PruneOptions", "QuickstartOptions"}
+    models = {"load_pipeline", "load_recipe", "save_pipeline"}
+    kinds = {"Description", "Distillation", "InputError", "LossWeights", "Pruning", "Recipe", "Request"}
+    assert set(api.__all__) == functions | options | models | kinds
+    assert all(getattr(api, name) for name in api.__all__)

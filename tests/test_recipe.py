@@ -1,0 +1,130 @@
+"""Recipes: the three that ship, recipes from files, and what is refused with which words."""
+
+from pathlib import Path
+
+import pytest
+
+from bksdm.errors import InputError
+from bksdm.recipe import Pruning, Recipe, load_recipe, published_recipes
+
+PUBLISHED = {
+    "base": Recipe("base", down=(0,), up=(0, -1)),
+    "small": Recipe("small", down=(0,), up=(0, -1), mid=False),
+    "tiny": Recipe("tiny", down=(0,), up=(0, -1), mid=False, drop_innermost=1),
+}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_three_recipes_ship() -> None:
+    assert published_recipes() == ["base", "small", "tiny"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_loads_by_name_and_says_what_it_is(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe == PUBLISHED[name]
+    assert recipe.summary.endswith(f"(BK-SDM-{name.capitalize()}).")
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_a_recipe_loads_from_a_file(tmp_path: Path, form: type) -> None:
+    path = written(tmp_path, "name: mine\nsummary: My own.\ndown: [0, 1]\nup: all\nmid: false\ndrop_innermost: 1\n")
+    recipe = load_recipe(form(path))
+    assert recipe == Recipe("mine", down=(0, 1), up="all", mid=False, drop_innermost=1)
+    assert recipe.summary == "My own."
+
+
+def test_what_a_file_leaves_out_stays_in_the_teacher(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path, "name: whole\n")) == Recipe("whole", "all", "all", True, 0)
+
+
+def test_layers_may_differ_between_stages(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, "name: mine\ndown: [[0], [0, 1]]\nup: [[0, -1], [0, 1, 2]]\n"))
+    assert recipe.down == ((0,), (0, 1))
+    assert [recipe.down_layers(stage, 2) for stage in (0, 1)] == [(0,), (0, 1)]
+    assert [recipe.up_layers(stage, 3) for stage in (0, 1)] == [(0, -1), (0, 1, 2)]
+
+
+def test_layers_of_a_stage() -> None:
+    assert Recipe("mine", down="all").down_layers(2, 3) == (0, 1, 2)
+    assert Recipe("mine", down=(0, -1)).down_layers(2, 3) == (0, -1)
+
+
+@pytest.mark.parametrize(
+    "recipe", [*PUBLISHED.values(), Recipe("mine"), Recipe("mine", down=((0,), (0, 1)), summary="Differs.")]
+)
+def test_plain_values_make_the_same_recipe_again(recipe: Recipe) -> None:
+    again = Recipe.from_dict(recipe.to_dict(), "there")
+    assert again == recipe
+    assert again.summary == recipe.summary
+
+
+@pytest.mark.parametrize("name", ["huge", "Base", "no/such/file.yaml", ""])
+def test_an_unknown_recipe_is_refused_with_the_known_names(name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown recipe '{name}'; give base, small, tiny or the path of a YAML file"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [mine", "is not YAML"),
+        ("name: mine\n\tdown: [0]\n", "is not YAML"),
+        ("- 0\n- 1\n", "is not a mapping; write lines such as"),
+        ("", "is not a mapping"),
+        ("just words", "is not a mapping"),
+        ("down: [0]\n", "has no name; add a line 'name: ...'"),
+        ("name: mine\nupp: [0]\n", "has the unknown key 'upp'; known are down, drop_innermost, mid, name, summary, up"),
+        ("name: mine\n7: [0]\n", "has the unknown key '7'"),
+        ("name: 7\n", "name is 7; write a text"),
+        ("name: mine\nsummary: [x]\n", "summary is ['x']; write a text"),
+        ("name: mine\nmid: 1\n", "mid is 1; write true or false"),
+        ("name: mine\ndrop_innermost: one\n", "drop_innermost is 'one'; write a whole number"),
+        ("name: mine\ndrop_innermost: true\n", "drop_innermost is True; write a whole number"),
+        ("name: mine\ndrop_innermost: 0.5\n", "drop_innermost is 0.5; write a whole number"),
+        ("name: mine\ndown: 0\n", "down is 0; write all, or the layers that stay, such as [0, -1]"),
+        ("name: mine\ndown: []\n", "down is []; write all"),
+        ("name: mine\nup: [0, true]\n", "up is [0, True]; write all"),
+        ("name: mine\nup: [0, [1]]\n", "up is [0, [1]]; write all"),
+        ("name: mine\nup: [[0], []]\n", "up is [[0], []]; write all"),
+        ("name: mine\nup: none\n", "up is 'none'; write all"),
+        ("name: mine\nup: [0.5]\n", "up is [0.5]; write all"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_name_and_the_mend(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InputError) as refused:
+        load_recipe(path)
+    assert message in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(InputError, match=r"mine\.yaml is not text; give a YAML file"):
+        load_recipe(path)
+
+
+def test_text_with_a_control_character_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not YAML"):
+        load_recipe(written(tmp_path, "name: a\x00b\n"))
+
+
+def test_a_folder_is_not_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown recipe"):
+        load_recipe(tmp_path)
+
+
+def test_the_longest_prefix_decides_where_a_weight_comes_from() -> None:
+    key_map = {"up_blocks.0": "up_blocks.1", "up_blocks.0.resnets.1": "up_blocks.1.resnets.2"}
+    pruning = Pruning(Recipe("mine"), {}, key_map, (), (), (), (), None)
+    assert pruning.teacher_key("up_blocks.0.resnets.1.conv1.weight") == "up_blocks.1.resnets.2.conv1.weight"
+    assert pruning.teacher_key("up_blocks.0.resnets.10.conv1.weight") == "up_blocks.1.resnets.10.conv1.weight"
+    assert pruning.teacher_key("up_blocks.00.conv.bias") == "up_blocks.00.conv.bias"

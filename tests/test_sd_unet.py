@@ -1,0 +1,369 @@
+"""What a recipe means for the U-Nets of Stable Diffusion 1.x and 2.x: the published students, and any other."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+import published
+from bksdm.errors import InputError
+from bksdm.families import derive
+from bksdm.recipe import Pruning, Recipe, Stage, load_recipe
+from published import FACTS, RECIPES, UNETS
+
+WHOLE = Recipe("whole")
+every_published_student = pytest.mark.parametrize(
+    ("version", "recipe"), [(version, recipe) for version in UNETS for recipe in RECIPES]
+)
+
+
+@cache
+def pruned(version: str, recipe: str) -> Pruning:
+    return derive(load_recipe(recipe), UNETS[version])
+
+
+def unet(widths: tuple[int, ...], **more: object) -> dict:
+    """The config of a U-Net with attention in all stages but the innermost."""
+    inner = len(widths) - 1
+    config = {
+        "block_out_channels": list(widths),
+        "down_block_types": ["CrossAttnDownBlock2D"] * inner + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * inner,
+        "layers_per_block": 2,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+        "sample_size": 8,
+    }
+    return config | more
+
+
+@cache
+def _shapes(frozen: tuple) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = UNet2DConditionModel.from_config({key: _thawed(value) for key, value in frozen})
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def _thawed(value: object) -> object:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def shapes(config: dict) -> dict[str, torch.Size]:
+    """Names and shapes of all tensors of the stock U-Net with this config."""
+    return _shapes(tuple((key, _frozen(value)) for key, value in config.items()))
+
+
+def assert_inherits(pruning: Pruning, config: dict) -> None:
+    """Every tensor of the student is one of the teacher's, in shape too, and none serves twice."""
+    teacher, student = shapes(config), shapes(pruning.student_config)
+    sources = [pruning.teacher_key(key) for key in student]
+    assert len(set(sources)) == len(sources)
+    assert {key: teacher[pruning.teacher_key(key)] for key in student} == student
+
+
+@every_published_student
+def test_the_students_config_is_the_published_one(version: str, recipe: str) -> None:
+    assert pruned(version, recipe).student_config == published.student_config(version, recipe)
+
+
+@every_published_student
+def test_every_weight_comes_from_where_the_published_map_says(version: str, recipe: str) -> None:
+    pruning = pruned(version, recipe)
+    keys = shapes(pruning.student_config)
+    assert {key: pruning.teacher_key(key) for key in keys} == {key: published.teacher_key(key, recipe) for key in keys}
+
+
+@every_published_student
+def test_every_inherited_tensor_has_the_students_shape(version: str, recipe: str) -> None:
+    assert_inherits(pruned(version, recipe), UNETS[version])
+
+
+@every_published_student
+def test_taps_are_the_published_ones(version: str, recipe: str) -> None:
+    assert [(tap.teacher, tap.student) for tap in pruned(version, recipe).taps] == published.taps(recipe)
+
+
+@every_published_student
+def test_removed_is_what_the_published_student_lacks(version: str, recipe: str) -> None:
+    assert list(pruned(version, recipe).removed) == FACTS["removed"][recipe]
+
+
+@every_published_student
+def test_removed_and_inherited_tensors_are_all_of_the_teachers(version: str, recipe: str) -> None:
+    pruning = pruned(version, recipe)
+    inherited = {pruning.teacher_key(key) for key in shapes(pruning.student_config)}
+    removed = {key for key in shapes(UNETS[version]) if key.startswith(tuple(f"{path}." for path in pruning.removed))}
+    assert inherited.isdisjoint(removed)
+    assert inherited | removed == shapes(UNETS[version]).keys()
+
+
+def test_deriving_leaves_the_teachers_config_as_it_is() -> None:
+    before = {key: list(value) if isinstance(value, list) else value for key, value in UNETS["v2"].items()}
+    derive(load_recipe("tiny"), UNETS["v2"])
+    assert UNETS["v2"] == before
+
+
+def test_stages_tell_people_which_layers_stay() -> None:
+    pruning = pruned("v1", "tiny")
+    assert pruning.down == (
+        Stage("down_blocks.0", 320, (("RA", True), ("RA", False))),
+        Stage("down_blocks.1", 640, (("RA", True), ("RA", False))),
+        Stage("down_blocks.2", 1280, (("RA", True), ("RA", False))),
+        Stage("down_blocks.3", 1280, (("R", False), ("R", False))),
+    )
+    assert pruning.up == (
+        Stage("up_blocks.3", 320, (("RA", True), ("RA", False), ("RA", True))),
+        Stage("up_blocks.2", 640, (("RA", True), ("RA", False), ("RA", True))),
+        Stage("up_blocks.1", 1280, (("RA", True), ("RA", False), ("RA", True))),
+        Stage("up_blocks.0", 1280, (("R", False), ("R", False), ("R", False))),
+    )
+    assert pruning.mid == Stage("mid_block", 1280, (("RAR", False),))
+
+
+@pytest.mark.parametrize("version", UNETS)
+def test_a_recipe_that_keeps_all_changes_nothing(version: str) -> None:
+    pruning = derive(WHOLE, UNETS[version])
+    assert pruning.student_config == UNETS[version]
+    assert pruning.removed == ()
+    assert all(pruning.teacher_key(key) == key for key in shapes(UNETS[version]))
+
+
+def test_a_teacher_without_middle_block_can_be_pruned() -> None:
+    config = UNETS["v1"] | {"mid_block_type": None}
+    pruning = derive(load_recipe("base"), config)
+    assert pruning.mid is None
+    assert "mid_block" not in pruning.removed
+    assert_inherits(pruning, config)
+
+
+def test_a_middle_block_that_the_config_does_not_name_is_there() -> None:
+    assert pruned("v1", "base").mid == Stage("mid_block", 1280, (("RAR", True),))
+
+
+def test_the_path_of_the_teacher_is_not_passed_on() -> None:
+    config = derive(load_recipe("base"), UNETS["v1"] | {"_name_or_path": "some/teacher"}).student_config
+    assert "_name_or_path" not in config
+
+
+@every_published_student
+def test_values_that_diffusers_took_by_default_are_changed_too(version: str, recipe: str) -> None:
+    marked = UNETS[version] | {"_use_default_values": ["mid_block_type", "layers_per_block", "up_block_types"]}
+    with torch.device("meta"):
+        student = UNet2DConditionModel.from_config(derive(load_recipe(recipe), marked).student_config)
+    assert sum(p.numel() for p in student.parameters()) == FACTS["unets"][f"{version}-{recipe}"]["params"]
+
+
+# Other teachers
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("widths", [(16, 32, 32), (16, 32, 32, 32), (16, 32, 64, 64, 64)])
+def test_any_number_of_stages(name: str, widths: tuple[int, ...]) -> None:
+    config = unet(widths)
+    pruning = derive(load_recipe(name), config)
+    stages = len(widths) - (name == "tiny")
+    assert len(pruning.student_config["block_out_channels"]) == stages
+    assert len(pruning.taps) == 2 * stages
+    assert_inherits(pruning, config)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("layers", "last_up_layers"),
+    [
+        (1, (1, 1, 1, 1)),
+        (2, (2, 2, 2, 2)),
+        (3, (3, 3, 3, 3)),
+        ([1, 2, 3, 2], (1, 2, 3, 2)),
+        ((2, 2, 2, 2), (2, 2, 2, 2)),
+    ],
+)
+def test_any_number_of_layers(name: str, layers: object, last_up_layers: tuple[int, ...]) -> None:
+    config = unet((16, 32, 32, 32), layers_per_block=layers)
+    pruning = derive(load_recipe(name), config)
+    assert pruning.student_config["layers_per_block"] == 1
+    last = {pruning.teacher_key(f"up_blocks.{i}.resnets.1") for i in range(3 if name == "tiny" else 4)}
+    assert last == {f"up_blocks.{3 - i}.resnets.{last_up_layers[i]}" for i in range(3 if name == "tiny" else 4)}
+    assert_inherits(pruning, config)
+
+
+def test_nothing_is_removed_from_stages_of_one_layer() -> None:
+    assert derive(load_recipe("base"), unet((16, 32), layers_per_block=1)).removed == ()
+
+
+def test_layers_that_differ_between_stages_give_a_list() -> None:
+    config = unet((16, 32, 32))
+    recipe = Recipe("mine", down=((0, 1), (0,), (0,)), up=((0, 1, 2), (0, 2), (0, -1)))
+    pruning = derive(recipe, config)
+    assert pruning.student_config["layers_per_block"] == [2, 1, 1]
+    assert pruning.removed == (
+        "down_blocks.1.resnets.1",
+        "down_blocks.1.attentions.1",
+        "down_blocks.2.resnets.1",
+        "up_blocks.0.resnets.1",
+        "up_blocks.1.resnets.1",
+        "up_blocks.1.attentions.1",
+    )
+    assert_inherits(pruning, config)
+
+
+def test_a_middle_layer_of_an_up_stage_may_be_chosen() -> None:
+    config = unet((16, 32, 32), layers_per_block=3)
+    pruning = derive(Recipe("mine", down=(0, 2), up=(0, 2, 3)), config)
+    assert pruning.teacher_key("up_blocks.1.attentions.1.proj_in.weight") == "up_blocks.1.attentions.2.proj_in.weight"
+    assert pruning.teacher_key("down_blocks.1.resnets.1.conv1.bias") == "down_blocks.1.resnets.2.conv1.bias"
+    assert_inherits(pruning, config)
+
+
+def test_two_stages_may_go() -> None:
+    config = unet((16, 32, 32, 32, 32))
+    pruning = derive(Recipe("mine", down=(0,), up=(0, -1), mid=False, drop_innermost=2), config)
+    assert pruning.teacher_key("up_blocks.0.resnets.1.conv1.weight") == "up_blocks.2.resnets.2.conv1.weight"
+    assert {"up_blocks.0.upsamplers", "up_blocks.1.upsamplers", "down_blocks.2.downsamplers"} <= set(pruning.removed)
+    assert_inherits(pruning, config)
+
+
+def test_the_middle_block_may_move_out_where_the_widths_meet() -> None:
+    config = unet((16, 32, 32))
+    pruning = derive(Recipe("mine", drop_innermost=1), config)
+    assert "mid_block" not in pruning.removed
+    assert_inherits(pruning, config)
+
+
+def test_the_cut_stage_without_attention_is_tapped_at_its_last_layer() -> None:
+    config = unet(
+        (16, 32, 32),
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"],
+    )
+    taps = derive(load_recipe("tiny"), config).taps
+    assert (taps[1].teacher, taps[1].student) == ("down_blocks.1.resnets.1", "down_blocks.1.resnets.0")
+
+
+def test_lists_with_one_entry_a_stage_are_cut_with_the_stages() -> None:
+    per_stage = {
+        "attention_head_dim": [2, 4, 8, 8],
+        "cross_attention_dim": [16, 16, 24, 24],
+        "only_cross_attention": [False, True, False, False],
+        "transformer_layers_per_block": [1, 2, 1, 1],
+        "reverse_transformer_layers_per_block": [3, 1, 2, 1],
+    }
+    student = derive(load_recipe("tiny"), unet((16, 32, 32, 32), **per_stage)).student_config
+    assert {key: student[key] for key in per_stage} == {
+        "attention_head_dim": [2, 4, 8],
+        "cross_attention_dim": [16, 16, 24],
+        "only_cross_attention": [False, True, False],
+        "transformer_layers_per_block": [1, 2, 1],
+        "reverse_transformer_layers_per_block": [1, 2, 1],
+    }
+
+
+def test_deeper_attention_is_inherited_whole() -> None:
+    config = unet((16, 32, 32), transformer_layers_per_block=[1, 2, 1])
+    pruning = derive(load_recipe("base"), config)
+    deep = "attentions.1.transformer_blocks.1.attn1.to_q.weight"
+    assert pruning.teacher_key(f"up_blocks.1.{deep}") == "up_blocks.1." + deep.replace("attentions.1", "attentions.2")
+    assert_inherits(pruning, config)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_inpainting_unet_keeps_its_nine_channels(name: str) -> None:
+    config = UNETS["v1"] | {"in_channels": 9}
+    pruning = derive(load_recipe(name), config)
+    assert shapes(pruning.student_config)["conv_in.weight"] == (320, 9, 3, 3)
+    assert_inherits(pruning, config)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        (Recipe("mine", down=(2,)), "it keeps layer 2 of down_blocks.0, which has 2 layers"),
+        (Recipe("mine", down=(-3,)), "it keeps layer -3 of down_blocks.0, which has 2 layers"),
+        (Recipe("mine", down=(0,), up=(0, 3)), "it keeps layer 3 of up_blocks.3, which has 3 layers"),
+        (
+            Recipe("mine", down=(1, -1)),
+            "it keeps layers [1, -1] of down_blocks.0, which has 2; name each once, in order",
+        ),
+        (Recipe("mine", down=(1, 0)), "it keeps layers [1, 0] of down_blocks.0, which has 2; name each once, in order"),
+        (Recipe("mine", down=(0,)), "up_blocks.3 keeps 3 layers and down_blocks.0 keeps 1; an up stage has one more"),
+        (Recipe("mine", up=(0, -1)), "up_blocks.3 keeps 2 layers and down_blocks.0 keeps 2; an up stage has one more"),
+        (Recipe("mine", drop_innermost=4), "drop_innermost is 4, and the teacher has 4 stages"),
+        (Recipe("mine", drop_innermost=-1), "drop_innermost is -1, and the teacher has 4 stages"),
+        (Recipe("mine", down=((0, 1),) * 3), "down lists 3 stages, and 4 remain of the teacher's"),
+        (Recipe("mine", up=((0, 1, 2),) * 4, drop_innermost=1), "up lists 4 stages, and 3 remain of the teacher's"),
+        (
+            Recipe("mine", drop_innermost=2),
+            "layer 0 of up_blocks.2 takes 1920 channels, and in its place ",
+        ),
+        (Recipe("mine", down=(1,), up=(0, -1)), "layer 1 of down_blocks.1 takes 640 channels, and in its place"),
+        (Recipe("mine", down=(0,), up=(0, 1)), "layer 1 of up_blocks.2 takes 1280 channels, and in its place"),
+        (Recipe("mine", down=(0,), up=(1, 2)), "layer 1 of up_blocks.3 takes 640 channels, and in its place"),
+    ],
+)
+def test_a_recipe_that_sd_v1_cannot_satisfy(recipe: Recipe, reason: str) -> None:
+    with pytest.raises(InputError) as refused:
+        derive(recipe, UNETS["v1"])
+    assert reason in str(refused.value)
+    assert str(refused.value).startswith("recipe 'mine' does not fit this teacher: ")
+
+
+def test_dropping_a_stage_needs_widths_that_meet() -> None:
+    with pytest.raises(
+        InputError, match=r"'tiny' does not fit .* layer 0 of up_blocks\.1 takes 224 channels, .* 192 would"
+    ):
+        derive(load_recipe("tiny"), unet((32, 64, 96, 128)))
+
+
+def test_the_middle_block_needs_its_width() -> None:
+    config = unet((16, 32), layers_per_block=1)
+    with pytest.raises(InputError, match="does not fit this teacher: "):
+        derive(Recipe("mine", drop_innermost=1), config)
+
+
+@pytest.mark.parametrize("per_stage", [{"attention_head_dim": [2, 4, 8]}, {"transformer_layers_per_block": [1, 1, 2]}])
+def test_the_middle_block_needs_its_attention(per_stage: dict) -> None:
+    with pytest.raises(InputError, match=r"does not fit this teacher: .*middle block"):
+        derive(Recipe("mine", drop_innermost=1), unet((16, 32, 32), **per_stage))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"addition_embed_type": "text_time"}, r"it takes added conditions \(text_time\), as SDXL does"),
+        ({"_class_name": "UNetSpatioTemporalConditionModel"}, "it is a UNetSpatioTemporalConditionModel"),
+        (
+            {"down_block_types": ["AttnDownBlock2D"] + ["CrossAttnDownBlock2D"] * 2 + ["DownBlock2D"]},
+            "it has blocks of type AttnDownBlock2D",
+        ),
+        (
+            {"up_block_types": ["UpBlock2D"] * 3 + ["SimpleCrossAttnUpBlock2D"]},
+            "it has blocks of type SimpleCrossAttnUpBlock2D",
+        ),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "it has blocks of type UNetMidBlock2DSimpleCrossAttn"),
+        ({"block_out_channels": [320, 640]}, "does not list as many widths and up stages as down stages"),
+        ({"up_block_types": ["UpBlock2D"]}, "does not list as many widths and up stages as down stages"),
+        ({"down_block_types": None}, "does not list as many widths and up stages as down stages"),
+    ],
+)
+def test_a_unet_of_another_family(changes: dict, reason: str) -> None:
+    with pytest.raises(InputError, match=f"this U-Net cannot be pruned: .*{reason}; give a model shaped like Stable"):
+        derive(load_recipe("base"), UNETS["v1"] | changes)
+
+
+def test_a_list_of_layers_that_is_too_short_is_refused() -> None:
+    with pytest.raises(InputError, match="this U-Net cannot be pruned"):
+        derive(load_recipe("base"), UNETS["v1"] | {"layers_per_block": [2, 2]})
+
+
+def test_what_people_read_is_not_part_of_what_a_recipe_is() -> None:
+    assert replace(WHOLE, summary="Other words.") == WHOLE

@@ -1,0 +1,132 @@
+"""Features: what is recorded, when, and that nothing else changes."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from bksdm.taps import Features
+from published import RECIPES, taps
+from tiny_models import random_inputs
+
+PATHS = list(dict.fromkeys(teacher for recipe in RECIPES for teacher, _ in taps(recipe)))
+
+
+@pytest.fixture
+def unet(v1_teacher: StableDiffusionPipeline) -> UNet2DConditionModel:
+    return copy.deepcopy(v1_teacher.unet).train()
+
+
+def recorded_by_hand(unet: UNet2DConditionModel, path: str) -> Tensor:
+    """The output of one module, or the first of its outputs, by a hook of the test's own."""
+    seen = []
+    handle = unet.get_submodule(path).register_forward_hook(lambda _module, _args, output: seen.append(output))
+    with torch.no_grad():
+        unet(*random_inputs())
+    handle.remove()
+    assert len(seen) == 1
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_output_of_every_tap_is_recorded(unet: UNet2DConditionModel, checkpointing: bool) -> None:
+    wanted = {path: recorded_by_hand(unet, path) for path in PATHS}
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    features = Features(unet, PATHS)
+    with features.recording() as seen:
+        unet(*random_inputs())
+    assert seen.keys() == set(PATHS)
+    for path in PATHS:
+        assert torch.equal(seen[path], wanted[path]), path
+
+
+def test_of_a_block_that_returns_a_tuple_the_hidden_states_are_read(unet: UNet2DConditionModel) -> None:
+    features = Features(unet, ["down_blocks.0", "down_blocks.3", "up_blocks.3"])
+    with features.recording() as seen, torch.no_grad():
+        unet(*random_inputs())
+    assert [tuple(feature.shape) for feature in seen.values()] == [(2, 32, 4, 4), (2, 64, 1, 1), (2, 32, 8, 8)]
+
+
+def test_nothing_is_recorded_outside(unet: UNet2DConditionModel) -> None:
+    features = Features(unet, PATHS)
+    with torch.no_grad():
+        unet(*random_inputs())
+        with features.recording() as seen:
+            assert seen == {}
+        unet(*random_inputs())
+    assert seen == {}
+
+
+def test_a_later_pass_does_not_change_what_was_recorded(unet: UNet2DConditionModel) -> None:
+    features = Features(unet, ["up_blocks.0"])
+    with torch.no_grad():
+        with features.recording() as first:
+            unet(*random_inputs(seed=0))
+        kept = first["up_blocks.0"].clone()
+        with features.recording() as second:
+            unet(*random_inputs(seed=1))
+    assert torch.equal(first["up_blocks.0"], kept)
+    assert not torch.equal(second["up_blocks.0"], kept)
+
+
+def test_the_second_run_of_gradient_checkpointing_is_not_recorded(unet: UNet2DConditionModel) -> None:
+    unet.enable_gradient_checkpointing()
+    features = Features(unet, PATHS)
+    with features.recording() as seen:
+        output = unet(*random_inputs()).sample
+    before = dict(seen)
+    output.square().mean().backward()
+    assert seen.keys() == before.keys()
+    assert all(seen[path] is before[path] for path in before)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_recorded_feature_carries_gradients(unet: UNet2DConditionModel, path: str, checkpointing: bool) -> None:
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    features = Features(unet, [path])
+    with features.recording() as seen:
+        unet(*random_inputs())
+    seen[path].square().mean().backward()
+    assert unet.conv_in.weight.grad.abs().max() > 0
+
+
+def test_recording_ends_when_a_pass_fails(unet: UNet2DConditionModel) -> None:
+    features = Features(unet, ["up_blocks.0"])
+    with pytest.raises(RuntimeError), features.recording() as seen:
+        unet(torch.zeros(1, 3, 8, 8), 0, torch.zeros(1, 8, 32))
+    with torch.no_grad():
+        unet(*random_inputs())
+    assert seen == {}
+
+
+def test_watching_changes_no_output(unet: UNet2DConditionModel) -> None:
+    with torch.no_grad():
+        alone = unet(*random_inputs()).sample
+        with Features(unet, PATHS).recording():
+            watched = unet(*random_inputs()).sample
+    assert torch.equal(alone, watched)
+
+
+def test_removed_hooks_record_nothing(unet: UNet2DConditionModel) -> None:
+    features = Features(unet, PATHS)
+    features.remove()
+    with features.recording() as seen, torch.no_grad():
+        unet(*random_inputs())
+    assert seen == {}
+    assert not any(module._forward_hooks for module in unet.modules())
+
+
+def test_a_path_that_comes_twice_has_one_hook() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    Features(model, ["0", "0"])
+    assert len(model[0]._forward_hooks) == 1
+
+
+def test_a_path_that_names_no_module_is_an_error(unet: UNet2DConditionModel) -> None:
+    with pytest.raises(AttributeError):
+        Features(unet, ["down_blocks.9"])

@@ -1,0 +1,162 @@
+"""Small random pipelines in the shape of Stable Diffusion 1.x and 2.x, made in a blink.
+
+Pictures of 32x32 become latents of 8x8x4, as far as the four stages of the U-Net need them.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+MAX_TOKENS = 8
+CONTEXT = 32
+PICTURE = 32
+LATENT = 8
+V1_UNET = {
+    "sample_size": LATENT,
+    "block_out_channels": (32, 64, 64, 64),
+    "layers_per_block": 2,
+    "cross_attention_dim": CONTEXT,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+V2_UNET = V1_UNET | {"attention_head_dim": (2, 4, 4, 8), "use_linear_projection": True}
+CAPTIONS = ("red apple", "green apple", "red car", "green car", "a red", "a green", "apple car", "car")
+_COLOURS = ("red", "green", "crimson", "lime", "orange", "teal", "blue", "gold")
+
+
+def build_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """A whole pipeline around a U-Net with this config; the weights are random."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(16, 16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=16,
+            sample_size=PICTURE,
+        ).eval(),
+        text_encoder=build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**unet).eval(),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=CONTEXT,
+        intermediate_size=2 * CONTEXT,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A byte-pair vocabulary in CLIP's form that knows a few whole words."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("r", "e"), ("re", "d</w>"), ("c", "a"), ("ca", "r</w>"), ("g", "re"), ("e", "n</w>")]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def tokenize(tokenizer: CLIPTokenizer, text: str) -> torch.Tensor:
+    """Tokens with shape (L,)."""
+    ids = tokenizer(text, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt").input_ids
+    return ids[0]
+
+
+def build_pictures(folder: Path) -> Path:
+    """Eight pictures, left half coloured and right half white, with their captions."""
+    folder.mkdir(parents=True)
+    lines = []
+    for index, (colour, text) in enumerate(zip(_COLOURS, CAPTIONS, strict=True)):
+        picture = Image.new("RGB", (PICTURE, PICTURE), "white")
+        picture.paste(colour, (0, 0, PICTURE // 2, PICTURE))
+        picture.save(folder / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def random_inputs(batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy latents (B, 4, 8, 8), timesteps (B,) and context (B, L, D) for the U-Nets here."""
+    rng = torch.Generator().manual_seed(seed)
+    latents = torch.randn(batch, 4, LATENT, LATENT, generator=rng)
+    timesteps = torch.randint(1000, (batch,), generator=rng)
+    return latents, timesteps, torch.randn(batch, MAX_TOKENS, CONTEXT, generator=rng)
+
+
+def age(folder: Path) -> Path:
+    """Make a saved v1 pipeline look as the folders of 2022 do, such as SD 1.4's: other names, and defaults left out."""
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    write_json(
+        folder / "tokenizer" / "tokenizer_config.json",
+        {"model_max_length": MAX_TOKENS, "pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"},
+    )
+    text, vae = folder / "text_encoder" / "model.safetensors", folder / "vae" / "diffusion_pytorch_model.safetensors"
+    save(text, load_file(text) | {"text_model.embeddings.position_ids": torch.arange(MAX_TOKENS)[None]})
+    save(vae, {_old_attention(name): tensor for name, tensor in load_file(vae).items()})
+    for part, defaults in (("unet", ("mid_block_type", "only_cross_attention")), ("vae", ("scaling_factor",))):
+        config = json.loads((folder / part / "config.json").read_text())
+        write_json(folder / part / "config.json", {key: config[key] for key in config if key not in defaults})
+    StableDiffusionSafetyChecker(_tiny_clip()).save_pretrained(folder / "safety_checker")
+    (folder / "feature_extractor").mkdir()
+    write_json(
+        folder / "feature_extractor" / "preprocessor_config.json",
+        {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": 16, "size": 16, "do_resize": True},
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    old_parts = {
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    }
+    write_json(folder / "model_index.json", {**index, **old_parts, "requires_safety_checker": True})
+    return folder
+
+
+def _old_attention(name: str) -> str:
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    return next((name.replace(new, old) for new, old in names.items() if f".{new}." in name), name)
+
+
+def _tiny_clip() -> CLIPConfig:
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return CLIPConfig(text_config=tower, vision_config=tower | {"image_size": 16, "patch_size": 8}, projection_dim=8)
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values))

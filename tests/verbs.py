@@ -1,0 +1,78 @@
+"""Helpers of the tests of the verbs."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from bksdm.card import model_card
+from bksdm.describe import describe_config
+from bksdm.prune import prune_unet, save_student, with_unet
+from bksdm.recipe import load_recipe
+
+BAR = re.compile(r"━|─|\d+/\d+ \d:\d\d:\d\d")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> list[str]:
+        """Lines on stderr without progress bars, rules and blank lines."""
+        return [line for line in self.err.splitlines() if line.strip() and not BAR.search(line)]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Outcome]
+
+
+def make_student(teacher: StableDiffusionPipeline, folder: Path, recipe: str = "small") -> Path:
+    """What `bksdm prune` leaves, but for config.yaml and provenance.json."""
+    unet, pruning = prune_unet(teacher.unet, load_recipe(recipe))
+    card = model_card(describe_config(dict(teacher.unet.config), pruning.recipe), "teacher")
+    save_student(with_unet(teacher, unet), pruning.recipe, card, folder)
+    return folder
+
+
+def copy_pictures(source: Path, folder: Path, count: int) -> Path:
+    """The first few captioned pictures of a folder."""
+    folder.mkdir(parents=True)
+    lines = (source / "metadata.jsonl").read_text().splitlines()[:count]
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        shutil.copy(source / name, folder / name)
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def captioned(folder: Path, pictures: Sequence[Image.Image] = (), metadata: str | None = None) -> Path:
+    """A folder of pictures with the caption red, or with a metadata file of this content."""
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "text": "red"}) + "\n" for number in range(len(pictures))]
+    (folder / "metadata.jsonl").write_text("".join(lines) if metadata is None else metadata)
+    return folder
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mtimes(paths: Sequence[Path]) -> list[int]:
+    return [path.stat().st_mtime_ns for path in paths]

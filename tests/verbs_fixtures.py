@@ -1,0 +1,47 @@
+"""Fixtures of the tests of the verbs: the command line in this process, and what the verbs before a verb made."""
+
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionPipeline
+
+from bksdm.cli import main
+from verbs import Outcome, Run, make_student
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process."""
+
+    def command(*words: object) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        written = capfd.readouterr()
+        return Outcome(int(stop.value.code or 0), written.out, written.err)
+
+    return command
+
+
+@pytest.fixture
+def done(run: Run) -> Run:
+    """Run a command line that must succeed."""
+
+    def command(*words: object) -> Outcome:
+        outcome = run(*words)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def v1_student(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small student of the v1 teacher. Shared by all tests: not to be changed."""
+    return make_student(v1_teacher, tmp_path_factory.mktemp("students") / "v1")
+
+
+@pytest.fixture(scope="session")
+def v2_student(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small student of the v2 teacher. Shared by all tests: not to be changed."""
+    return make_student(v2_teacher, tmp_path_factory.mktemp("students") / "v2")
