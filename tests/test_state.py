@@ -250,7 +250,7 @@ def test_a_failure_while_saving_leaves_the_earlier_checkpoint(
     advance(state)
     with monkeypatch.context() as broken:
         broken.setattr(failing, no_space)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match=r"No space left.*make room"):
             checkpoints.save(state)
     restored = new_state(1)
     assert checkpoints.restore(restored)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bksdm.data.folder import data_folder, open_picture, read_captions
 from bksdm.evaluate.encoder import DualEncoder
-from bksdm.evaluate.run import score
+from bksdm.evaluate.run import Reference, score
 from bksdm.generate import generate
 from bksdm.models import quiet_libraries
 from bksdm.options import GenerateOptions
@@ -46,7 +46,8 @@ def main() -> None:
             arguments.model, out=str(Path(folder, "grid")), prompt=texts, batch_size=20, guidance=arguments.guidance
         )
         paths = generate(options)
-        scores = score(DualEncoder.load("emoji"), paths, texts, read_captions(data_folder("emoji/heldout")))
+        encoder = DualEncoder.load("emoji")
+        scores = score(encoder, paths, texts, Reference.of(encoder, read_captions(data_folder("emoji/heldout"))))
         pictures = [open_picture(path) for path in paths[: SIDE * SIDE]]
     rows = [pictures[row * SIDE : (row + 1) * SIDE] for row in range(SIDE)]
     sheet = side_by_side(rows)

@@ -7,6 +7,8 @@
     python examples/emoji/ship.py               # assemble the shipped folder and measure it
 
 Every stage resumes where it was stopped. `--steps` and `--batch-size` fit a stage to the machine.
+`pretrain.py adopt` first makes the shipped weights the starting point of all stages, where their own
+checkpoints are gone.
 """
 
 import argparse
@@ -27,13 +29,16 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bksdm.assets import asset
 from bksdm.data.folder import FolderSamples, read_captions
 from bksdm.data.stream import Batch, Samples, Stream
+from bksdm.devices import choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Objective, Schedule, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, Ema, TrainState
-from bksdm.models import tokenizing
+from bksdm.models import load_pipeline, tokenizing
+from bksdm.runs import replace_folder
 
 HERE = Path(__file__).parent
 SIZE = 64
@@ -55,6 +60,12 @@ class Pace:
     lr: float
     ema_decay: float
     device: str = "cpu"
+
+    @property
+    def machine(self) -> tuple[torch.device, torch.dtype]:
+        """Device, and the autocast type that is fast there."""
+        device = torch.device(self.device)
+        return device, choose_precision("auto", device, training=True)
 
 
 class InMemory:
@@ -85,9 +96,18 @@ class Workspace:
         return InMemory([folder.sample(index, 0) for index in range(len(folder))])
 
     def tokenizer(self) -> CLIPTokenizer:
-        """The same tokenizer for both text towers, learnt from all captions of the training splits."""
+        """The same tokenizer for both text towers, learnt once from all captions of the training splits.
+
+        It is kept, because learning breaks ties between equally frequent pairs differently each time.
+        """
+        kept = self.stage("tokenizer")
+        if kept.exists():
+            return CLIPTokenizer.from_pretrained(kept)
         captions = [entry.text for split in ("train", "extra") for entry in read_captions(self.root / "art" / split)]
-        return build_tokenizer(captions)
+        tokenizer = build_tokenizer(captions)
+        with replace_folder(kept) as partial:
+            tokenizer.save_pretrained(partial)
+        return tokenizer
 
 
 def build_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
@@ -159,7 +179,7 @@ def build_teacher(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
 
 def build_scheduler() -> PNDMScheduler:
     """As Stable Diffusion v1 has it."""
-    return PNDMScheduler(
+    scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -167,6 +187,8 @@ def build_scheduler() -> PNDMScheduler:
         skip_prk_steps=True,
         steps_offset=1,
     )
+    scheduler.register_to_config(clip_sample=False)  # for the schedulers that are made from its config
+    return scheduler
 
 
 def train_vae(work: Workspace, pace: Pace) -> None:
@@ -179,7 +201,7 @@ def train_encoder(work: Workspace, pace: Pace) -> None:
     tokenizer = work.tokenizer()
     clip = build_encoder(tokenizer)
     samples = work.samples(tokenizing(tokenizer), "train", "extra")
-    clip.set_attn_implementation("eager")  # plain products train faster on a CPU
+    clip.set_attn_implementation("eager" if plain_attention_is_faster(*pace.machine) else "sdpa")
     fit(clip, Contrast(clip), samples, work.stage("encoder"), pace)
 
 
@@ -191,8 +213,8 @@ def train_teacher(work: Workspace, pace: Pace) -> None:
     latents = encode(conditions, work.samples(tokenizing(tokenizer), "train"))
     model.train().requires_grad_(True)
     unet: UNet2DConditionModel = model["unet"]
-    if pace.device == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # plain products train faster there
+    if plain_attention_is_faster(*pace.machine):
+        unet.set_attn_processor(AttnProcessor())
     objective = Pretraining(
         unet,
         model["text_encoder"],
@@ -203,6 +225,21 @@ def train_teacher(work: Workspace, pace: Pace) -> None:
         snr_gamma=5.0,
     )
     fit(model, objective, latents, work.stage("teacher"), pace)
+
+
+def adopt(work: Workspace) -> None:
+    """The shipped weights as step 0 of every stage."""
+    pipeline, clip = load_pipeline("emoji"), CLIPModel.from_pretrained(asset("emoji") / "encoder")
+    with replace_folder(work.stage("tokenizer")) as partial:
+        pipeline.tokenizer.save_pretrained(partial)
+    parts = {
+        "vae": pipeline.vae,
+        "encoder": clip,
+        "teacher": nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}),
+    }
+    for name, model in parts.items():
+        state = TrainState(model.float(), torch.optim.AdamW(model.parameters()), Ema(model, 0.0))
+        Checkpoints(work.stage(name) / "checkpoints").save(state)
 
 
 def encode(conditions: Conditions, samples: Samples) -> InMemory:
@@ -224,8 +261,9 @@ def encode(conditions: Conditions, samples: Samples) -> InMemory:
 
 def fit(model: nn.Module, objective: Objective, samples: Samples, folder: Path, pace: Pace) -> None:
     """Train `model` at `pace`; the result is the last checkpoint, with the averaged weights."""
+    device, precision = pace.machine
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2, fused=True)
-    state = TrainState(model.to(pace.device), optimizer, Ema(model, pace.ema_decay))
+    state = TrainState(model.to(device), optimizer, Ema(model, pace.ema_decay))
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     checkpoints.restore(state)
     schedule = Schedule(steps=pace.steps, lr=pace.lr, warmup=100, cosine=True, log_every=20, checkpoint_every=200)
@@ -242,8 +280,8 @@ def fit(model: nn.Module, objective: Objective, samples: Samples, folder: Path, 
         stream,
         schedule,
         checkpoints,
-        device=pace.device,
-        precision=torch.bfloat16,
+        device=device,
+        precision=precision,
         report=report,
     )
 
@@ -271,12 +309,15 @@ STAGES: dict[str, tuple[Callable[[Workspace, Pace], None], Pace]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=[*STAGES, "adopt"])
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if arguments.stage == "adopt":
+        adopt(Workspace(arguments.work))
+        return
     run, pace = STAGES[arguments.stage]
     given = {name: value for name in ("steps", "batch_size", "device") if (value := getattr(arguments, name))}
     torch.manual_seed(0)

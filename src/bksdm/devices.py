@@ -4,7 +4,7 @@ import torch
 
 from bksdm.errors import InputError
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -30,12 +30,20 @@ def choose_precision(name: str, device: torch.device, *, training: bool) -> torc
     float32 for making pictures, so that they agree with other machines'.
     """
     if name != "auto":
-        return _TYPES[name]
+        return PRECISIONS[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and training and _cpu_multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+def plain_attention_is_faster(device: torch.device, precision: torch.dtype) -> bool:
+    """Whether training is faster with attention as plain matrix products than with torch's fused kernel.
+
+    So it is on a CPU in bfloat16, where the fused backward pass is slow; see docs/log.md.
+    """
+    return device.type == "cpu" and precision == torch.bfloat16
 
 
 def _cpu_multiplies_bfloat16() -> bool:

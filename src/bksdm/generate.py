@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from bksdm.data.folder import open_picture, read_prompts
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
-from bksdm.models import image_size, load_pipeline
+from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
 from bksdm.options import GenerateOptions
 from bksdm.progress import bar
 from bksdm.runs import check_free, open_run, write_text
@@ -32,16 +32,17 @@ def generate(options: GenerateOptions) -> list[Path]:
     Raises:
         InputError: An option, the model or a file is unfit; see the message.
     """
-    _check(options)
+    check(options)
     requests = _requests(options)
     image = open_picture(Path(options.image)) if options.image else None
-    out, settings = Path(options.out), dataclasses.asdict(options)
+    out, settings = Path(options.out), dataclasses.asdict(options) | {"weights": fingerprint(options.model)}
     check_free(out, "generate", settings, _MAY_CHANGE)
     paths = [out / f"{number:05d}.png" for number in range(len(requests))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     if missing:
         device = choose_device(options.device)
         pipeline = load_pipeline(options.model, choose_precision(options.precision, device, training=False)).to(device)
+        check_text_to_image(pipeline, options.model)
         if options.scheduler:
             pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
         open_run(out, "generate", settings, _MAY_CHANGE)
@@ -71,7 +72,12 @@ def generate(options: GenerateOptions) -> list[Path]:
     return paths
 
 
-def _check(options: GenerateOptions) -> None:
+def check(options: GenerateOptions) -> None:
+    """Refuse options that no model could serve.
+
+    Raises:
+        InputError: Naming the option and its value.
+    """
     for name in ("steps", "batch_size", "images_per_prompt"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
@@ -87,6 +93,7 @@ def _check(options: GenerateOptions) -> None:
         value = getattr(options, name)
         if value is not None and (value < 8 or value % 8):
             raise InputError(f"{name} is {value}; give a multiple of 8")
+    choose_device(options.device)
 
 
 def _requests(options: GenerateOptions) -> list[Request]:

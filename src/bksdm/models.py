@@ -4,6 +4,7 @@ A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` c
 Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -56,7 +57,47 @@ def load_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> Stab
     except (*_HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
+    _check_parts(pipeline, model)
     return pipeline
+
+
+def fingerprint(model: str | Path) -> str | None:
+    """A digest of the weights of a local MODEL's U-Net, which tells a retrained model from itself before.
+
+    None for a model on the hub, whose id and revision are its own.
+    """
+    path = _local(model)
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    for file in sorted((path / "unet").glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
+    """Refuse a U-Net that takes more than noisy latents, as those for inpainting and depth do.
+
+    Raises:
+        InputError: Naming the numbers of channels.
+    """
+    takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != latent:
+        raise InputError(
+            f"model {model} has a U-Net of {takes} channels, and its latents have {latent}; give a text-to-image "
+            f"model, not one for inpainting or depth"
+        )
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
+    """Refuse a text encoder whose embeddings the U-Net does not take."""
+    width, takes = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
+    if width not in (takes if isinstance(takes, (list, tuple)) else (takes,)):
+        raise InputError(
+            f"model {model} does not fit together: its text encoder gives embeddings of width {width}, and its U-Net "
+            f"takes {takes}; copy the whole pipeline"
+        )
 
 
 def _network(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
-"""The options of the verbs: one flat dataclass each, which the command line fills.
+"""The options of the verbs: one flat dataclass each, which the command line or a caller fills.
 
-Nothing inside the package reads these objects; a verb's `run_*` function turns them into plain arguments.
+Only a verb's own function reads them; what it calls takes plain arguments.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class DistillOptions:
         cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
         gradient_checkpointing: Save memory by computing activations twice.
         precision: Autocast type of the student; auto takes bf16 where the device has it in hardware.
-        teacher_precision: Type of the teacher's weights; auto as for precision.
+        teacher_precision: Type of the teacher's weights; auto takes that of precision.
         device: cpu, cuda, mps; auto takes the best there is.
         seed: Root of all random numbers.
         workers: Processes that read pictures ahead.

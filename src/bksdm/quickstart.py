@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
 from bksdm.data.folder import data_folder, read_captions, read_prompts
-from bksdm.describe import Description
+from bksdm.describe import Description, describe
 from bksdm.distill.record import read_metrics
 from bksdm.distill.run import distill
 from bksdm.errors import InputError
@@ -26,6 +26,7 @@ from bksdm.evaluate.table import text_table
 from bksdm.models import load_pipeline
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.prune import prune
+from bksdm.recipe import load_recipe
 from bksdm.report import Model, write_report
 from bksdm.runs import open_run, provenance, write_text
 from bksdm.sampling import Request, sample
@@ -47,6 +48,9 @@ def quickstart(options: QuickstartOptions) -> Path:
     """
     if options.steps < 1:
         raise InputError(f"steps is {options.steps}; give at least 1")
+    recipe = load_recipe(options.recipe)
+    if not describe(TEACHER, recipe).pruning.removed:
+        raise InputError(f"recipe {options.recipe} removes nothing, so there is nothing to retrain; give another")
     out = open_run(Path(options.out), "quickstart", dataclasses.asdict(options), may_change=("steps",))
     console = Console(stderr=True)
     clock = _Clock(console)
@@ -58,7 +62,8 @@ def quickstart(options: QuickstartOptions) -> Path:
         retrained = distill(distillation(options, out))
     folders = {"teacher": TEACHER, "pruned": str(out / "pruned"), "retrained": str(retrained)}
     with clock.phase("generate and evaluate: teacher, pruned, retrained"):
-        scores = {name: evaluate(_evaluation(folder, out / "evaluate" / name)) for name, folder in folders.items()}
+        places = _places(options, out)
+        scores = {name: evaluate(_evaluation(folder, places[name])) for name, folder in folders.items()}
     with clock.phase("measure latency"):
         latencies = side_by_side_latency({name: load_pipeline(folders[name]) for name in ("teacher", "retrained")})
 
@@ -74,7 +79,7 @@ def quickstart(options: QuickstartOptions) -> Path:
         **provenance(),
     }
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    _report(out, description, results)
+    _report(out, description, results, places)
     console.print(text_table(scores), highlight=False, markup=False)
     return out / "report.html"
 
@@ -125,7 +130,13 @@ def _evaluation(model: str, out: Path) -> EvaluateOptions:
     )
 
 
-def _report(out: Path, description: Description, results: dict[str, Any]) -> None:
+def _places(options: QuickstartOptions, out: Path) -> dict[str, Path]:
+    """Where each model is evaluated; the student after more steps is another model."""
+    names = {"teacher": "teacher", "pruned": "pruned", "retrained": f"retrained-{options.steps}"}
+    return {name: out / "evaluate" / folder for name, folder in names.items()}
+
+
+def _report(out: Path, description: Description, results: dict[str, Any], places: dict[str, Path]) -> None:
     costs = {"teacher": description.teacher, "pruned": description.student, "retrained": description.student}
     models = [
         Model(
@@ -133,7 +144,7 @@ def _report(out: Path, description: Description, results: dict[str, Any]) -> Non
             cost=cost,
             scores=results["scores"][name],
             seconds_per_picture=results["seconds_per_picture"].get(name),
-            pictures=sorted((out / "evaluate" / name / "pictures").glob("*.png")),
+            pictures=sorted((places[name] / "pictures").glob("*.png")),
         )
         for name, cost in costs.items()
     ]

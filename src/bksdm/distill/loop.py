@@ -113,9 +113,9 @@ def train(
     with _stop_requests() as stop:
         while state.step < schedule.steps:
             # Gradients
-            torch.manual_seed(derived_seed(seed, "global", state.step))
             for micro in range(schedule.accumulation):
                 batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
+                torch.manual_seed(derived_seed(seed, "global", state.step, micro))  # after a loader's own draws
                 with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                     losses = objective(batch, generator(seed, "noise", state.step, micro))
                 torch.autograd.backward(state.scaler.scale(losses["loss"] / schedule.accumulation))

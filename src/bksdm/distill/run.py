@@ -13,7 +13,7 @@ from bksdm.data.cache import CachedSamples, cache_bytes
 from bksdm.data.folder import FolderSamples, data_folder, read_captions, read_prompts
 from bksdm.data.stream import Samples, Stream
 from bksdm.describe import describe_config
-from bksdm.devices import choose_device, choose_precision
+from bksdm.devices import PRECISIONS, choose_device, choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Schedule, train
 from bksdm.distill.noise import NoiseSchedule
@@ -23,7 +23,7 @@ from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
 from bksdm.losses import LossWeights
-from bksdm.models import image_size, load_pipeline, tokenizing
+from bksdm.models import check_text_to_image, image_size, load_pipeline, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.progress import bar
 from bksdm.prune import read_recipe, save_student, with_unet
@@ -51,12 +51,17 @@ def distill(options: DistillOptions) -> Path:
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)
     teacher = load_pipeline(options.teacher)
+    check_text_to_image(teacher, options.teacher)
     student = load_pipeline(options.student).unet
     pruning = _pruning(options, teacher.unet.config, student.config)
 
     teacher.to(device)
-    teacher.unet.to(choose_precision(options.teacher_precision, device, training=True))
-    _prepare_for_training(student, device, options.gradient_checkpointing)
+    teacher.unet.to(precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision])
+    student.to(device).train()
+    if plain_attention_is_faster(device, precision):
+        student.set_attn_processor(AttnProcessor())
+    if options.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
     conditions = Conditions(teacher.vae, teacher.text_encoder)
     folder = FolderSamples(
         read_captions(data_folder(options.data)),
@@ -140,15 +145,6 @@ def _pruning(options: DistillOptions, teacher: Config, student: Config) -> Pruni
 
 def _as_list(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _prepare_for_training(student: UNet2DConditionModel, device: torch.device, checkpointing: bool) -> None:
-    student.to(device).train()
-    if device.type == "cpu":
-        # The backward pass of the fused attention is slower there than plain matrix products.
-        student.set_attn_processor(AttnProcessor())
-    if checkpointing:
-        student.enable_gradient_checkpointing()
 
 
 def _cached(

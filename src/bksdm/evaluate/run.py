@@ -3,8 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from bksdm.data.folder import Captioned, data_folder, open_picture, read_captions, read_prompts
 from bksdm.devices import choose_device
@@ -12,13 +15,26 @@ from bksdm.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.output_error import output_error
 from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
-from bksdm.generate import generate
-from bksdm.models import load_pipeline
+from bksdm.generate import check, generate
+from bksdm.models import check_text_to_image, fingerprint, load_pipeline
 from bksdm.options import EvaluateOptions, GenerateOptions
 from bksdm.runs import check_free, open_run, write_text
 
 RETRIEVAL_AMONG = 100
 _MAY_CHANGE = ("json", "batch_size", "device")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features with shape (N, D) of N real pictures, and their captions."""
+
+    features: Tensor
+    captions: list[str]
+
+    @classmethod
+    def of(cls, encoder: DualEncoder, entries: Sequence[Captioned]) -> "Reference":
+        features = encoder.image_features([open_picture(entry.path) for entry in entries])
+        return cls(features, [entry.text for entry in entries])
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -40,13 +56,18 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     prompts = read_prompts(options.prompts or options.reference)
     if len(prompts) * options.images_per_prompt < 2:
         raise InputError(f"prompts {options.prompts} ask for one picture; a distance between distributions needs more")
-    out, settings = Path(options.out), dataclasses.asdict(options)
+    generation = _generation(options, prompts, Path(options.out))
+    check(generation)
+    out = Path(options.out)
+    settings = dataclasses.asdict(options) | {"weights": fingerprint(options.model)}
     check_free(out, "evaluate", settings, _MAY_CHANGE)
+    reference = Reference.of(encoder, entries)
     student, teacher = load_pipeline(options.model), load_pipeline(options.teacher) if options.teacher else None
+    check_text_to_image(student, options.model)
     open_run(out, "evaluate", settings, _MAY_CHANGE)
-    paths = generate(_generation(options, prompts, out))
+    paths = generate(generation)
     captions = [prompt for prompt in prompts for _ in range(options.images_per_prompt)]
-    scores = score(encoder, paths, captions, entries)
+    scores = score(encoder, paths, captions, reference)
     if teacher:
         device = choose_device(options.device)
         scores["output_error"] = output_error(student.unet.to(device), teacher.to(device), entries)
@@ -55,26 +76,24 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def score(
-    encoder: DualEncoder, pictures: Sequence[Path], captions: Sequence[str], reference: Sequence[Captioned]
+    encoder: DualEncoder, pictures: Sequence[Path], captions: Sequence[str], reference: Reference
 ) -> dict[str, Any]:
     """Scores of finished pictures; see `evaluate`."""
     images = encoder.image_features([open_picture(path) for path in pictures])
-    real = encoder.image_features([open_picture(entry.path) for entry in reference])
-    wanted = [entry.text for entry in reference]
-    names = list(dict.fromkeys([*captions, *wanted]))
+    names = list(dict.fromkeys([*captions, *reference.captions]))
     pool = dict(zip(names, encoder.text_features(names), strict=True))
     among = min(RETRIEVAL_AMONG, len(pool))
     texts = encoder.text_features(captions)
     return {
         "pictures": len(pictures),
-        "frechet_distance": frechet_distance(images, real),
+        "frechet_distance": frechet_distance(images, reference.features),
         "clip_score": clip_score(images, texts),
         "retrieval_r1": retrieval_r1(images, captions, pool, among),
         "retrieval_among": among,
         "reference": {
-            "pictures": len(reference),
-            "clip_score": clip_score(real, encoder.text_features(wanted)),
-            "retrieval_r1": retrieval_r1(real, wanted, pool, among),
+            "pictures": len(reference.captions),
+            "clip_score": clip_score(reference.features, encoder.text_features(reference.captions)),
+            "retrieval_r1": retrieval_r1(reference.features, reference.captions, pool, among),
         },
     }
 

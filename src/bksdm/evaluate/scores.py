@@ -58,5 +58,5 @@ def retrieval_r1(images: Tensor, captions: Sequence[str], pool: dict[str, Tensor
         own = names.index(caption)
         drawn = torch.randperm(len(names), generator=generator(seed, "retrieval", number))
         others = drawn[drawn != own][: among - 1]
-        hits += bool(similar[number, own] > similar[number, others].max())
+        hits += bool((similar[number, own] > similar[number, others]).all())
     return hits / len(captions)
