@@ -6,7 +6,7 @@
     python examples/emoji/pretrain.py teacher   # text encoder and U-Net, on `train`
     python examples/emoji/ship.py               # assemble the shipped folder and measure it
 
-Every stage resumes where it was stopped. `--steps` and `--batch-size` fit a stage to the machine.
+Every stage resumes where it was stopped. `--steps`, `--batch-size` and `--lr` fit a stage to the machine.
 `pretrain.py adopt` first makes the shipped weights the starting point of all stages, where their own
 checkpoints are gone.
 """
@@ -313,13 +313,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     if arguments.stage == "adopt":
         adopt(Workspace(arguments.work))
         return
     run, pace = STAGES[arguments.stage]
-    given = {name: value for name in ("steps", "batch_size", "device") if (value := getattr(arguments, name))}
+    given = {name: value for name in ("steps", "batch_size", "lr", "device") if (value := getattr(arguments, name))}
     torch.manual_seed(0)
     run(Workspace(arguments.work), dataclasses.replace(pace, **given))
 

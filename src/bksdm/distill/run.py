@@ -23,7 +23,7 @@ from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
 from bksdm.losses import LossWeights
-from bksdm.models import check_text_to_image, image_size, load_pipeline, tokenizing
+from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.progress import bar
 from bksdm.prune import read_recipe, save_student, with_unet
@@ -46,7 +46,9 @@ def distill(options: DistillOptions) -> Path:
         Interrupted: The run was asked to stop and can go on.
     """
     _check(options)
-    run, settings = Path(options.out), dataclasses.asdict(options)
+    run = Path(options.out)
+    weights_of = {"teacher_weights": fingerprint(options.teacher), "student_weights": fingerprint(options.student)}
+    settings = dataclasses.asdict(options) | weights_of
     check_free(run, "distill", settings, _MAY_CHANGE)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)
@@ -71,7 +73,6 @@ def distill(options: DistillOptions) -> Path:
     )
     grid_prompts = _grid_prompts(options, folder)
     open_run(run, "distill", settings, _MAY_CHANGE)
-    samples = _cached(folder, teacher, conditions, options.cache_gb)
     weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
     noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
     objective = Distillation(student, teacher.unet, pruning.taps, conditions, noise_schedule, weights)
@@ -86,6 +87,7 @@ def distill(options: DistillOptions) -> Path:
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
     checkpoints.restore(state)
     if state.step < options.steps:
+        samples = _cached(folder, teacher, conditions, options.cache_gb)
         record = Record(run / "metrics.jsonl", run / "tensorboard", state.step)
         grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", precision)
         with bar(options.steps, "retraining", state.step) as progress:
