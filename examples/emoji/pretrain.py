@@ -37,7 +37,7 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Objective, Schedule, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, Ema, TrainState
-from bksdm.models import load_pipeline, tokenizing
+from bksdm.models import load_pipeline, save_vocabulary, tokenizing
 from bksdm.runs import replace_folder
 
 HERE = Path(__file__).parent
@@ -101,16 +101,15 @@ class Workspace:
         It is kept, because learning breaks ties between equally frequent pairs differently each time.
         """
         kept = self.stage("tokenizer")
-        if kept.exists():
-            return CLIPTokenizer.from_pretrained(kept)
-        captions = [entry.text for split in ("train", "extra") for entry in read_captions(self.root / "art" / split)]
-        tokenizer = build_tokenizer(captions)
-        with replace_folder(kept) as partial:
-            tokenizer.save_pretrained(partial)
-        return tokenizer
+        if not kept.exists():
+            splits = (self.root / "art" / split for split in ("train", "extra"))
+            keep_vocabulary(learn_tokenizer([entry.text for split in splits for entry in read_captions(split)]), kept)
+        vocabulary = json.loads((kept / "vocab.json").read_text())
+        merges = [tuple(line.split()) for line in (kept / "merges.txt").read_text().splitlines()[1:]]
+        return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def build_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
+def learn_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
     """A byte-pair vocabulary in CLIP's form, learnt from the captions; the special tokens come last, as CLIP's do."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     alphabet = letters + [f"{letter}</w>" for letter in letters]
@@ -121,6 +120,11 @@ def build_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=MAX_TOKENS
     )
+
+
+def keep_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    with replace_folder(folder) as partial:
+        save_vocabulary(tokenizer, partial)
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> dict[str, Any]:
@@ -230,8 +234,7 @@ def train_teacher(work: Workspace, pace: Pace) -> None:
 def adopt(work: Workspace) -> None:
     """The shipped weights as step 0 of every stage."""
     pipeline, clip = load_pipeline("emoji"), CLIPModel.from_pretrained(asset("emoji") / "encoder")
-    with replace_folder(work.stage("tokenizer")) as partial:
-        pipeline.tokenizer.save_pretrained(partial)
+    keep_vocabulary(pipeline.tokenizer, work.stage("tokenizer"))
     parts = {
         "vae": pipeline.vae,
         "encoder": clip,
