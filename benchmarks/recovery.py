@@ -28,7 +28,7 @@ def run(recipe: str, steps: int, runs: Path) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| recipe | steps | output error: pruned | retrained | closed | Frechet: teacher | pruned | retrained | closed "
-        "| R@1: teacher | pruned | retrained | minutes |",
+        "| R@1 among 100: teacher | pruned | retrained | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -51,6 +51,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def machine(made_by: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
+    return f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -58,13 +63,13 @@ def main() -> None:
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10])
     arguments = parser.parse_args()
     quiet_libraries()
-    rows = []
+    rows, made_by = [], provenance()
     for times in arguments.times:
         for recipe in RECIPES:
             rows.append(run(recipe, QuickstartOptions().steps * times, arguments.runs))
             arguments.out.mkdir(parents=True, exist_ok=True)
-            write_text(arguments.out / "recovery.json", json.dumps({**provenance(), "rows": rows}, indent=2) + "\n")
-            write_text(arguments.out / "recovery.md", table(rows) + "\n")
+            write_text(arguments.out / "recovery.json", json.dumps({**made_by, "rows": rows}, indent=2) + "\n")
+            write_text(arguments.out / "recovery.md", f"{table(rows)}\n\n{machine(made_by)}\n")
     print(table(rows))
 
 

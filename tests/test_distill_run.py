@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bksdm.distill.run import distill
+from bksdm.errors import InputError
 from bksdm.options import DistillOptions
 from bksdm.prune import read_recipe
 from tiny_models import PICTURE
-from verbs import Run, make_student, read_lines
+from verbs import Run, copy_pictures, make_student, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -357,3 +358,72 @@ def test_a_tiny_student_learns_with_its_inner_tap(
     records = retrain(v1_folder, student, pictures, tmp_path / "run", steps=30, gradient_checkpointing=True)
     assert "tap/down_blocks.2.attentions.0.proj_out" in records[0]
     assert losses(records)[-5:, 0].mean() < losses(records)[:5, 0].mean()
+
+
+def test_fewer_steps_than_are_done_are_refused(
+    finished: Path, v1_folder: Path, v1_student: Path, pictures: Path
+) -> None:
+    config = (finished / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"steps is 2, and the run in .* has done 4"):
+        retrain(v1_folder, v1_student, pictures, finished, sample_every=2, checkpoint_every=2, steps=2)
+    assert (finished / "config.yaml").read_bytes() == config
+
+
+def test_more_steps_than_a_cosine_was_made_for_are_refused(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=2, cosine=True)
+    with pytest.raises(InputError, match=r"steps: 2 there, 4 now"):
+        retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=4, cosine=True)
+
+
+def test_data_that_changed_are_refused(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+    data = copy_pictures(pictures, tmp_path / "data", 8)
+    retrain(v1_folder, v1_student, data, tmp_path / "run", steps=1)
+    lines = (data / "metadata.jsonl").read_text().splitlines()
+    (data / "metadata.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(InputError, match="data_content"):
+        retrain(v1_folder, v1_student, data, tmp_path / "run", steps=2)
+
+
+@pytest.mark.parametrize("teacher_precision", ["fp32", "bf16"])
+def test_latents_kept_in_memory_change_nothing_in_low_precision(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, teacher_precision: str
+) -> None:
+    """The frozen networks compute in their own number format, whatever the student's is."""
+    kept, made = (
+        retrain(
+            v1_folder,
+            v1_student,
+            pictures,
+            tmp_path / str(cache),
+            steps=1,
+            precision="bf16",
+            teacher_precision=teacher_precision,
+            cache_gb=cache,
+            flip=False,
+        )
+        for cache in (1, 0)
+    )
+    assert torch.allclose(losses(kept), losses(made), rtol=1e-5)
+
+
+def test_a_precise_teacher_is_precise_beside_a_student_in_low_precision(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    settings = {"steps": 1, "lr": 0.0, "flip": False, "teacher_precision": "fp32"}
+    own = {
+        precision: retrain(v1_folder, v1_student, pictures, tmp_path / precision, precision=precision, **settings)
+        for precision in ("fp32", "bf16")
+    }
+    coarse = retrain(
+        v1_folder,
+        v1_student,
+        pictures,
+        tmp_path / "coarse",
+        precision="bf16",
+        **settings | {"teacher_precision": "bf16"},
+    )
+    exact, mixed, both = (losses(records) for records in (own["fp32"], own["bf16"], coarse))
+    assert not torch.equal(mixed, both)
+    assert torch.allclose(exact, mixed, rtol=0.05)

@@ -1,5 +1,6 @@
 """Scores against their formulas, and `bksdm evaluate` on a handful of real pictures."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -90,7 +91,21 @@ def test_a_caption_without_rivals_is_always_the_best() -> None:
 def test_retrieval_never_draws_a_pictures_own_caption_as_a_rival() -> None:
     names = [f"caption {number}" for number in range(5)]
     pool = dict(zip(names, torch.eye(5), strict=True))
-    assert all(retrieval_r1(torch.eye(5), names, pool, among=2, seed=seed) == 1 for seed in range(20))
+    assert retrieval_r1(torch.eye(5), names, pool, among=2) == 1
+
+
+def test_retrieval_is_the_mean_over_all_draws_of_rivals() -> None:
+    names = [f"caption {number}" for number in range(6)]
+    pool = dict(zip(names, features(6, 4, 0).float(), strict=True))
+    images = torch.stack(list(pool.values())) + features(6, 4, 1).float()
+    similar = cosine(images, torch.stack(list(pool.values())))
+    hits = [
+        all(similar[own, own] > similar[own, other] for other in rivals)
+        for own in range(6)
+        for rivals in itertools.combinations([n for n in range(6) if n != own], 2)
+    ]
+    assert 0 < sum(hits) < len(hits)
+    assert retrieval_r1(images, names, pool, among=3) == pytest.approx(sum(hits) / len(hits))
 
 
 def test_features_do_not_depend_on_what_stands_beside() -> None:
@@ -137,7 +152,7 @@ def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Pat
     printed = done(*words, "--steps", 2, "--json").json
     assert printed == json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert printed["pictures"] == 6
-    assert printed["retrieval_among"] == 6
+    assert printed["retrieval_among"] == 100
     assert printed["output_error"] == 0
     assert printed["frechet_distance"] > 0
     assert set(printed["reference"]) == {"pictures", "clip_score", "retrieval_r1"}
@@ -174,6 +189,7 @@ def test_prompts_may_be_others_than_the_references_captions(
 ) -> None:
     (tmp_path / "prompts.txt").write_text("snail\nhouse\nsnail\n")
     words = ("--reference", pictures, "--prompts", tmp_path / "prompts.txt", "--images_per_prompt", 2, "--steps", 1)
+    words += ("--distractors", pictures)
     scores = done("evaluate", v1_folder, *words, "--out", tmp_path / "scores", "--json").json
     captions = {entry.text for entry in read_captions(pictures)}
     assert scores["pictures"] == 6
@@ -185,7 +201,7 @@ def test_prompts_may_be_others_than_the_references_captions(
 
 def test_a_reference_with_one_caption_can_be_scored(done: Run, v1_folder: Path, tmp_path: Path) -> None:
     reference = captioned(tmp_path / "reds", [Image.new("RGB", (32, 32), colour) for colour in ("red", "darkred")])
-    words = ("--reference", reference, "--steps", 1, "--out", tmp_path / "scores", "--json")
+    words = ("--reference", reference, "--distractors", reference, "--steps", 1, "--out", tmp_path / "scores", "--json")
     scores = done("evaluate", v1_folder, *words).json
     assert (scores["retrieval_among"], scores["retrieval_r1"]) == (1, 1.0)
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from bksdm.assets import asset
 from bksdm.data.folder import open_picture, read_captions
@@ -281,3 +282,23 @@ def test_a_prompts_file_and_the_same_words_give_the_same_pictures(done: Run, v1_
     done("generate", v1_folder, "--prompts", file, "--steps", 2, "--out", tmp_path / "file")
     done("generate", v1_folder, "--prompt", "red apple", "green car", "--steps", 2, "--out", tmp_path / "words")
     assert_same(made(tmp_path / "file"), made(tmp_path / "words"))
+
+
+def test_a_model_or_prompts_that_changed_do_not_keep_the_old_pictures(
+    run: Run, done: Run, folder: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red apple\n")
+    words = ("generate", folder, "--prompts", prompts, "--steps", 1, "--out", tmp_path / "out")
+    done(*words)
+    prompts.write_text("green car\n")
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert "prompts_content" in outcome.said[-1]
+    prompts.write_text("red apple\n")
+    done(*words)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor / 2 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert "model_content" in outcome.said[-1]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bksdm.data.folder import data_folder, open_picture, read_captions
+from bksdm.data.folder import data_folder, open_picture, read_captions, read_prompts
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.run import Reference, score
 from bksdm.generate import generate
@@ -47,7 +47,8 @@ def main() -> None:
         )
         paths = generate(options)
         encoder = DualEncoder.load("emoji")
-        scores = score(encoder, paths, texts, Reference.of(encoder, read_captions(data_folder("emoji/heldout"))))
+        reference = Reference.of(encoder, read_captions(data_folder("emoji/heldout")))
+        scores = score(encoder, paths, texts, reference, read_prompts("emoji/train"))
         pictures = [open_picture(path) for path in paths[: SIDE * SIDE]]
     rows = [pictures[row * SIDE : (row + 1) * SIDE] for row in range(SIDE)]
     sheet = side_by_side(rows)

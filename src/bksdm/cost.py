@@ -15,6 +15,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+TOKENS = 77  # of a caption, in Stable Diffusion
+
 
 @dataclass(frozen=True)
 class UNetCost:
@@ -41,7 +43,7 @@ class UNetCost:
         return (self.macs_modules + self.macs_attention) / 1e9
 
 
-def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens: int = 77) -> UNetCost:
+def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens: int = TOKENS) -> UNetCost:
     """Cost of the U-Net with this config.
 
     Arguments:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.cost import UNetCost, unet_cost
+from bksdm.cost import TOKENS, UNetCost, unet_cost
 from bksdm.families import derive
-from bksdm.models import load_unet_config
-from bksdm.recipe import Pruning, Recipe, Stage
+from bksdm.models import context_tokens, load_unet_config
+from bksdm.recipe import Pruning, Recipe, Stage, load_recipe
 
 WHOLE = Recipe(name="whole", summary="The model as it is.")
 
@@ -62,20 +62,22 @@ class Description:
         return "\n".join([*lines, "R ResNet block, A attention, ... removed"])
 
 
-def describe(model: str | Path, recipe: Recipe | None = None) -> Description:
-    """What `recipe` leaves of MODEL's U-Net; without a recipe, the U-Net as it is. No weights are read.
+def describe(model: str | Path, recipe: Recipe | str | Path | None = None) -> Description:
+    """What `recipe` (or the one of that name or file) leaves of MODEL's U-Net, or the U-Net as it is; reads no weights.
 
     Raises:
         InputError: There is no such model, or the recipe does not fit it.
     """
-    return describe_config(load_unet_config(model), recipe)
+    if isinstance(recipe, (str, Path)):
+        recipe = load_recipe(recipe)
+    return describe_config(load_unet_config(model), recipe, context_tokens(model))
 
 
-def describe_config(config: dict[str, Any], recipe: Recipe | None = None) -> Description:
-    """As `describe`, from the config of a U-Net."""
+def describe_config(config: dict[str, Any], recipe: Recipe | None = None, tokens: int = TOKENS) -> Description:
+    """As `describe`, from the config of a U-Net and the number of tokens of a caption."""
     pruning = derive(recipe or WHOLE, config)
-    teacher = unet_cost(config)
-    student = unet_cost(pruning.student_config) if recipe else teacher
+    teacher = unet_cost(config, tokens=tokens)
+    student = unet_cost(pruning.student_config, tokens=tokens) if recipe else teacher
     return Description(pruning, teacher, student)
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from bksdm.data.folder import open_picture, read_prompts
 from bksdm.devices import choose_device, choose_precision
@@ -16,7 +16,7 @@ from bksdm.errors import InputError
 from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
 from bksdm.options import GenerateOptions
 from bksdm.progress import bar
-from bksdm.runs import check_free, open_run, write_text
+from bksdm.runs import check_free, digest, files_digest, open_run, write_text
 from bksdm.sampling import Request, sample, scheduler_named
 
 _MAY_CHANGE = ("json", "batch_size", "device")
@@ -35,7 +35,12 @@ def generate(options: GenerateOptions) -> list[Path]:
     check(options)
     requests = _requests(options)
     image = open_picture(Path(options.image)) if options.image else None
-    out, settings = Path(options.out), dataclasses.asdict(options) | {"weights": fingerprint(options.model)}
+    content = {
+        "model_content": fingerprint(options.model),
+        "prompts_content": digest([request.prompt for request in requests]),
+        "image_content": files_digest([Path(options.image)]) if options.image else None,
+    }
+    out, settings = Path(options.out), dataclasses.asdict(options) | content
     check_free(out, "generate", settings, _MAY_CHANGE)
     paths = [out / f"{number:05d}.png" for number in range(len(requests))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
@@ -57,7 +62,7 @@ def generate(options: GenerateOptions) -> list[Path]:
             negative_prompt=options.negative_prompt,
             height=height,
             width=width,
-            image=image.resize((width, height), Image.Resampling.BICUBIC) if image else None,
+            image=ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) if image else None,
             strength=options.strength,
         )
         with bar(len(requests), "pictures", len(requests) - len(missing)) as progress:

@@ -4,7 +4,6 @@ A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` c
 Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
 """
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -23,8 +22,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from bksdm.assets import asset
+from bksdm.cost import TOKENS
 from bksdm.errors import InputError
-from bksdm.runs import replace_folder, write_text
+from bksdm.runs import files_digest, replace_folder, write_text
 
 EMBEDDED = ("emoji",)
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
@@ -62,18 +62,16 @@ def load_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> Stab
 
 
 def fingerprint(model: str | Path) -> str | None:
-    """A digest of the weights of a local MODEL's U-Net, which tells a retrained model from itself before.
+    """A digest of a local MODEL's networks, tokenizer and scheduler: changed files make another model.
 
     None for a model on the hub, whose id and revision are its own.
     """
     path = _local(model)
     if path is None:
         return None
-    digest = hashlib.sha256()
-    for file in sorted((path / "unet").glob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16]
+    parts = (*_NETWORKS, "tokenizer", "scheduler")
+    files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
+    return files_digest(files if path.is_dir() else [path])
 
 
 def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
@@ -133,6 +131,14 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
     if "block_out_channels" not in config:
         raise InputError(f"{path} is not the config of a U-Net (it has no block_out_channels)")
     return config
+
+
+def context_tokens(model: str | Path) -> int:
+    """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
+    path = _local(model)
+    config = path / "text_encoder" / "config.json" if path else None
+    found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
+    return found if isinstance(found, int) else TOKENS
 
 
 def check_folder(path: Path) -> None:

@@ -130,7 +130,7 @@ class GenerateOptions:
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler; the model's own by default.
         height: Height in pixels; the model's own by default.
         width: Width in pixels; the model's own by default.
-        image: Picture to start from (image-to-image).
+        image: Picture to start from (image-to-image); its middle, cut to the shape of the output.
         strength: Share of the denoising that is done anew with --image, in (0, 1].
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
@@ -167,6 +167,7 @@ class EvaluateOptions:
         prompts: File with one prompt a line, or metadata.csv or metadata.jsonl; the reference's captions by default.
         reference: Folder of real pictures with metadata.csv or metadata.jsonl, or 'emoji'.
         encoder: CLIP folder or Hub id whose features are compared; the embedded one by default.
+        distractors: Captions (as prompts) that fill the pool of the retrieval; the embedded art's by default.
         teacher: Model whose outputs on the same noisy latents are compared.
         images_per_prompt: Pictures of each prompt.
         steps: Denoising steps.
@@ -183,6 +184,7 @@ class EvaluateOptions:
     reference: str = "emoji"
     prompts: str | None = None
     encoder: str = "emoji"
+    distractors: str | None = "emoji/train"
     teacher: str | None = None
     images_per_prompt: int = 1
     steps: int = 25

@@ -32,7 +32,9 @@ def prune(options: PruneOptions) -> Description:
     files = run_files("prune", settings)
     teacher = load_pipeline(options.teacher)
     unet, pruning = prune_unet(teacher.unet, recipe)
-    description = describe_config(dict(teacher.unet.config), pruning.recipe)
+    description = describe_config(
+        dict(teacher.unet.config), pruning.recipe, teacher.text_encoder.config.max_position_embeddings
+    )
     save_student(with_unet(teacher, unet), recipe, model_card(description, options.teacher), folder, files)
     return description
 

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,22 @@ def quickstart(options: QuickstartOptions) -> Path:
     recipe = load_recipe(options.recipe)
     if not describe(TEACHER, recipe).pruning.removed:
         raise InputError(f"recipe {options.recipe} removes nothing, so there is nothing to retrain; give another")
+    made_by = provenance()
     out = open_run(Path(options.out), "quickstart", dataclasses.asdict(options), may_change=("steps",))
+    folders = _Folders(out, options.steps)
     console = Console(stderr=True)
-    clock = _Clock(console)
+    clock = _Clock(console, out / "seconds.json")
 
     with clock.phase(f"prune: {options.recipe}"):
-        description = prune(PruneOptions(TEACHER, options.recipe, str(out / "pruned")))
+        description = prune(PruneOptions(TEACHER, options.recipe, str(folders.pruned)))
         console.print(description.text(), highlight=False, markup=False)
     with clock.phase(f"distill: {options.steps} steps"):
         retrained = distill(distillation(options, out))
-    folders = {"teacher": TEACHER, "pruned": str(out / "pruned"), "retrained": str(retrained)}
-    with clock.phase("generate and evaluate: teacher, pruned, retrained"):
-        places = _places(options, out)
-        scores = {name: evaluate(_evaluation(folder, places[name])) for name, folder in folders.items()}
+    models = {"teacher": TEACHER, "pruned": str(folders.pruned), "retrained": str(retrained)}
+    with clock.phase(f"generate and evaluate: teacher, pruned, retrained for {options.steps} steps"):
+        scores = {name: evaluate(_evaluation(model, folders.evaluation(name))) for name, model in models.items()}
     with clock.phase("measure latency"):
-        latencies = side_by_side_latency({name: load_pipeline(folders[name]) for name in ("teacher", "retrained")})
+        latencies = side_by_side_latency({name: load_pipeline(models[name]) for name in ("teacher", "retrained")})
 
     closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
     results = {
@@ -76,21 +78,40 @@ def quickstart(options: QuickstartOptions) -> Path:
         "sampling": {"denoising_steps": STEPS, "guidance": GUIDANCE},
         "seconds_per_picture": latencies,
         "seconds": clock.seconds,
-        **provenance(),
+        **made_by,
     }
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    _report(out, description, results, places)
+    _report(folders, description, results)
     console.print(text_table(scores), highlight=False, markup=False)
     return out / "report.html"
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """Where the story keeps its parts; the student after more steps is another one."""
+
+    out: Path
+    steps: int
+
+    @property
+    def pruned(self) -> Path:
+        return self.out / "pruned"
+
+    @property
+    def distillation(self) -> Path:
+        return self.out / f"distill-{self.steps}"
+
+    def evaluation(self, model: str) -> Path:
+        return self.out / "evaluate" / (f"{model}-{self.steps}" if model == "retrained" else model)
 
 
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
     """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
     return DistillOptions(
         teacher=TEACHER,
-        student=str(out / "pruned"),
+        student=str(_Folders(out, options.steps).pruned),
         data="emoji/train",
-        out=str(out / "distill"),
+        out=str(_Folders(out, options.steps).distillation),
         steps=options.steps,
         batch_size=32,
         accumulation=1,
@@ -130,13 +151,7 @@ def _evaluation(model: str, out: Path) -> EvaluateOptions:
     )
 
 
-def _places(options: QuickstartOptions, out: Path) -> dict[str, Path]:
-    """Where each model is evaluated; the student after more steps is another model."""
-    names = {"teacher": "teacher", "pruned": "pruned", "retrained": f"retrained-{options.steps}"}
-    return {name: out / "evaluate" / folder for name, folder in names.items()}
-
-
-def _report(out: Path, description: Description, results: dict[str, Any], places: dict[str, Path]) -> None:
+def _report(folders: _Folders, description: Description, results: dict[str, Any]) -> None:
     costs = {"teacher": description.teacher, "pruned": description.student, "retrained": description.student}
     models = [
         Model(
@@ -144,32 +159,40 @@ def _report(out: Path, description: Description, results: dict[str, Any], places
             cost=cost,
             scores=results["scores"][name],
             seconds_per_picture=results["seconds_per_picture"].get(name),
-            pictures=sorted((places[name] / "pictures").glob("*.png")),
+            pictures=sorted((folders.evaluation(name) / "pictures").glob("*.png")),
         )
         for name, cost in costs.items()
     ]
     write_report(
-        out / "report.html",
+        folders.out / "report.html",
         models,
         prompts=read_prompts(HELD_OUT),
         real=[entry.path for entry in read_captions(data_folder(HELD_OUT))],
         description=description,
-        metrics=read_metrics(out / "distill" / "metrics.jsonl"),
-        samples=sorted((out / "distill" / "samples").glob("*.png")),
+        metrics=read_metrics(folders.distillation / "metrics.jsonl"),
+        samples=sorted((folders.distillation / "samples").glob("*.png")),
         results=results,
     )
 
 
 class _Clock:
-    """Says which phase runs, and keeps how long each took."""
+    """Says which phase runs, and keeps how long each took until it was done, over all calls of the command."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, file: Path) -> None:
         self._console = console
+        self._file = file
+        self._kept: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         self._console.rule(name, align="left")
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - began, 1)
+        began, done = time.perf_counter(), False
+        try:
+            yield
+            done = True
+        finally:
+            spent = time.perf_counter() - began + self._kept.get(f"before {name}", 0.0)
+            self._kept.setdefault(name, spent) if done else self._kept.update({f"before {name}": spent})
+            write_text(self._file, json.dumps(self._kept, indent=2) + "\n")
+        self.seconds[name] = round(self._kept[name], 1)

@@ -4,13 +4,14 @@ Whatever is written here is written whole or not at all.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 
 from bksdm.errors import InputError
 
+_SHOWN = 80
 _PACKAGES = ("bksdm", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -90,7 +92,7 @@ def check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change: 
     for key, value in _resolved(verb, options).items():
         if key not in may_change and earlier.get(key) != value:
             raise InputError(
-                f"{folder} holds another run ({key}: {earlier.get(key)!r} there, {value!r} now); "
+                f"{folder} holds another run ({key}: {_short(earlier.get(key))} there, {_short(value)} now); "
                 f"choose another --out or remove that folder"
             )
 
@@ -112,6 +114,20 @@ def open_run(folder: Path, verb: str, options: Mapping[str, Any], may_change: tu
     return folder
 
 
+def digest(value: Any) -> str:
+    """A short name for plain values, the same for the same values."""
+    return hashlib.sha256(json.dumps(_plain(value)).encode()).hexdigest()[:16]
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """A short name for what files hold, in their order."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()[:16]
+
+
 def provenance() -> dict[str, Any]:
     """What made a run: versions, machine, command and time."""
     versions = {}
@@ -122,14 +138,29 @@ def provenance() -> dict[str, Any]:
         "command": sys.argv,
         "versions": versions,
         "python": platform.python_version(),
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "processors": os.cpu_count(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
+def _processor() -> str:
+    """The model of the CPU, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
 def _resolved(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"verb": verb, **{key: _plain(value) for key, value in options.items()}}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _plain(value: Any) -> Any:

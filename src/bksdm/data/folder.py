@@ -20,6 +20,7 @@ from torch import Tensor
 from bksdm.assets import asset
 from bksdm.data.stream import Batch
 from bksdm.errors import InputError
+from bksdm.runs import digest
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def read_captions(folder: Path) -> list[Captioned]:
             f"add them or remove their lines"
         )
     return entries
+
+
+def captions_digest(entries: Sequence[Captioned]) -> str:
+    """A short name for captioned pictures: their file names, sizes in bytes and captions."""
+    return digest([(entry.path.name, entry.path.stat().st_size, entry.text) for entry in entries])
 
 
 def data_folder(data: str | Path) -> Path:

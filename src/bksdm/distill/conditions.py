@@ -16,7 +16,8 @@ class Conditions:
 
     A batch holds either `pixel_values` with shape (B, 3, H, W) in [-1, 1] or the posterior of its
     latents, `latents_mean` and `latents_std` with shape (B, C, h, w); and either `input_ids` with
-    shape (B, L) or their embedding `context` with shape (B, L, D).
+    shape (B, L) or their embedding `context` with shape (B, L, D). Each network computes in its own
+    number format, whatever autocast is on around it.
     """
 
     def __init__(self, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> None:
@@ -26,14 +27,16 @@ class Conditions:
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, scaled for the U-Net."""
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        with torch.autocast(pixels.device.type, enabled=False):
+            posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
         factor = self.vae.config.scaling_factor
         return posterior.mean * factor, posterior.std * factor
 
     @torch.no_grad()
     def embedding(self, input_ids: Tensor) -> Tensor:
         """The text encoder's last hidden states with shape (B, L, D)."""
-        embedding: Tensor = self.text_encoder(input_ids).last_hidden_state
+        with torch.autocast(input_ids.device.type, enabled=False):
+            embedding: Tensor = self.text_encoder(input_ids).last_hidden_state
         return embedding
 
     def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:

@@ -48,8 +48,7 @@ class Distillation:
         noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, rng), rng)
         context = self.conditions.context(batch)
         with torch.no_grad(), self._teacher_features.recording() as wanted:
-            precise = self.teacher.dtype
-            taught = self.teacher(noisy.latents.to(precise), noisy.timesteps, context.to(precise)).sample
+            taught = self._taught(noisy.latents, noisy.timesteps, context)
         with self._student_features.recording() as learnt:
             predicted = self.student(noisy.latents, noisy.timesteps, context.float()).sample
 
@@ -62,3 +61,10 @@ class Distillation:
         loss = self.weights.task * task + self.weights.output_kd * output_kd + self.weights.feature_kd * feature_kd
         terms = {"loss": loss, "task": task, "output_kd": output_kd, "feature_kd": feature_kd}
         return terms | {f"tap/{path}": value for path, value in per_tap.items()}
+
+    def _taught(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """The teacher's output, computed in the teacher's own number format."""
+        own = self.teacher.dtype
+        with torch.autocast(latents.device.type, enabled=False):
+            output: Tensor = self.teacher(latents.to(own), timesteps, context.to(own)).sample
+        return output

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bksdm.card import model_card
 from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.folder import FolderSamples, data_folder, read_captions, read_prompts
+from bksdm.data.folder import FolderSamples, captions_digest, data_folder, read_captions, read_prompts
 from bksdm.data.stream import Samples, Stream
 from bksdm.describe import describe_config
 from bksdm.devices import PRECISIONS, choose_device, choose_precision, plain_attention_is_faster
@@ -32,7 +32,7 @@ from bksdm.runs import check_free, open_run
 from bksdm.sampling import Request, sample, side_by_side
 
 _GRID_PROMPTS = 4
-_MAY_CHANGE = ("steps", "device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+_MAY_CHANGE = ("device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
 
 
 def distill(options: DistillOptions) -> Path:
@@ -47,9 +47,20 @@ def distill(options: DistillOptions) -> Path:
     """
     _check(options)
     run = Path(options.out)
-    weights_of = {"teacher_weights": fingerprint(options.teacher), "student_weights": fingerprint(options.student)}
-    settings = dataclasses.asdict(options) | weights_of
-    check_free(run, "distill", settings, _MAY_CHANGE)
+    entries = read_captions(data_folder(options.data))
+    settings = dataclasses.asdict(options) | {
+        "teacher_content": fingerprint(options.teacher),
+        "student_content": fingerprint(options.student),
+        "data_content": captions_digest(entries),
+    }
+    may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")  # steps decide how a cosine falls
+    checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
+    check_free(run, "distill", settings, may_change)
+    if checkpoints.steps_done() > options.steps:
+        raise InputError(
+            f"steps is {options.steps}, and the run in {run} has done {checkpoints.steps_done()}; "
+            f"give as many or more, or choose another --out"
+        )
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)
     teacher = load_pipeline(options.teacher)
@@ -66,13 +77,13 @@ def distill(options: DistillOptions) -> Path:
         student.enable_gradient_checkpointing()
     conditions = Conditions(teacher.vae, teacher.text_encoder)
     folder = FolderSamples(
-        read_captions(data_folder(options.data)),
+        entries,
         options.resolution or image_size(teacher),
         tokenizing(teacher.tokenizer),
         options.flip,
     )
     grid_prompts = _grid_prompts(options, folder)
-    open_run(run, "distill", settings, _MAY_CHANGE)
+    open_run(run, "distill", settings, may_change)
     weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
     noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
     objective = Distillation(student, teacher.unet, pruning.taps, conditions, noise_schedule, weights)
@@ -84,7 +95,6 @@ def distill(options: DistillOptions) -> Path:
         ema=Ema(student, options.ema_decay) if options.ema_decay else None,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
     )
-    checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
     checkpoints.restore(state)
     if state.step < options.steps:
         samples = _cached(folder, teacher, conditions, options.cache_gb)
@@ -220,7 +230,9 @@ def _save_student(
     """The averaged weights in the teacher's own pipeline, in float32, with recipe and card."""
     unet: UNet2DConditionModel = state.model.eval()
     unet.set_default_attn_processor()
-    description = describe_config(dict(teacher.unet.config), pruning.recipe)
+    description = describe_config(
+        dict(teacher.unet.config), pruning.recipe, teacher.text_encoder.config.max_position_embeddings
+    )
     retraining = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     card = model_card(description, options.teacher, retraining)
     with averaged(state):

@@ -128,6 +128,11 @@ class Checkpoints:
     def all(self) -> list[Path]:
         return sorted(self.folder.glob("step-????????"))
 
+    def steps_done(self) -> int:
+        """Steps after which the newest checkpoint was written; 0 where there is none."""
+        found = self.all()
+        return int(found[-1].name.removeprefix("step-")) if found else 0
+
     def restore(self, state: TrainState) -> bool:
         """Load the newest checkpoint into `state`; False where there is none."""
         found = self.all()

@@ -55,7 +55,7 @@ class DualEncoder:
         folder = asset(str(source), "encoder") if str(source) in EMBEDDED else Path(source)
         where = str(folder) if folder.is_dir() else str(source)
         try:
-            clip = CLIPModel.from_pretrained(where, use_safetensors=True)
+            clip = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(where)
             local = folder / "preprocessor_config.json"
             file = local if folder.is_dir() else Path(hf_hub_download(where, local.name))

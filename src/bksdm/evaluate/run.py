@@ -9,16 +9,23 @@ from typing import Any
 
 from torch import Tensor
 
-from bksdm.data.folder import Captioned, data_folder, open_picture, read_captions, read_prompts
+from bksdm.data.folder import (
+    Captioned,
+    captions_digest,
+    data_folder,
+    open_picture,
+    read_captions,
+    read_prompts,
+)
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.output_error import output_error
 from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
 from bksdm.generate import check, generate
-from bksdm.models import check_text_to_image, fingerprint, load_pipeline
+from bksdm.models import check_text_to_image, fingerprint, load_pipeline, load_unet_config
 from bksdm.options import EvaluateOptions, GenerateOptions
-from bksdm.runs import check_free, open_run, write_text
+from bksdm.runs import check_free, digest, open_run, write_text
 
 RETRIEVAL_AMONG = 100
 _MAY_CHANGE = ("json", "batch_size", "device")
@@ -49,38 +56,71 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         InputError: An option, the model or the data are unfit; see the message.
     """
+    out = Path(options.out)
     entries = read_captions(data_folder(options.reference))
     if len(entries) < 2:
         raise InputError(f"reference {options.reference} has one picture; a distance between distributions needs more")
-    encoder = DualEncoder.load(options.encoder)
     prompts = read_prompts(options.prompts or options.reference)
+    generation = _generation(options, prompts, out)
+    check(generation)
     if len(prompts) * options.images_per_prompt < 2:
         raise InputError(f"prompts {options.prompts} ask for one picture; a distance between distributions needs more")
-    generation = _generation(options, prompts, Path(options.out))
-    check(generation)
-    out = Path(options.out)
-    settings = dataclasses.asdict(options) | {"weights": fingerprint(options.model)}
+    distractors = read_prompts(options.distractors) if options.distractors else []
+    encoder = DualEncoder.load(options.encoder)
+    settings = dataclasses.asdict(options) | {
+        "model_content": fingerprint(options.model),
+        "teacher_content": fingerprint(options.teacher) if options.teacher else None,
+        "prompts_content": digest(prompts),
+        "reference_content": captions_digest(entries),
+        "distractors_content": digest(distractors),
+    }
     check_free(out, "evaluate", settings, _MAY_CHANGE)
+    if options.teacher:
+        _check_comparable(options.model, options.teacher)
+    check_text_to_image(load_pipeline(options.model), options.model)
     reference = Reference.of(encoder, entries)
-    student, teacher = load_pipeline(options.model), load_pipeline(options.teacher) if options.teacher else None
-    check_text_to_image(student, options.model)
+
     open_run(out, "evaluate", settings, _MAY_CHANGE)
     paths = generate(generation)
     captions = [prompt for prompt in prompts for _ in range(options.images_per_prompt)]
-    scores = score(encoder, paths, captions, reference)
-    if teacher:
+    scores = score(encoder, paths, captions, reference, distractors)
+    if options.teacher:
         device = choose_device(options.device)
-        scores["output_error"] = output_error(student.unet.to(device), teacher.to(device), entries)
+        student, teacher = load_pipeline(options.model).unet.to(device), load_pipeline(options.teacher).to(device)
+        scores["output_error"] = output_error(student, teacher, entries)
     write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 
+def _check_comparable(model: str, teacher: str) -> None:
+    """Refuse a teacher whose inputs the model does not take."""
+    ours, theirs = load_unet_config(model), load_unet_config(teacher)
+    for key in ("in_channels", "out_channels", "cross_attention_dim"):
+        if ours.get(key) != theirs.get(key):
+            raise InputError(
+                f"teacher {teacher} and model {model} do not take the same inputs "
+                f"({key}: {theirs.get(key)} and {ours.get(key)}); give the teacher that the model was made from"
+            )
+
+
 def score(
-    encoder: DualEncoder, pictures: Sequence[Path], captions: Sequence[str], reference: Reference
+    encoder: DualEncoder,
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+    reference: Reference,
+    distractors: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Scores of finished pictures; see `evaluate`."""
+    """Scores of finished pictures; see `evaluate`.
+
+    Arguments:
+        encoder: Gives the features.
+        pictures: N PNGs.
+        captions: Their N captions.
+        reference: Real pictures.
+        distractors: Captions that join those of pictures and reference in the pool of the retrieval.
+    """
     images = encoder.image_features([open_picture(path) for path in pictures])
-    names = list(dict.fromkeys([*captions, *reference.captions]))
+    names = list(dict.fromkeys([*captions, *reference.captions, *distractors]))
     pool = dict(zip(names, encoder.text_features(names), strict=True))
     among = min(RETRIEVAL_AMONG, len(pool))
     texts = encoder.text_features(captions)

@@ -1,13 +1,13 @@
 """Scores over features: how like the real pictures, how true to the captions."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from bksdm.evaluate.encoder import cosine
-from bksdm.randomness import generator
 
 
 class _Given(nn.Module):
@@ -38,25 +38,23 @@ def clip_score(images: Tensor, texts: Tensor) -> float:
     return float(cosine(images, texts).diagonal().mean())
 
 
-def retrieval_r1(images: Tensor, captions: Sequence[str], pool: dict[str, Tensor], among: int, seed: int = 0) -> float:
-    """Share of pictures whose own caption fits best among `among` captions.
+def retrieval_r1(images: Tensor, captions: Sequence[str], pool: Mapping[str, Tensor], among: int) -> float:
+    r"""Share of pictures whose own caption fits best among `among` captions.
 
-    The others are drawn for every picture anew, without its own.
+    The others are drawn at random from the pool, and this is the mean over all draws: a picture that b of its M
+    rivals in the pool beat or equal is a hit with probability $\binom{M - b}{k} / \binom{M}{k}$, k = `among` - 1.
 
     Arguments:
         images: Features with shape (N, D).
         captions: The N captions.
         pool: Features with shape (D,) by caption; holds at least `among` captions, all of `captions` with them.
         among: Number of captions to choose from.
-        seed: Decides which captions are drawn.
     """
     names = list(pool)
     features = torch.stack([pool[name] for name in names])
     similar = cosine(images, features)
-    hits = 0
-    for number, caption in enumerate(captions):
-        own = names.index(caption)
-        drawn = torch.randperm(len(names), generator=generator(seed, "retrieval", number))
-        others = drawn[drawn != own][: among - 1]
-        hits += bool((similar[number, own] > similar[number, others]).all())
-    return hits / len(captions)
+    own = torch.tensor([names.index(caption) for caption in captions])
+    better = (similar >= similar.gather(1, own[:, None])).sum(dim=1) - 1  # its own caption is not a rival
+    rivals, drawn = len(names) - 1, among - 1
+    hits = [math.comb(rivals - int(count), drawn) / math.comb(rivals, drawn) for count in better]
+    return sum(hits) / len(hits)
