@@ -34,7 +34,7 @@ from bksdm.sampling import Request, sample
 
 TEACHER = "emoji"
 HELD_OUT = "emoji/heldout"
-STEPS, GUIDANCE = 25, 3.0
+STEPS, GUIDANCE = 25, 2.5
 _LATENCY_RUNS = 5
 
 
