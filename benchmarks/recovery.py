@@ -28,8 +28,8 @@ def run(recipe: str, steps: int, runs: Path) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| recipe | steps | output error: pruned | retrained | closed | Frechet: teacher | pruned | retrained | closed "
-        "| R@1 among 100: teacher | pruned | retrained | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| R@1 among 100: teacher | pruned | retrained |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         teacher, pruned, retrained = (row["scores"][name] for name in ("teacher", "pruned", "retrained"))
@@ -45,7 +45,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{retrained['frechet_distance']:.1f}",
             f"{closed['frechet_distance']:.1%}",
             *(f"{scores['retrieval_r1']:.0%}" for scores in (teacher, pruned, retrained)),
-            f"{sum(row['seconds'].values()) / 60:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

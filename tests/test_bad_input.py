@@ -275,6 +275,20 @@ RECIPES = [
 ]
 
 OPTIONS = [
+    case(
+        "a scheduler whose library is not there",
+        lambda w: w.generate("--scheduler", "DPMSolverSDEScheduler"),
+        "scheduler DPMSolverSDEScheduler needs a library that is not installed",
+        "torchsde",
+    ),
+    case("no pictures, evaluate", lambda w: w.evaluate("--images_per_prompt", 0), "images_per_prompt is 0"),
+    case(
+        "a teacher of other widths, evaluate",
+        lambda w: w.evaluate("--teacher", "emoji"),
+        "teacher emoji and model",
+        "cross_attention_dim: 128 and 32",
+    ),
+    case("pruning into the current folder", lambda w: w.prune("--out", "."), "out is ., the folder that you are in"),
     case("unknown option", lambda w: w.generate("--step", 3), "bksdm generate", "--step"),
     case("stray word", lambda w: w.generate("--seed", 1, "apple"), "bksdm generate", "apple"),
     case("wrong type", lambda w: w.generate("--steps", "many"), '"steps"', "int", "many"),

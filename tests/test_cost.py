@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import published
 from bksdm.cost import UNetCost, unet_cost
+from bksdm.errors import InputError
 from published import FACTS, RECIPES, UNETS
 
 TOKENS = 77
@@ -89,3 +90,23 @@ def test_a_longer_text_costs_more() -> None:
 def test_gmacs_are_macs_in_thousand_millions() -> None:
     cost = UNetCost(params=1, macs_modules=2_000_000_000, macs_attention=500_000_000, latent_size=8)
     assert (cost.gmacs_modules, cost.gmacs_all) == (2.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_size": None}, "sample_size is None"),
+        ({"sample_size": [64, 64]}, r"sample_size is \[64, 64\]"),
+        ({"norm_num_groups": 7}, "does not make a network that runs"),
+        ({"attention_head_dim": [8, 8]}, "does not make a network that runs"),
+    ],
+)
+def test_a_config_that_makes_no_unet_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        unet_cost(config("v1", "whole") | changes)
+
+
+def test_a_context_width_for_every_stage_may_be_listed() -> None:
+    whole = config("v1", "whole")
+    listed = whole | {"cross_attention_dim": [whole["cross_attention_dim"]] * 4}
+    assert unet_cost(listed) == unet_cost(whole)

@@ -1,5 +1,6 @@
 """`bksdm distill` end to end: what a run leaves, that it learns, and that it resumes to the same bits."""
 
+import json
 import os
 import signal
 import subprocess
@@ -427,3 +428,24 @@ def test_a_precise_teacher_is_precise_beside_a_student_in_low_precision(
     exact, mixed, both = (losses(records) for records in (own["fp32"], own["bf16"], coarse))
     assert not torch.equal(mixed, both)
     assert torch.allclose(exact, mixed, rtol=0.05)
+
+
+def test_a_finished_run_is_left_as_it_is(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1)
+    card = tmp_path / "run" / "student" / "README.md"
+    card.write_text(card.read_text() + "My own words.")
+    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1)
+    assert card.read_text().endswith("My own words.")
+    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=2)
+    assert "- steps: 2\n" in card.read_text()
+
+
+def test_the_card_tells_of_the_training_and_of_no_folder(finished: Path, pictures: Path) -> None:
+    card = (finished / "student" / "README.md").read_text()
+    assert "- lr: 0.001\n" in card
+    assert str(pictures) not in card
+
+
+def test_the_provenance_says_what_was_chosen(finished: Path) -> None:
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert (provenance["device"], provenance["precision"]) == ("cpu", "torch.float32")

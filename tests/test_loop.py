@@ -1,5 +1,6 @@
 """The training loop: resuming, accumulation, pace, stopping and failing."""
 
+import concurrent.futures
 import math
 import os
 import signal
@@ -369,3 +370,9 @@ def test_a_state_that_is_not_finite_is_never_kept(tmp_path: Path, checkpoint_eve
     assert Checkpoints(tmp_path).restore(good)
     assert good.step in (3, 4)
     assert all(tensor.isfinite().all() for tensor in good.tensors().values())
+
+
+def test_a_run_in_a_thread_trains_without_taking_signals(tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        state = pool.submit(run, tmp_path / "thread", Schedule(2, lr=0.05)).result()
+    assert_equal(state, run(tmp_path / "main", Schedule(2, lr=0.05)))

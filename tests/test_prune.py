@@ -216,6 +216,29 @@ def test_the_same_command_may_run_again_and_another_may_not(v1_folder: Path, tmp
     assert read_recipe(tmp_path / "student") == load_recipe("base")
 
 
+def test_what_is_there_is_not_made_again(v1_folder: Path, tmp_path: Path) -> None:
+    options = PruneOptions(str(v1_folder), "base", str(tmp_path / "student"))
+    first = prune(options)
+    (tmp_path / "student" / "notes.txt").write_text("mine")
+    assert prune(options) == first
+    assert (tmp_path / "student" / "notes.txt").read_text() == "mine"
+
+
+def test_a_recipe_or_teacher_that_changed_makes_another_student(folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nmid: false\n")
+    options = PruneOptions(str(folder), str(recipe), str(tmp_path / "student"))
+    prune(options)
+    recipe.write_text("name: mine\ndown: [0]\nup: [0, -1]\n")
+    with pytest.raises(InputError, match="recipe_content"):
+        prune(options)
+    recipe.write_text("name: mine\nmid: false\n")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("epsilon", "v_prediction"))
+    with pytest.raises(InputError, match="teacher_content"):
+        prune(options)
+
+
 def test_a_folder_of_something_else_is_left_alone(v1_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="is not empty and holds no run of bksdm; choose another --out"):

@@ -45,9 +45,10 @@ def test_the_files_that_the_readme_names_are_there() -> None:
 
 
 def test_the_public_surface() -> None:
-    functions = {"describe", "distill", "evaluate", "generate", "prune", "prune_unet", "quickstart", "sample"}
+    functions = {"derive", "describe", "distill", "evaluate", "generate", "prune", "prune_unet", "quickstart", "sample"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PruneOptions", "QuickstartOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
-    kinds = {"Description", "Distillation", "InputError", "LossWeights", "Pruning", "Recipe", "Request"}
+    kinds = {"Description", "InputError", "Interrupted", "Pruning", "Recipe", "Request"}
+    kinds |= {"Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

@@ -213,3 +213,31 @@ def test_a_kill_leaves_the_earlier_folder_and_the_next_run_succeeds(tmp_path: Pa
     made(tmp_path / "target", "new")
     assert names(tmp_path / "target") == ["new.txt"]
     assert names(tmp_path) == ["target"]
+
+
+def test_a_kill_between_the_two_moves_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".student.earlier").mkdir()
+    (tmp_path / ".student.earlier" / "weights").write_text("the only copy")
+    with pytest.raises(KeyboardInterrupt), replace_folder(tmp_path / "student"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "student" / "weights").read_text() == "the only copy"
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with replace_folder(tmp_path / "link") as partial:
+        (partial / "weights").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "weights").read_text() == "new"
+    assert names(tmp_path) == ["disk", "link"]
+
+
+def test_what_was_chosen_is_part_of_the_provenance(tmp_path: Path) -> None:
+    open_run(tmp_path, "distill", OPTIONS, chosen={"device": "cpu"})
+    assert json.loads((tmp_path / "provenance.json").read_text())["device"] == "cpu"
+
+
+def test_long_values_are_cut_in_messages(tmp_path: Path) -> None:
+    open_run(tmp_path, "generate", {"prompt": ["word"] * 100})
+    assert len(refusal(tmp_path, {"prompt": ["other"] * 100}, "generate")) < 500

@@ -339,7 +339,10 @@ def test_the_middle_block_needs_its_attention(per_stage: dict) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"addition_embed_type": "text_time"}, r"it takes added conditions \(text_time\), as SDXL does"),
+        (
+            {"addition_embed_type": "text_time"},
+            r"it takes added conditions, as SDXL does \(addition_embed_type is text_time\)",
+        ),
         ({"_class_name": "UNetSpatioTemporalConditionModel"}, "it is a UNetSpatioTemporalConditionModel"),
         (
             {"down_block_types": ["AttnDownBlock2D"] + ["CrossAttnDownBlock2D"] * 2 + ["DownBlock2D"]},
@@ -352,7 +355,10 @@ def test_the_middle_block_needs_its_attention(per_stage: dict) -> None:
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "it has blocks of type UNetMidBlock2DSimpleCrossAttn"),
         ({"block_out_channels": [320, 640]}, "does not list as many widths and up stages as down stages"),
         ({"up_block_types": ["UpBlock2D"]}, "does not list as many widths and up stages as down stages"),
-        ({"down_block_types": None}, "does not list as many widths and up stages as down stages"),
+        ({"down_block_types": None}, "its down_block_types is None, not a list"),
+        ({"block_out_channels": 320}, "its block_out_channels is 320, not a list"),
+        ({"num_class_embeds": 10}, r"it takes class labels \(num_class_embeds is 10\)"),
+        ({"encoder_hid_dim": 64}, r"it takes embeddings of another kind \(encoder_hid_dim is 64\)"),
     ],
 )
 def test_a_unet_of_another_family(changes: dict, reason: str) -> None:

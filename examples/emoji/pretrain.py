@@ -234,12 +234,15 @@ def train_teacher(work: Workspace, pace: Pace) -> None:
 def adopt(work: Workspace) -> None:
     """The shipped weights as step 0 of every stage."""
     pipeline, clip = load_pipeline("emoji"), CLIPModel.from_pretrained(asset("emoji") / "encoder")
-    keep_vocabulary(pipeline.tokenizer, work.stage("tokenizer"))
     parts = {
         "vae": pipeline.vae,
         "encoder": clip,
         "teacher": nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}),
     }
+    taken = [name for name in parts if Checkpoints(work.stage(name) / "checkpoints").all()]
+    if taken:
+        raise SystemExit(f"{work.stage(taken[0])} has checkpoints; go on with them, or remove them to adopt")
+    keep_vocabulary(pipeline.tokenizer, work.stage("tokenizer"))
     for name, model in parts.items():
         state = TrainState(model.float(), torch.optim.AdamW(model.parameters()), Ema(model, 0.0))
         Checkpoints(work.stage(name) / "checkpoints").save(state)

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from art import STYLES
 from diffusers import StableDiffusionPipeline
 from pretrain import (
     HERE,
@@ -110,7 +109,6 @@ def main() -> None:
     work, out = Workspace(arguments.work), asset("emoji")
     if arguments.only in (None, "art"):
         copy_art(work, out / "art")
-        print(f"art in {len(STYLES)} styles")
     if arguments.only in (None, "model"):
         pipeline = assemble_model(work, out / "model")
         for name in ("unet", "vae", "text_encoder"):

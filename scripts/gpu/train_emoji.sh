@@ -6,11 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 result=$1
 steps=${2:-30000}
-work=examples/emoji/work
 export PYTHONPATH=src:${PYTHONPATH:-} PYTHONUNBUFFERED=1
-[ -d $work/vae ] || python3 examples/emoji/pretrain.py vae --device cuda --steps 8000 --batch-size 64
-[ -d $work/encoder ] || python3 examples/emoji/pretrain.py encoder --device cuda --steps 6000 --batch-size 256
+python3 examples/emoji/pretrain.py vae --device cuda --steps 8000 --batch-size 64
+python3 examples/emoji/pretrain.py encoder --device cuda --steps 6000 --batch-size 256
 python3 examples/emoji/pretrain.py teacher --device cuda --steps "$steps" --batch-size 256
 python3 examples/emoji/ship.py
-python3 examples/emoji/grid.py --out "$result/emoji.png"
+python3 examples/emoji/grid.py --out "$result/emoji.png" --guidance 2.5
 tar -cf "$result/emoji.tar" -C src/bksdm/assets emoji/model emoji/encoder

@@ -1,18 +1,22 @@
 """The library's door: what the verbs of the command line do, as functions.
 
-    from bksdm.api import PruneOptions, describe, load_recipe, prune
+    from bksdm.api import PruneOptions, describe, prune
 
-    print(describe("emoji", load_recipe("small")).text())
+    print(describe("emoji", "small").text())
     prune(PruneOptions(teacher="emoji", recipe="small", out="pruned"))
 
 Everything that raises `InputError` says in one line what to mend.
 """
 
 from bksdm.describe import Description, describe
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.loop import Interrupted
+from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.run import distill
 from bksdm.errors import InputError
 from bksdm.evaluate.run import evaluate
+from bksdm.families import derive
 from bksdm.generate import generate
 from bksdm.losses import LossWeights
 from bksdm.models import load_pipeline, save_pipeline
@@ -23,18 +27,22 @@ from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.sampling import Request, sample
 
 __all__ = [
+    "Conditions",
     "Description",
     "DistillOptions",
     "Distillation",
     "EvaluateOptions",
     "GenerateOptions",
     "InputError",
+    "Interrupted",
     "LossWeights",
+    "NoiseSchedule",
     "PruneOptions",
     "Pruning",
     "QuickstartOptions",
     "Recipe",
     "Request",
+    "derive",
     "describe",
     "distill",
     "evaluate",

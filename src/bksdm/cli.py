@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,9 +17,8 @@ BAD_INPUT, FAILURE = 2, 1
 
 def _describe(options: verbs.DescribeOptions) -> None:
     from bksdm.describe import describe
-    from bksdm.recipe import load_recipe
 
-    description = describe(options.model, load_recipe(options.recipe) if options.recipe else None)
+    description = describe(options.model, options.recipe)
     _answer(description.to_dict(), options.json, description.text())
 
 
@@ -73,7 +73,12 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        sys.exit(_run(given))
+        code = _run(given)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exception(error)
@@ -92,6 +97,10 @@ def _run(given: list[str]) -> int:
     if given[0] not in VERBS:
         raise InputError(f"unknown verb {given[0]!r}; give one of {', '.join(VERBS)}")
     kind, run = VERBS[given[0]]
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; several processes on one run are not supported yet"
+        )
     chosen = parse(kind, given[0], given[1:])
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from bksdm.models import quiet_libraries
@@ -115,7 +124,7 @@ def parse(kind: type[Any], verb: str, given: list[str]) -> Any:
     try:
         namespace = parser.parse_args(_spelled_out(kind, given))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(f"bksdm {verb}: {' '.join(str(error).split())}; see bksdm {verb} --help") from error
+        raise InputError(f"{' '.join(str(error).split())}; see bksdm {verb} --help") from error
     values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(kind)}
     return kind(**values)
 

@@ -15,6 +15,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from bksdm.errors import InputError
+
 TOKENS = 77  # of a caption, in Stable Diffusion
 
 
@@ -50,15 +52,26 @@ def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens:
         config: A `UNet2DConditionModel` config.
         latent_size: Side of the latents; the config's `sample_size` by default (64 for 512 px).
         tokens: Length of the text context.
+
+    Raises:
+        InputError: The config is not one of a U-Net that runs.
     """
-    size = latent_size or config["sample_size"]
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config))
-        counter = _MacCounter(unet)
-        latents = torch.empty(1, unet.config.in_channels, size, size)
-        context = torch.empty(1, tokens, unet.config.cross_attention_dim)
-        with torch.no_grad():
+    size = latent_size or config.get("sample_size")
+    if not isinstance(size, int):
+        raise InputError(
+            f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
+        )
+    try:
+        with torch.device("meta"), torch.no_grad():
+            unet = UNet2DConditionModel.from_config(dict(config))
+            counter = _MacCounter(unet)
+            widths = unet.config.cross_attention_dim
+            width = widths if isinstance(widths, int) else widths[0]
+            latents, context = torch.empty(1, unet.config.in_channels, size, size), torch.empty(1, tokens, width)
             unet(latents, torch.empty(1, dtype=torch.long), context)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
     params = sum(p.numel() for p in unet.parameters())
     return UNetCost(params, counter.modules, counter.attention, size)
 

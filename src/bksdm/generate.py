@@ -50,7 +50,8 @@ def generate(options: GenerateOptions) -> list[Path]:
         check_text_to_image(pipeline, options.model)
         if options.scheduler:
             pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
-        open_run(out, "generate", settings, _MAY_CHANGE)
+        chosen = {"device": str(device), "precision": str(pipeline.unet.dtype)}
+        open_run(out, "generate", settings, _MAY_CHANGE, chosen)
         side = image_size(pipeline)
         height, width = options.height or side, options.width or side
         batches = sample(
@@ -117,7 +118,8 @@ def numbered(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[
 def _save(picture: Image.Image, path: Path, request: Request, options: GenerateOptions) -> None:
     """Write a PNG, whole or not at all, with its parameters as text chunks."""
     about = PngImagePlugin.PngInfo()
-    shown = ("model", "steps", "guidance", "scheduler", "negative_prompt", "image", "strength", "precision")
+    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "precision"]
+    shown += ["image", "strength"] if options.image else []
     parameters = {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
     for name, value in parameters.items():
         if value is not None:

@@ -51,7 +51,8 @@ def load_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> Stab
             networks = {name: _network(path / name, kind, arguments) for name, kind in _NETWORKS.items()}
             pipeline = StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
         else:
-            pipeline = StableDiffusionPipeline.from_pretrained(str(model), **arguments)
+            snapshot = StableDiffusionPipeline.download(str(model), use_safetensors=True)
+            return load_pipeline(Path(snapshot), dtype)
     except InputError:
         raise
     except (*_HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -9,13 +9,13 @@ import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from bksdm.card import model_card
-from bksdm.describe import Description, describe_config
+from bksdm.describe import Description, describe, describe_config
 from bksdm.errors import InputError
 from bksdm.families import derive
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.models import fingerprint, load_pipeline, save_pipeline
 from bksdm.options import PruneOptions
 from bksdm.recipe import Pruning, Recipe, load_recipe
-from bksdm.runs import check_free, run_files
+from bksdm.runs import check_free, digest, run_files
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -23,12 +23,21 @@ RECIPE_FILE = "recipe.yaml"
 def prune(options: PruneOptions) -> Description:
     """Make a student's folder: the teacher's pipeline with the smaller U-Net, the recipe and a model card.
 
+    A folder that the same options made is left as it is.
+
     Raises:
         InputError: The teacher, the recipe or the folder is unfit; see the message.
     """
     recipe, folder = load_recipe(options.recipe), Path(options.out)
-    settings = dataclasses.asdict(options)
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"out is {options.out}, the folder that you are in; name a new one")
+    settings = dataclasses.asdict(options) | {
+        "recipe_content": digest(recipe.to_dict()),
+        "teacher_content": fingerprint(options.teacher),
+    }
     check_free(folder, "prune", settings, may_change=("json",))
+    if (folder / RECIPE_FILE).exists():  # folders appear whole
+        return describe(options.teacher, recipe)
     files = run_files("prune", settings)
     teacher = load_pipeline(options.teacher)
     unet, pruning = prune_unet(teacher.unet, recipe)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bksdm.data.folder import data_folder, read_captions, read_prompts
 from bksdm.describe import Description, describe
+from bksdm.devices import choose_device, choose_precision
 from bksdm.distill.record import read_metrics
 from bksdm.distill.run import distill
 from bksdm.errors import InputError
@@ -67,7 +68,10 @@ def quickstart(options: QuickstartOptions) -> Path:
     with clock.phase(f"generate and evaluate: teacher, pruned, retrained for {options.steps} steps"):
         scores = {name: evaluate(_evaluation(model, folders.evaluation(name))) for name, model in models.items()}
     with clock.phase("measure latency"):
-        latencies = side_by_side_latency({name: load_pipeline(models[name]) for name in ("teacher", "retrained")})
+        device = choose_device()
+        dtype = choose_precision("auto", device, training=False)
+        timed = {name: load_pipeline(models[name], dtype).to(device) for name in ("teacher", "retrained")}
+        latencies = side_by_side_latency(timed)
 
     closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
     results = {
@@ -77,6 +81,7 @@ def quickstart(options: QuickstartOptions) -> Path:
         "gap_closed": closed,
         "sampling": {"denoising_steps": STEPS, "guidance": GUIDANCE},
         "seconds_per_picture": latencies,
+        "device": str(device),
         "seconds": clock.seconds,
         **made_by,
     }

@@ -34,8 +34,11 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
     """A folder to write into that takes the name `target` when the block ends without an error."""
+    target = target.resolve()  # a link stays a link, to a folder that is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
+    partial, earlier = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "earlier"))
+    if earlier.exists() and not target.exists():  # a kill came between the two renames below
+        earlier.replace(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -43,7 +46,6 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    earlier = target.with_name(f".{target.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     if target.exists():
         target.replace(earlier)
@@ -56,11 +58,17 @@ def replace_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def run_files(verb: str, options: Mapping[str, Any]) -> dict[str, str]:
-    """`config.yaml` and `provenance.json` of a run of `verb`, as texts."""
+def run_files(verb: str, options: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """`config.yaml` and `provenance.json` of a run of `verb`, as texts.
+
+    Arguments:
+        verb: The verb.
+        options: Its options, and digests of what they name.
+        chosen: What was chosen where an option says auto, such as device and precision.
+    """
     return {
         "config.yaml": yaml.safe_dump(_resolved(verb, options), sort_keys=False),
-        "provenance.json": json.dumps(provenance(), indent=2) + "\n",
+        "provenance.json": json.dumps({**provenance(), **_plain(chosen or {})}, indent=2) + "\n",
     }
 
 
@@ -76,6 +84,13 @@ def check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change: 
     Raises:
         InputError: The folder holds something else.
     """
+    try:
+        _check_free(folder, verb, options, may_change)
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}; choose another --out") from error
+
+
+def _check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change: tuple[str, ...]) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --out")
     config = folder / "config.yaml"
@@ -97,8 +112,16 @@ def check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change: 
             )
 
 
-def open_run(folder: Path, verb: str, options: Mapping[str, Any], may_change: tuple[str, ...] = ()) -> Path:
+def open_run(
+    folder: Path,
+    verb: str,
+    options: Mapping[str, Any],
+    may_change: tuple[str, ...] = (),
+    chosen: Mapping[str, Any] | None = None,
+) -> Path:
     """Make the folder of a run, or take the one that the same options made before, to go on in it.
+
+    Arguments are those of `check_free` and `run_files`.
 
     Raises:
         InputError: The folder holds something else, or cannot be written.
@@ -106,7 +129,7 @@ def open_run(folder: Path, verb: str, options: Mapping[str, Any], may_change: tu
     try:
         check_free(folder, verb, options, may_change)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in run_files(verb, options).items():
+        for name, text in run_files(verb, options, chosen).items():
             if name != "provenance.json" or not (folder / name).exists():  # a resumed run keeps its first
                 write_text(folder / name, text)
     except OSError as error:

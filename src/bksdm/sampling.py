@@ -76,7 +76,12 @@ def scheduler_named(name: str, current: SchedulerMixin) -> SchedulerMixin:
     if name not in usable:
         raise InputError(f"unknown scheduler {name!r}; give one of {', '.join(sorted(usable))}")
     # Some schedulers clip their samples by default, which suits pixels and not latents.
-    return usable[name].from_config({"clip_sample": False, **current.config})
+    try:
+        return usable[name].from_config({"clip_sample": False, **current.config})
+    except ImportError as error:
+        raise InputError(
+            f"scheduler {name} needs a library that is not installed: {' '.join(str(error).split())}"
+        ) from error
 
 
 def side_by_side(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:

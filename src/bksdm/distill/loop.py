@@ -6,6 +6,7 @@ micro-batches; not what is learnt. To resume a run, run it again.
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -210,6 +211,9 @@ def _stop_requests() -> Iterator[_Stop]:
             raise KeyboardInterrupt
         stop.asked = number
 
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may take signals
+        yield stop
+        return
     earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop

@@ -1,6 +1,7 @@
 """`bksdm distill`: from a teacher, a student and captioned pictures to a retrained student."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -31,7 +32,23 @@ from bksdm.recipe import Config, Pruning
 from bksdm.runs import check_free, open_run
 from bksdm.sampling import Request, sample, side_by_side
 
+STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+_ON_CARD = (
+    "steps",
+    "batch_size",
+    "accumulation",
+    "lr",
+    "warmup",
+    "cosine",
+    "task_weight",
+    "output_weight",
+    "feature_weight",
+    "weight_decay",
+    "max_grad_norm",
+    "ema_decay",
+    "seed",
+)
 _MAY_CHANGE = ("device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
 
 
@@ -83,7 +100,8 @@ def distill(options: DistillOptions) -> Path:
         options.flip,
     )
     grid_prompts = _grid_prompts(options, folder)
-    open_run(run, "distill", settings, may_change)
+    chosen = {"device": device, "precision": precision, "teacher_precision": teacher.unet.dtype}
+    open_run(run, "distill", settings, may_change, {name: str(value) for name, value in chosen.items()})
     weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
     noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
     objective = Distillation(student, teacher.unet, pruning.taps, conditions, noise_schedule, weights)
@@ -122,7 +140,8 @@ def distill(options: DistillOptions) -> Path:
             )
         record.close()
 
-    _save_student(run / "student", teacher, state, pruning, options)
+    if _student_steps(run / "student") != state.step:
+        _save_student(run / "student", teacher, state, pruning, options)
     return run / "student"
 
 
@@ -233,7 +252,19 @@ def _save_student(
     description = describe_config(
         dict(teacher.unet.config), pruning.recipe, teacher.text_encoder.config.max_position_embeddings
     )
-    retraining = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-    card = model_card(description, options.teacher, retraining)
+    retraining = {name: getattr(options, name) for name in _ON_CARD}
+    files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
     with averaged(state):
-        save_student(with_unet(teacher, unet), pruning.recipe, card, folder)
+        save_student(
+            with_unet(teacher, unet),
+            pruning.recipe,
+            model_card(description, options.teacher, retraining),
+            folder,
+            files,
+        )
+
+
+def _student_steps(folder: Path) -> int | None:
+    """After how many steps the student in `folder` was written; None where there is none."""
+    file = folder / STEPS_FILE
+    return int(json.loads(file.read_text())["steps"]) if file.is_file() else None

@@ -18,6 +18,14 @@ _DOWN_TYPES = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_TYPES = ("CrossAttnUpBlock2D", "UpBlock2D")
 _MID_TYPES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None)
 
+# Conditions besides noise level and caption, which nothing here would give the U-Net.
+_CONDITIONS = {
+    "addition_embed_type": "added conditions, as SDXL does",
+    "class_embed_type": "class labels",
+    "num_class_embeds": "class labels",
+    "encoder_hid_dim": "embeddings of another kind",
+}
+
 # Config entries that may hold one value a stage, outermost first; those in _UP_ORDER innermost first.
 _PER_STAGE = (
     "block_out_channels",
@@ -35,21 +43,29 @@ _UP_ORDER = ("up_block_types", "reverse_transformer_layers_per_block")
 
 def why_not(config: Config) -> str | None:
     """Why a U-Net is not of this family, or None if it is."""
+    return next(_objections(config), None)
+
+
+def _objections(config: Config) -> Iterator[str]:
     if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        return f"it is a {config['_class_name']}"
-    if config.get("addition_embed_type"):
-        return f"it takes added conditions ({config['addition_embed_type']}), as SDXL does"
-    down, up = config.get("down_block_types") or (), config.get("up_block_types") or ()
-    unknown = [kind for kind in down if kind not in _DOWN_TYPES] + [kind for kind in up if kind not in _UP_TYPES]
+        yield f"it is a {config['_class_name']}"
+    for key, what in _CONDITIONS.items():
+        if config.get(key):
+            yield f"it takes {what} ({key} is {config[key]})"
+    for key in ("block_out_channels", "down_block_types", "up_block_types"):
+        if not isinstance(config.get(key), (list, tuple)):
+            yield f"its {key} is {config.get(key)!r}, not a list"
+    down, up = config["down_block_types"], config["up_block_types"]
     mid = config.get("mid_block_type", _MID_TYPES[0])
-    if unknown or mid not in _MID_TYPES:
-        return f"it has blocks of type {unknown[0] if unknown else mid}"
-    if not down or len(down) != len(up) or len(config.get("block_out_channels") or ()) != len(down):
-        return "its config does not list as many widths and up stages as down stages"
+    for kinds, usable in ((down, _DOWN_TYPES), (up, _UP_TYPES), ((mid,), _MID_TYPES)):
+        for kind in kinds:
+            if kind not in usable:
+                yield f"it has blocks of type {kind}"
+    if not down or len(down) != len(up) or len(config["block_out_channels"]) != len(down):
+        yield "its config does not list as many widths and up stages as down stages"
     layers = config.get("layers_per_block", 2)
     if not isinstance(layers, int) and len(layers) != len(down):
-        return f"its layers_per_block lists {len(layers)} stages, and it has {len(down)}"
-    return None
+        yield f"its layers_per_block lists {len(layers)} stages, and it has {len(down)}"
 
 
 @dataclass(frozen=True)

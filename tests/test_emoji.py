@@ -1,0 +1,46 @@
+"""The embedded model: what is shipped does what the documents say of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bksdm.assets import asset
+from bksdm.data.folder import open_picture, read_captions, read_prompts, to_pixels
+from bksdm.evaluate.encoder import DualEncoder
+from bksdm.evaluate.run import Reference, score
+from bksdm.generate import generate
+from bksdm.models import load_pipeline
+from bksdm.options import GenerateOptions
+
+ART = asset("emoji", "art")
+ENOUGH = 60  # pictures whose captions are of different subjects
+
+
+def test_what_ships_is_small() -> None:
+    assert sum(path.stat().st_size for path in asset("emoji").rglob("*") if path.is_file()) < 30e6
+
+
+def test_nothing_that_is_held_out_is_trained_on() -> None:
+    held_out, train = ({entry.text for entry in read_captions(ART / split)} for split in ("heldout", "train"))
+    assert len(held_out) == 75
+    assert not held_out & train
+
+
+@torch.no_grad()
+def test_the_autoencoder_reconstructs_held_out_art() -> None:
+    pixels = torch.stack([to_pixels(open_picture(entry.path), 64) for entry in read_captions(ART / "heldout")])
+    vae = load_pipeline("emoji").vae
+    decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+    psnr = -10 * ((decoded - pixels) / 2).square().mean(dim=(1, 2, 3)).log10()
+    assert psnr.mean() >= 26
+
+
+@pytest.mark.slow
+def test_the_teachers_pictures_are_recognised(tmp_path: Path) -> None:
+    captions = read_prompts("emoji/train")
+    chosen = captions[:: len(captions) // ENOUGH]
+    made = generate(GenerateOptions("emoji", out=str(tmp_path), prompt=chosen, guidance=2.5, batch_size=20))
+    encoder = DualEncoder.load("emoji")
+    reference = Reference.of(encoder, read_captions(ART / "heldout"))
+    assert score(encoder, made, chosen, reference, captions)["retrieval_r1"] >= 0.6
