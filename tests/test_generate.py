@@ -189,9 +189,14 @@ def test_a_picture_says_how_it_was_made(emoji: Emoji) -> None:
             "guidance": str(GUIDANCE),
             "scheduler": "DDIMScheduler",
             "negative_prompt": "blue",
-            "strength": "0.8",
             "precision": "auto",
         }
+
+
+def test_a_picture_made_from_another_says_so(emoji: Emoji) -> None:
+    start = asset("emoji", "art", "heldout") / "ant.twemoji.png"
+    with Image.open(emoji("--image", start, "--strength", 0.5, prompts=["a"])[0]) as picture:
+        assert (picture.text["image"], picture.text["strength"]) == (str(start), "0.5")
 
 
 def test_metadata_lists_the_pictures_as_data_does(emoji: Emoji) -> None:
