@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -11,7 +15,7 @@ from PIL import Image
 
 from bksdm.card import model_card
 from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.folder import FolderSamples, captions_digest, data_folder, read_captions, read_prompts
+from bksdm.data.folder import Captioned, FolderSamples, captions_digest, data_folder, read_captions, read_prompts
 from bksdm.data.stream import Samples, Stream
 from bksdm.describe import describe_config
 from bksdm.devices import PRECISIONS, choose_device, choose_precision, plain_attention_is_faster
@@ -34,6 +38,7 @@ from bksdm.sampling import Request, sample, side_by_side
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+_SHOWN = ("task", "output_kd", "feature_kd")
 _ON_CARD = (
     "steps",
     "batch_size",
@@ -63,86 +68,113 @@ def distill(options: DistillOptions) -> Path:
         Interrupted: The run was asked to stop and can go on.
     """
     _check(options)
-    run = Path(options.out)
-    entries = read_captions(data_folder(options.data))
-    settings = dataclasses.asdict(options) | {
+    run, entries = Path(options.out), read_captions(data_folder(options.data))
+    settings = _settings(options, entries)
+    may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")  # steps decide how a cosine falls
+    check_free(run, "distill", settings, may_change)
+    checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
+    _check_steps(options, checkpoints)
+
+    pair = _Pair.load(options)
+    side = options.resolution or image_size(pair.teacher)
+    samples = FolderSamples(entries, side, tokenizing(pair.teacher.tokenizer), options.flip)
+    grid_prompts = _grid_prompts(options, samples)
+    open_run(run, "distill", settings, may_change, pair.chosen())
+
+    state = _new_state(options, pair)
+    checkpoints.restore(state)
+    if state.step < options.steps:
+        _train(options, pair, state, checkpoints, samples, grid_prompts)
+    if _student_steps(run / "student") != state.step:
+        _save_student(run / "student", pair, state, options)
+    return run / "student"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A teacher and its student on their device, and how they compute."""
+
+    teacher: StableDiffusionPipeline
+    student: UNet2DConditionModel
+    pruning: Pruning
+    device: torch.device
+    precision: torch.dtype
+
+    @classmethod
+    def load(cls, options: DistillOptions) -> "_Pair":
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device, training=True)
+        teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
+        check_text_to_image(teacher, options.teacher)
+        pruning = _pruning(options, teacher.unet.config, student.config)
+        teacher.to(device)
+        teacher.unet.to(precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision])
+        student.to(device).train()
+        if plain_attention_is_faster(device, precision):
+            student.set_attn_processor(AttnProcessor())
+        if options.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        return cls(teacher, student, pruning, device, precision)
+
+    def chosen(self) -> dict[str, str]:
+        """What was chosen where the options say auto."""
+        chosen = {"device": self.device, "precision": self.precision, "teacher_precision": self.teacher.unet.dtype}
+        return {name: str(value) for name, value in chosen.items()}
+
+
+def _settings(options: DistillOptions, entries: Sequence[Captioned]) -> dict[str, Any]:
+    """What the run is known by: its options, and what is in the models and the data that they name."""
+    return dataclasses.asdict(options) | {
         "teacher_content": fingerprint(options.teacher),
         "student_content": fingerprint(options.student),
         "data_content": captions_digest(entries),
     }
-    may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")  # steps decide how a cosine falls
-    checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
-    check_free(run, "distill", settings, may_change)
-    if checkpoints.steps_done() > options.steps:
-        raise InputError(
-            f"steps is {options.steps}, and the run in {run} has done {checkpoints.steps_done()}; "
-            f"give as many or more, or choose another --out"
-        )
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device, training=True)
-    teacher = load_pipeline(options.teacher)
-    check_text_to_image(teacher, options.teacher)
-    student = load_pipeline(options.student).unet
-    pruning = _pruning(options, teacher.unet.config, student.config)
 
-    teacher.to(device)
-    teacher.unet.to(precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision])
-    student.to(device).train()
-    if plain_attention_is_faster(device, precision):
-        student.set_attn_processor(AttnProcessor())
-    if options.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+
+def _new_state(options: DistillOptions, pair: _Pair) -> TrainState:
+    return TrainState(
+        pair.student,
+        torch.optim.AdamW(pair.student.parameters(), lr=options.lr, weight_decay=options.weight_decay),
+        ema=Ema(pair.student, options.ema_decay) if options.ema_decay else None,
+        scaler=torch.amp.GradScaler(pair.device.type, enabled=pair.precision == torch.float16),
+    )
+
+
+def _train(
+    options: DistillOptions,
+    pair: _Pair,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    samples: FolderSamples,
+    grid_prompts: list[str],
+) -> None:
+    """Bring `state` to the last step, with a bar, records and sample grids."""
+    run, teacher = Path(options.out), pair.teacher
     conditions = Conditions(teacher.vae, teacher.text_encoder)
-    folder = FolderSamples(
-        entries,
-        options.resolution or image_size(teacher),
-        tokenizing(teacher.tokenizer),
-        options.flip,
-    )
-    grid_prompts = _grid_prompts(options, folder)
-    chosen = {"device": device, "precision": precision, "teacher_precision": teacher.unet.dtype}
-    open_run(run, "distill", settings, may_change, {name: str(value) for name, value in chosen.items()})
-    weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
     noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
-    objective = Distillation(student, teacher.unet, pruning.taps, conditions, noise_schedule, weights)
+    weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
+    objective = Distillation(pair.student, teacher.unet, pair.pruning.taps, conditions, noise_schedule, weights)
+    kept = _cached(samples, teacher, conditions, options.cache_gb)
+    grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", pair.precision)
+    record = Record(run / "metrics.jsonl", run / "tensorboard", state.step)
+    with bar(options.steps, "retraining", state.step) as progress, closing(record):
 
-    optimizer = torch.optim.AdamW(student.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    state = TrainState(
-        student,
-        optimizer,
-        ema=Ema(student, options.ema_decay) if options.ema_decay else None,
-        scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
-    )
-    checkpoints.restore(state)
-    if state.step < options.steps:
-        samples = _cached(folder, teacher, conditions, options.cache_gb)
-        record = Record(run / "metrics.jsonl", run / "tensorboard", state.step)
-        grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", precision)
-        with bar(options.steps, "retraining", state.step) as progress:
+        def report(step: int, values: dict[str, float]) -> None:
+            record(step, values)
+            progress.reach(step, "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN))
 
-            def report(step: int, values: dict[str, float]) -> None:
-                record(step, values)
-                progress.reach(
-                    step, "  ".join(f"{name} {values[name]:.3g}" for name in ("task", "output_kd", "feature_kd"))
-                )
-
-            train(
-                state,
-                objective,
-                Stream(samples, options.batch_size, options.seed, options.workers),
-                _schedule(options),
-                checkpoints,
-                seed=options.seed,
-                device=device,
-                precision=precision,
-                report=report,
-                sample=grids,
-            )
-        record.close()
-
-    if _student_steps(run / "student") != state.step:
-        _save_student(run / "student", teacher, state, pruning, options)
-    return run / "student"
+        train(
+            state,
+            objective,
+            Stream(kept, options.batch_size, options.seed, options.workers),
+            _schedule(options),
+            checkpoints,
+            seed=options.seed,
+            device=pair.device,
+            precision=pair.precision,
+            report=report,
+            sample=grids,
+        )
 
 
 def _check(options: DistillOptions) -> None:
@@ -159,6 +191,15 @@ def _check(options: DistillOptions) -> None:
         raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
     if options.resolution is not None and (options.resolution < 8 or options.resolution % 8):
         raise InputError(f"resolution is {options.resolution}; give a multiple of 8")
+
+
+def _check_steps(options: DistillOptions, checkpoints: Checkpoints) -> None:
+    done = checkpoints.steps_done()
+    if done > options.steps:
+        raise InputError(
+            f"steps is {options.steps}, and the run in {options.out} has done {done}; "
+            f"give as many or more, or choose another --out"
+        )
 
 
 def _pruning(options: DistillOptions, teacher: Config, student: Config) -> Pruning:
@@ -243,25 +284,17 @@ class _SampleGrids:
             return [picture for batch in sample(pipeline, self._requests, guidance=self._guidance) for picture in batch]
 
 
-def _save_student(
-    folder: Path, teacher: StableDiffusionPipeline, state: TrainState, pruning: Pruning, options: DistillOptions
-) -> None:
+def _save_student(folder: Path, pair: _Pair, state: TrainState, options: DistillOptions) -> None:
     """The averaged weights in the teacher's own pipeline, in float32, with recipe and card."""
-    unet: UNet2DConditionModel = state.model.eval()
+    teacher, recipe = pair.teacher, pair.pruning.recipe
+    unet = pair.student.eval()
     unet.set_default_attn_processor()
-    description = describe_config(
-        dict(teacher.unet.config), pruning.recipe, teacher.text_encoder.config.max_position_embeddings
-    )
-    retraining = {name: getattr(options, name) for name in _ON_CARD}
-    files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
+    tokens = teacher.text_encoder.config.max_position_embeddings
+    description = describe_config(dict(teacher.unet.config), recipe, tokens)
+    card = model_card(description, options.teacher, {name: getattr(options, name) for name in _ON_CARD})
     with averaged(state):
-        save_student(
-            with_unet(teacher, unet),
-            pruning.recipe,
-            model_card(description, options.teacher, retraining),
-            folder,
-            files,
-        )
+        files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
+        save_student(with_unet(teacher, unet), recipe, card, folder, files)
 
 
 def _student_steps(folder: Path) -> int | None:
