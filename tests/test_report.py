@@ -71,6 +71,8 @@ class Page:
                 "seconds": {"prune": 1.0},
                 "machine": "a <machine>",
                 "processors": 2,
+                "processor": "a <processor>",
+                "device": "cpu",
                 "python": "3.11",
                 "versions": {"torch": "2"},
                 "started": "today",
