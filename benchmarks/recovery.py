@@ -3,7 +3,8 @@
     python benchmarks/recovery.py --out benchmarks/results
 
 Runs the quickstart for every recipe with its own number of steps and with a multiple of it, all
-scored on the same held-out prompts and seeds, and writes the table with machine and date.
+scored on the same held-out prompts and seeds, and writes the table with machine and date. A row that
+is measured again takes the place of the earlier one; the others stay.
 """
 
 import argparse
@@ -14,15 +15,17 @@ from typing import Any
 from bksdm.models import quiet_libraries
 from bksdm.options import QuickstartOptions
 from bksdm.quickstart import quickstart
-from bksdm.runs import provenance, write_text
+from bksdm.runs import write_text
 
+MADE_BY = ("versions", "python", "processor", "processors", "started")
 RECIPES = ("base", "small", "tiny")
+KEPT = ("recipe", "steps", "scores", "gap_closed", "seconds_per_picture", "seconds", *MADE_BY)
 
 
 def run(recipe: str, steps: int, runs: Path) -> dict[str, Any]:
     report = quickstart(QuickstartOptions(out=str(runs / f"{recipe}-{steps}"), recipe=recipe, steps=steps))
     results: dict[str, Any] = json.loads((report.parent / "results.json").read_text())
-    return {key: results[key] for key in ("recipe", "steps", "scores", "gap_closed", "seconds_per_picture", "seconds")}
+    return {key: results[key] for key in KEPT}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -50,9 +53,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(made_by: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in made_by["versions"].items())
-    return f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
+def machines(rows: list[dict[str, Any]]) -> str:
+    """Who measured what, a line each."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        made_by = f"{row['processors']} cores of {row['processor']}, {row['started'][:10]}; {versions}"
+        lines.setdefault(made_by, []).append(f"{row['recipe']} {row['steps']}")
+    return "\n".join(f"{', '.join(measured)}: {made_by}." for made_by, measured in lines.items())
 
 
 def main() -> None:
@@ -60,16 +68,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--runs", type=Path, default=Path("runs/recovery"))
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     arguments = parser.parse_args()
     quiet_libraries()
-    rows, made_by = [], provenance()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = arguments.out / "recovery.json"
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    if results.exists():
+        rows = {(row["steps"], row["recipe"]): row for row in json.loads(results.read_text())["rows"]}
     for times in arguments.times:
-        for recipe in RECIPES:
-            rows.append(run(recipe, QuickstartOptions().steps * times, arguments.runs))
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            write_text(arguments.out / "recovery.json", json.dumps({**made_by, "rows": rows}, indent=2) + "\n")
-            write_text(arguments.out / "recovery.md", f"{table(rows)}\n\n{machine(made_by)}\n")
-    print(table(rows))
+        for recipe in arguments.recipes:
+            steps = QuickstartOptions().steps * times
+            rows[steps, recipe] = run(recipe, steps, arguments.runs)
+            ordered = [rows[key] for key in sorted(rows)]
+            write_text(results, json.dumps({"rows": ordered}, indent=2) + "\n")
+            write_text(arguments.out / "recovery.md", f"{table(ordered)}\n\n{machines(ordered)}\n")
+    print(table(ordered))
 
 
 if __name__ == "__main__":
