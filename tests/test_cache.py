@@ -10,7 +10,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.folder import FolderSamples, read_captions
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import PictureSamples, flips
 from bksdm.distill.conditions import Conditions
 from tiny_models import CAPTIONS, CONTEXT, LATENT, MAX_TOKENS, PICTURE, tokenize
 
@@ -24,12 +25,12 @@ def conditions(v1_teacher: StableDiffusionPipeline) -> Conditions:
 
 
 @pytest.fixture
-def folder(v1_teacher: StableDiffusionPipeline, pictures: Path) -> FolderSamples:
+def folder(v1_teacher: StableDiffusionPipeline, pictures: Path) -> PictureSamples:
     return samples(v1_teacher, pictures)
 
 
-def samples(pipeline: StableDiffusionPipeline, folder: Path, *, flip: bool = False) -> FolderSamples:
-    return FolderSamples(read_captions(folder), PICTURE, lambda text: tokenize(pipeline.tokenizer, text), flip)
+def samples(pipeline: StableDiffusionPipeline, folder: Path, *, flip: bool = False) -> PictureSamples:
+    return PictureSamples(read_captions(folder), PICTURE, lambda text: tokenize(pipeline.tokenizer, text), flip)
 
 
 def computed(conditions: Conditions, sample: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ def test_a_mirrored_draw_has_latents_of_its_own(
 ) -> None:
     plain = samples(v1_teacher, pictures, flip=True)
     cached = CachedSamples(plain, conditions.posterior, conditions.embedding)
-    means = {plain.flips(seed): cached.sample(0, seed)["latents_mean"] for seed in range(20)}
+    means = {flips(seed): cached.sample(0, seed)["latents_mean"] for seed in range(20)}
     assert not torch.allclose(means[False], means[True], atol=1e-3)
 
 
@@ -112,7 +113,7 @@ def test_progress_counts_every_encoded_picture(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_what_is_kept_is_float32(folder: FolderSamples, conditions: Conditions, dtype: torch.dtype) -> None:
+def test_what_is_kept_is_float32(folder: PictureSamples, conditions: Conditions, dtype: torch.dtype) -> None:
     def posterior(pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = conditions.posterior(pixels)
         return mean.to(dtype), std.to(dtype)

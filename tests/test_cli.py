@@ -375,8 +375,10 @@ def test_a_reader_that_has_enough_is_no_error(v1_folder: Path) -> None:
     assert "bksdm" not in done.stderr
 
 
-def test_several_processes_on_one_run_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_process_does_is_refused_to_several(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = run("describe", "emoji")
     assert outcome.code == 2
-    assert outcome.said == ["bksdm: WORLD_SIZE is 2; several processes on one run are not supported yet"]
+    assert outcome.said == [
+        "bksdm: describe is done by one process; run it without the launcher, or launch distill, generate, evaluate"
+    ]

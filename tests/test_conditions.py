@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from bksdm.distill.conditions import Conditions
+from bksdm.randomness import Draws
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, tokenize
 
 
@@ -16,12 +17,12 @@ def conditions(v1_teacher: StableDiffusionPipeline) -> Conditions:
     return Conditions(copy.deepcopy(v1_teacher.vae).train(), copy.deepcopy(v1_teacher.text_encoder).train())
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws(seed: int = 0) -> Draws:
+    return Draws(seed, "test")
 
 
 def pixels(batch: int = 2) -> Tensor:
-    return torch.rand(batch, 3, PICTURE, PICTURE, generator=rng(1)) * 2 - 1
+    return draws(1).uniform((batch, 3, PICTURE, PICTURE)) * 2 - 1
 
 
 def test_both_networks_are_frozen(conditions: Conditions) -> None:
@@ -40,19 +41,19 @@ def test_the_posterior_is_scaled_for_the_unet(conditions: Conditions) -> None:
 
 def test_latents_are_a_sample_of_the_posterior(conditions: Conditions) -> None:
     mean, std = torch.full((4000, 1, 1, 1), 3.0), torch.full((4000, 1, 1, 1), 0.5)
-    latents = conditions.latents({"latents_mean": mean, "latents_std": std}, rng())
+    latents = conditions.latents({"latents_mean": mean, "latents_std": std}, draws())
     assert latents.mean().item() == pytest.approx(3.0, abs=0.05)
     assert latents.std().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_pixels_and_their_posterior_give_the_same_latents(conditions: Conditions) -> None:
     mean, std = conditions.posterior(pixels())
-    kept = conditions.latents({"latents_mean": mean, "latents_std": std}, rng())
-    assert torch.equal(conditions.latents({"pixel_values": pixels()}, rng()), kept)
+    kept = conditions.latents({"latents_mean": mean, "latents_std": std}, draws())
+    assert torch.equal(conditions.latents({"pixel_values": pixels()}, draws()), kept)
 
 
-def test_the_draw_is_a_function_of_the_generator(conditions: Conditions) -> None:
-    first, again, other = (conditions.latents({"pixel_values": pixels()}, rng(seed)) for seed in (0, 0, 1))
+def test_the_sample_is_a_function_of_the_draws(conditions: Conditions) -> None:
+    first, again, other = (conditions.latents({"pixel_values": pixels()}, draws(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -74,4 +75,4 @@ def test_a_context_that_is_there_is_taken(conditions: Conditions) -> None:
 
 def test_latents_are_float32_whatever_the_vae_is(conditions: Conditions) -> None:
     conditions.vae.to(torch.bfloat16)
-    assert conditions.latents({"pixel_values": pixels()}, rng()).dtype == torch.float32
+    assert conditions.latents({"pixel_values": pixels()}, draws()).dtype == torch.float32

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bksdm.assets import asset
-from bksdm.data.folder import open_picture, read_captions, read_prompts, to_pixels
+from bksdm.data.folder import read_captions, read_prompts
+from bksdm.data.pictures import to_pixels
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.run import Reference, score
 from bksdm.generate import generate
@@ -29,7 +30,7 @@ def test_nothing_that_is_held_out_is_trained_on() -> None:
 
 @torch.no_grad()
 def test_the_autoencoder_reconstructs_held_out_art() -> None:
-    pixels = torch.stack([to_pixels(open_picture(entry.path), 64) for entry in read_captions(ART / "heldout")])
+    pixels = torch.stack([to_pixels(entry.open(), 64) for entry in read_captions(ART / "heldout")])
     vae = load_pipeline("emoji").vae
     decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     psnr = -10 * ((decoded - pixels) / 2).square().mean(dim=(1, 2, 3)).log10()

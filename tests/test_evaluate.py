@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bksdm.assets import asset
-from bksdm.data.folder import open_picture, read_captions
+from bksdm.data.folder import read_captions
 from bksdm.evaluate.encoder import DualEncoder, cosine
 from bksdm.evaluate.output_error import output_error
 from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
@@ -111,7 +111,7 @@ def test_retrieval_is_the_mean_over_all_draws_of_rivals() -> None:
 def test_features_do_not_depend_on_what_stands_beside() -> None:
     encoder = DualEncoder.load("emoji")
     entries = read_captions(HELD_OUT)[:3]
-    images, texts = [open_picture(entry.path) for entry in entries], [entry.text for entry in entries]
+    images, texts = [entry.open() for entry in entries], [entry.text for entry in entries]
     for together, alone in (
         (encoder.image_features(images), [encoder.image_features([image]) for image in images]),
         (encoder.text_features(texts), [encoder.text_features([text]) for text in texts]),
@@ -122,7 +122,7 @@ def test_features_do_not_depend_on_what_stands_beside() -> None:
 def test_the_embedded_encoder_knows_real_art() -> None:
     encoder = DualEncoder.load("emoji")
     entries = read_captions(HELD_OUT)
-    images = encoder.image_features([open_picture(entry.path) for entry in entries])
+    images = encoder.image_features([entry.open() for entry in entries])
     similar = cosine(images, encoder.text_features([entry.text for entry in entries]))
     own = similar.diagonal().mean()
     others = (similar.sum() - similar.diagonal().sum()) / (similar.numel() - len(entries))

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from bksdm.data.folder import Captioned, FolderSamples, open_picture, read_captions, to_pixels
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import Captioned, PictureSamples, flips, open_picture, to_pixels
 from bksdm.errors import InputError
 from tiny_models import CAPTIONS, PICTURE, build_tokenizer, tokenize
 
@@ -353,9 +354,9 @@ def test_a_flip_mirrors_left_and_right() -> None:
 # Samples
 
 
-def samples(folder: Path, *, flip: bool = False, size: int = PICTURE) -> FolderSamples:
+def samples(folder: Path, *, flip: bool = False, size: int = PICTURE) -> PictureSamples:
     tokenizer = build_tokenizer()
-    return FolderSamples(read_captions(folder), size, lambda text: tokenize(tokenizer, text), flip)
+    return PictureSamples(read_captions(folder), size, lambda text: tokenize(tokenizer, text), flip)
 
 
 def flipped(pixels: Tensor) -> bool:
@@ -385,5 +386,5 @@ def test_with_flips_the_seed_decides(pictures: Path) -> None:
     found = samples(pictures, flip=True)
     mirrored = [flipped(found.sample(0, seed)["pixel_values"]) for seed in range(100)]
     assert mirrored == [flipped(found.sample(0, seed)["pixel_values"]) for seed in range(100)]
-    assert mirrored == [found.flips(seed) for seed in range(100)]
+    assert mirrored == [flips(seed) for seed in range(100)]
     assert 35 <= sum(mirrored) <= 65

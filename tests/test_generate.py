@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bksdm.assets import asset
-from bksdm.data.folder import open_picture, read_captions
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import open_picture
 from bksdm.sampling import scheduler_named
 from tiny_models import PICTURE
 from verbs import Run, mtimes, read_lines

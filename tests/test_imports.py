@@ -14,7 +14,7 @@ FLOORS = {
     3: "generate evaluate.*",
     2: "distill.*",
     1: "data.* models prune taps cost describe card sampling",
-    0: "recipe families.* losses options runs errors randomness devices progress assets",
+    0: "recipe families.* losses options runs errors randomness devices processes progress assets",
 }
 PACKAGE = Path(bksdm.__file__).parent
 MODULES = {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bksdm.data.stream import Stream
 from bksdm.distill.loop import Interrupted, Schedule, train
 from bksdm.distill.state import Checkpoints, Ema, TrainState
+from bksdm.randomness import Draws
 
 SAMPLES = 20
 
@@ -34,6 +35,9 @@ class Points:
         x = self.x[index] + jitter
         return {"x": x, "y": x.sum(0, keepdim=True).relu()}
 
+    def name(self, index: int) -> str:
+        return f"point {index}"
+
 
 @dataclass
 class Regression:
@@ -45,12 +49,12 @@ class Regression:
     calls: int = 0
     scales: dict[int, float] = field(default_factory=dict)
 
-    def __call__(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         self.calls += 1
         self.before(self.calls)
         x = batch["x"]
         if self.noisy:
-            x = F.dropout(x + 0.1 * torch.randn(x.shape, generator=rng), 0.2)
+            x = F.dropout(x + 0.1 * draws.normal(x.shape), 0.2)
         error = F.mse_loss(self.model(x).float(), batch["y"])
         return {"loss": error * self.scales.get(self.calls, 1.0), "error": error}
 
@@ -99,9 +103,8 @@ def test_records_come_every_few_steps_and_at_the_end(tmp_path: Path) -> None:
     records: dict[int, dict[str, float]] = {}
     run(tmp_path, Schedule(7, lr=0.01, log_every=3), report=records.__setitem__)
     assert list(records) == [3, 6, 7]
-    assert all(
-        record.keys() == {"loss", "error", "lr", "grad_norm", "images_per_second"} for record in records.values()
-    )
+    losses, pace = {"loss", "loss_max", "error"}, {"lr", "grad_norm", "images_per_second", "peak_memory_gib"}
+    assert all(record.keys() == losses | pace for record in records.values())
 
 
 def test_a_record_is_the_mean_since_the_last(tmp_path: Path) -> None:
@@ -343,16 +346,20 @@ def test_signals_mean_what_they_did_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, bad: float) -> None:
-    with pytest.raises(
-        FloatingPointError, match=r"loss is (nan|inf) .*at step 3; .* try a lower learning rate or fp32"
-    ):
-        run(tmp_path, Schedule(8, log_every=1), objective=lambda model: Regression(model, scales={3: bad}))
+    stream = Stream(Points(), 4)
+    shown = ", ".join(f"point {stream.index_of(draw)}" for draw in range(20, 24))
+    with pytest.raises(FloatingPointError) as failure:
+        run(tmp_path, Schedule(8, 2, log_every=8), objective=lambda model: Regression(model, scales={6: bad}))
+    assert str(failure.value) == (
+        f"the loss of draws 20 to 23 ({shown}) is not finite at step 3; the last good state is in {tmp_path}; "
+        f"try a lower learning rate or fp32, and look at these pictures"
+    )
 
 
 def test_a_gradient_that_is_not_finite_is_not_kept_either(tmp_path: Path) -> None:
     class Poisoned(Regression):
-        def __call__(self, batch: dict[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
-            losses = super().__call__(batch, rng)
+        def __call__(self, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+            losses = super().__call__(batch, draws)
             nothing = (0 * self.model.weight.sum()).sqrt()  # its value is 0, its gradient is not a number
             return losses | {"loss": losses["loss"] + nothing} if self.calls == 4 else losses
 

@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.errors import InputError
+from bksdm.randomness import Draws
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BOTH = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -15,12 +16,12 @@ def schedule(prediction_type: str = "epsilon") -> NoiseSchedule:
     return NoiseSchedule.from_scheduler(PNDMScheduler(**SD, skip_prk_steps=True, prediction_type=prediction_type))
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws(seed: int = 0, first: int = 0) -> Draws:
+    return Draws(seed, "test", first)
 
 
 def latents(batch: int = 64) -> torch.Tensor:
-    return torch.randn(batch, 4, 8, 8, generator=rng(9))
+    return draws(9).normal((batch, 4, 8, 8))
 
 
 @pytest.mark.parametrize("kind", [PNDMScheduler, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
@@ -54,7 +55,7 @@ def test_a_schedule_that_ends_in_pure_noise_is_taken_over() -> None:
 @BOTH
 def test_noisy_latents_and_target_follow_the_formula(prediction_type: str) -> None:
     clean, noise_schedule = latents().double(), schedule(prediction_type)
-    noisy = noise_schedule.corrupt(clean, rng())
+    noisy = noise_schedule.corrupt(clean, draws())
     share = noise_schedule.alphas_cumprod.double()[noisy.timesteps].view(-1, 1, 1, 1)
     noise = (noisy.latents - share.sqrt() * clean) / (1 - share).sqrt()
     target = noise if prediction_type == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * clean
@@ -67,28 +68,28 @@ def test_noisy_latents_and_target_follow_the_formula(prediction_type: str) -> No
 def test_diffusers_adds_the_same_noise(prediction_type: str) -> None:
     reference = DDPMScheduler(**SD, prediction_type=prediction_type)
     clean, noise_schedule = latents(), schedule(prediction_type)
-    noisy, noise = noise_schedule.corrupt(clean, rng()), schedule("epsilon").corrupt(clean, rng()).target
+    noisy, noise = noise_schedule.corrupt(clean, draws()), schedule("epsilon").corrupt(clean, draws()).target
     assert torch.allclose(noisy.latents, reference.add_noise(clean, noise, noisy.timesteps), atol=1e-6)
     wanted = noise if prediction_type == "epsilon" else reference.get_velocity(clean, noise, noisy.timesteps)
     assert torch.allclose(noisy.target, wanted, atol=1e-6)
 
 
 def test_timesteps_are_whole_and_uniform() -> None:
-    timesteps = schedule().corrupt(torch.zeros(10_000, 1, 1, 1), rng()).timesteps
+    timesteps = schedule().corrupt(torch.zeros(10_000, 1, 1, 1), draws()).timesteps
     assert timesteps.dtype == torch.long
     assert (int(timesteps.min()), int(timesteps.max())) == (0, 999)
     assert all(900 < int(count) < 1100 for count in torch.bincount(timesteps // 100))
 
 
 def test_every_sample_has_a_timestep_and_noise_of_its_own() -> None:
-    noisy = schedule().corrupt(torch.zeros(8, 4, 8, 8), rng())
+    noisy = schedule().corrupt(torch.zeros(8, 4, 8, 8), draws())
     assert noisy.timesteps.shape == (8,)
     assert len(set(noisy.timesteps.tolist())) > 1
     assert not torch.equal(noisy.target[0], noisy.target[1])
 
 
-def test_the_draw_is_a_function_of_the_generator() -> None:
-    first, again, other = (schedule().corrupt(latents(4), rng(seed)) for seed in (0, 0, 1))
+def test_the_noise_is_a_function_of_the_draws() -> None:
+    first, again, other = (schedule().corrupt(latents(4), draws(seed)) for seed in (0, 0, 1))
     assert torch.equal(first.latents, again.latents)
     assert torch.equal(first.timesteps, again.timesteps)
     assert not torch.equal(first.latents, other.latents)
@@ -96,7 +97,7 @@ def test_the_draw_is_a_function_of_the_generator() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_the_number_format_is_the_latents(dtype: torch.dtype) -> None:
-    noisy = schedule().corrupt(latents(2).to(dtype), rng())
+    noisy = schedule().corrupt(latents(2).to(dtype), draws())
     assert noisy.latents.dtype == noisy.target.dtype == dtype
 
 

@@ -13,6 +13,7 @@ from bksdm.distill.noise import Corrupted, NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.losses import LossWeights
 from bksdm.prune import prune_unet
+from bksdm.randomness import Draws
 from bksdm.recipe import Tap, load_recipe
 from published import RECIPES, taps
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE
@@ -31,10 +32,10 @@ class Setting:
     objective: Distillation
 
     def losses(self, seed: int = 0, batch: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return self.objective(pixels_and_tokens() if batch is None else batch, rng(seed))
+        return self.objective(pixels_and_tokens() if batch is None else batch, Draws(seed, "test"))
 
     def noisy(self, batch: dict[str, Tensor], seed: int = 0) -> Corrupted:
-        draws = rng(seed)
+        draws = Draws(seed, "test")
         return self.schedule.corrupt(self.conditions.latents(batch, draws), draws)
 
 
@@ -134,7 +135,7 @@ def test_a_student_that_is_the_teacher_has_the_task_loss_alone(v1_teacher: Stabl
     made = setting(v1_teacher, "base")
     same = [Tap(path, path) for path, _ in taps("base")]
     twin = Distillation(copy.deepcopy(made.teacher), made.teacher, same, made.conditions, made.schedule)
-    losses = {name: value.item() for name, value in twin(pixels_and_tokens(), rng(0)).items()}
+    losses = {name: value.item() for name, value in twin(pixels_and_tokens(), Draws(0, "test")).items()}
     assert losses["output_kd"] == losses["feature_kd"] == 0
     assert losses["loss"] == losses["task"] > 0
 

@@ -25,9 +25,12 @@ class Numbers:
     def sample(self, index: int, rng_seed: int) -> dict[str, Tensor]:
         return {"index": torch.tensor(index), "seed": torch.tensor(rng_seed)}
 
+    def name(self, index: int) -> str:
+        return f"number {index}"
 
-def draws(stream: Stream, batches: int, start: int = 0, name: str = "index") -> list[int]:
-    return [int(value) for batch in islice(stream.batches(start), batches) for value in batch[name]]
+
+def draws(stream: Stream, batches: int, first: int = 0, stride: int | None = None, name: str = "index") -> list[int]:
+    return [int(value) for batch in islice(stream.batches(first, stride), batches) for value in batch[name]]
 
 
 def test_a_micro_batch_is_stacked_samples() -> None:
@@ -48,12 +51,28 @@ def test_passes_differ_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["index", "seed"])
-@pytest.mark.parametrize("start", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("first", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (3, 8), (8, 4)])
-def test_entering_anywhere_continues_the_same_sequence(n: int, batch_size: int, start: int, name: str) -> None:
+def test_entering_anywhere_continues_the_same_sequence(n: int, batch_size: int, first: int, name: str) -> None:
     stream = Stream(Numbers(n), batch_size, seed=3)
-    whole = draws(stream, start + 5, name=name)
-    assert draws(stream, 5, start=start, name=name) == whole[start * batch_size :]
+    whole = draws(stream, first + 5, name=name)
+    assert draws(stream, 5, first, name=name) == whole[first : first + 5 * batch_size]
+
+
+@pytest.mark.parametrize("name", ["index", "seed"])
+@pytest.mark.parametrize("sharing", [2, 3])
+def test_processes_that_share_a_stream_get_all_of_it(sharing: int, name: str) -> None:
+    stream = Stream(Numbers(10), 4, seed=3)
+    own = [draws(stream, 6, first=4 * rank, stride=4 * sharing, name=name) for rank in range(sharing)]
+    taken = [number for batch in range(6) for share in own for number in share[4 * batch : 4 * batch + 4]]
+    assert taken == draws(stream, 6 * sharing, name=name)
+
+
+def test_a_micro_batch_is_described_by_its_samples() -> None:
+    stream = Stream(Numbers(5), 3)
+    shown = ", ".join(f"number {index}" for index in draws(stream, 1, first=4))
+    assert stream.described(4) == f"draws 4 to 6 ({shown})"
+    assert Stream(Numbers(20), 9).described(0).endswith(", ...)")
 
 
 def test_the_order_does_not_depend_on_the_batch_size() -> None:
@@ -81,7 +100,7 @@ def test_the_order_does_not_depend_on_other_random_numbers() -> None:
 @pytest.mark.parametrize("name", ["index", "seed"])
 def test_workers_read_the_same(name: str) -> None:
     alone, helped = Stream(Numbers(10), 4), Stream(Numbers(10), 4, workers=2)
-    assert draws(helped, 6, start=2, name=name) == draws(alone, 6, start=2, name=name)
+    assert draws(helped, 6, first=2, name=name) == draws(alone, 6, first=2, name=name)
 
 
 def test_workers_outlive_an_interrupt_of_the_whole_group() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from bksdm.data.folder import data_folder, open_picture, read_captions, read_prompts
+from bksdm.data.folder import data_folder, read_captions, read_prompts
+from bksdm.data.pictures import open_picture
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.run import Reference, score
 from bksdm.generate import generate

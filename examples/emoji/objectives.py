@@ -10,6 +10,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from bksdm.data.stream import Batch
 from bksdm.distill.noise import NoiseSchedule
+from bksdm.randomness import Draws
 
 
 class Reconstruction:
@@ -19,10 +20,11 @@ class Reconstruction:
         self.vae = vae
         self.kl_weight = kl_weight
 
-    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         pixels = batch["pixel_values"]
         posterior = self.vae.encode(pixels).latent_dist
-        difference = self.vae.decode(posterior.sample(generator=rng)).sample.float() - pixels
+        latents = posterior.mean + posterior.std * draws.normal(posterior.mean.shape).to(posterior.mean)
+        difference = self.vae.decode(latents).sample.float() - pixels
         absolute, squared = difference.abs().mean(), difference.square().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return {"loss": absolute + squared + self.kl_weight * kl, "l1": absolute, "mse": squared, "kl": kl}
@@ -34,8 +36,8 @@ class Contrast:
     def __init__(self, clip: CLIPModel) -> None:
         self.clip = clip
 
-    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-        output = self.clip(pixel_values=augment(batch["pixel_values"], rng), input_ids=batch["input_ids"])
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        output = self.clip(pixel_values=augment(batch["pixel_values"], draws), input_ids=batch["input_ids"])
         logits = output.logits_per_image.float()
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -43,12 +45,12 @@ class Contrast:
         return {"loss": loss, "accuracy": accuracy}
 
 
-def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
+def augment(pixels: Tensor, draws: Draws) -> Tensor:
     """Scale by 0.8-1.2, turn by up to 10 degrees, shift by up to 10 %, blur and brighten a little; white outside."""
     batch = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return (low + (high - low) * torch.rand(batch, *shape, generator=rng)).to(pixels.device)
+        return (low + (high - low) * draws.uniform((batch, *shape))).to(pixels.device)
 
     scale, angle = uniform(0.8, 1.2), uniform(-0.17, 0.17)
     shift_x, shift_y = uniform(-0.2, 0.2), uniform(-0.2, 0.2)
@@ -72,7 +74,7 @@ class Pretraining:
         self,
         unet: UNet2DConditionModel,
         text_encoder: CLIPTextModel,
-        latents_of: Callable[[Batch, torch.Generator], Tensor],
+        latents_of: Callable[[Batch, Draws], Tensor],
         noise_schedule: NoiseSchedule,
         *,
         empty_ids: Tensor,
@@ -87,10 +89,10 @@ class Pretraining:
         self.caption_dropout = caption_dropout
         self.snr_gamma = snr_gamma
 
-    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-        noisy = self.noise_schedule.corrupt(self.latents_of(batch, rng), rng)
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        noisy = self.noise_schedule.corrupt(self.latents_of(batch, draws), draws)
         ids = batch["input_ids"]
-        left_out = torch.rand(len(ids), 1, generator=rng).to(ids.device) < self.caption_dropout
+        left_out = draws.uniform((len(ids), 1)).to(ids.device) < self.caption_dropout
         ids = torch.where(left_out, self.empty_ids.to(ids.device), ids)
         context = self.text_encoder(ids).last_hidden_state
         predicted = self.unet(noisy.latents, noisy.timesteps, context).sample

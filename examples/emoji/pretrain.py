@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm.assets import asset
-from bksdm.data.folder import FolderSamples, read_captions
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch, Samples, Stream
 from bksdm.devices import choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
@@ -80,6 +81,9 @@ class InMemory:
     def sample(self, index: int, rng_seed: int) -> Batch:  # noqa: ARG002
         return self.samples[index]
 
+    def name(self, index: int) -> str:
+        return str(index)
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -92,7 +96,7 @@ class Workspace:
 
     def samples(self, tokenize: Callable[[str], Tensor], *splits: str) -> InMemory:
         entries = [entry for split in splits for entry in read_captions(self.root / "art" / split)]
-        folder = FolderSamples(entries, SIZE, tokenize)
+        folder = PictureSamples(entries, SIZE, tokenize)
         return InMemory([folder.sample(index, 0) for index in range(len(folder))])
 
     def tokenizer(self) -> CLIPTokenizer:

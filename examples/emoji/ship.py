@@ -26,7 +26,8 @@ from pretrain import (
 )
 
 from bksdm.assets import asset
-from bksdm.data.folder import open_picture, read_captions, to_pixels
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import to_pixels
 from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
@@ -78,14 +79,14 @@ def copy_art(work: Workspace, out: Path) -> None:
     for split in ("train", "heldout"):
         with replace_folder(out / split) as partial:
             for entry in read_captions(work.root / "art" / split):
-                open_picture(entry.path).save(partial / entry.path.name, optimize=True)
+                entry.open().save(partial / entry.path.name, optimize=True)
             shutil.copy(work.root / "art" / split / "metadata.jsonl", partial)
 
 
 @torch.no_grad()
 def reconstruction_psnr(pipeline: StableDiffusionPipeline, split: Path) -> float:
     """Mean over pictures, in dB, for values in [0, 1]."""
-    pixels = torch.stack([to_pixels(open_picture(entry.path), SIZE) for entry in read_captions(split)])
+    pixels = torch.stack([to_pixels(entry.open(), SIZE) for entry in read_captions(split)])
     decoded = pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     squared = ((decoded - pixels) / 2).square().mean(dim=(1, 2, 3))
     return float((-10 * squared.log10()).mean())
@@ -97,7 +98,7 @@ def art_retrieval(art: Path) -> float:
     entries = read_captions(art / "heldout")
     captions = [entry.text for split in ("heldout", "train") for entry in read_captions(art / split)]
     pool = dict(zip(captions, encoder.text_features(captions), strict=True))
-    images = encoder.image_features([open_picture(entry.path) for entry in entries])
+    images = encoder.image_features([entry.open() for entry in entries])
     return retrieval_r1(images, [entry.text for entry in entries], pool, among=100)
 
 

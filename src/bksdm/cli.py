@@ -33,7 +33,7 @@ def _prune(options: verbs.PruneOptions) -> None:
 def _distill(options: verbs.DistillOptions) -> None:
     from bksdm.distill.run import distill
 
-    print(f"student in {distill(options)}")
+    _say(f"student in {distill(options)}")
 
 
 def _generate(options: verbs.GenerateOptions) -> None:
@@ -66,6 +66,9 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "evaluate": (verbs.EvaluateOptions, _evaluate),
 }
 
+# Verbs that several processes, as `accelerate launch` starts them, do together.
+SHARED = ("distill", "generate", "evaluate")
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb and exit: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n."""
@@ -97,17 +100,28 @@ def _run(given: list[str]) -> int:
     if given[0] not in VERBS:
         raise InputError(f"unknown verb {given[0]!r}; give one of {', '.join(VERBS)}")
     kind, run = VERBS[given[0]]
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}; several processes on one run are not supported yet"
-        )
     chosen = parse(kind, given[0], given[1:])
+    if _count_started() > 1 and given[0] not in SHARED:
+        raise InputError(
+            f"{given[0]} is done by one process; run it without the launcher, or launch {', '.join(SHARED)}"
+        )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from bksdm.models import quiet_libraries
+    from bksdm.processes import join
 
     quiet_libraries()
+    join()
     run(chosen)
     return 0
+
+
+def _count_started() -> int:
+    """How many processes a launcher has started, by the environment that it gives them."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _main_process() -> bool:
+    return _count_started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def parse(kind: type[Any], verb: str, given: list[str]) -> Any:
@@ -190,20 +204,27 @@ def _summary(kind: type[Any]) -> str:
 
 
 def _answer(result: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(result) if as_json else text)
+    _say(json.dumps(result) if as_json else text)
+
+
+def _say(text: str) -> None:
+    """On stdout, by one of several processes."""
+    if _main_process():
+        print(text)
 
 
 def _explain(error: BaseException) -> int:
     """One line on stderr, and the exit code."""
     signal_number = getattr(error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else None)
     message = " ".join(str(error).split()) or type(error).__name__
+    speaker = "bksdm" if _main_process() else f"bksdm (process {os.environ['RANK']})"
     if signal_number is not None:
-        print(f"bksdm: {message}", file=sys.stderr)
+        print(f"{speaker}: {message}", file=sys.stderr)
         return 128 + int(signal_number)
     if isinstance(error, InputError):
-        print(f"bksdm: {message}", file=sys.stderr)
+        print(f"{speaker}: {message}", file=sys.stderr)
         return BAD_INPUT
-    print(f"bksdm: failed: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
+    print(f"{speaker}: failed: {type(error).__name__}: {message} (--debug shows where)", file=sys.stderr)
     return FAILURE
 
 

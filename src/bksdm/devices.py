@@ -1,5 +1,8 @@
 """Which device, and which number format on it."""
 
+import sys
+
+import psutil
 import torch
 
 from bksdm.errors import InputError
@@ -44,6 +47,18 @@ def plain_attention_is_faster(device: torch.device, precision: torch.dtype) -> b
     So it is on a CPU in bfloat16, where the fused backward pass is slow; see docs/log.md.
     """
     return device.type == "cpu" and precision == torch.bfloat16
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory in bytes that this process has held so far: on the GPU, or in all where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # noqa: PLC0415 - Windows has none
+
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from bksdm.data.folder import open_picture, read_prompts
+from bksdm.data.folder import read_prompts
+from bksdm.data.pictures import open_picture
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
 from bksdm.options import GenerateOptions
+from bksdm.processes import processes
 from bksdm.progress import bar
 from bksdm.runs import check_free, digest, files_digest, open_run, write_text
 from bksdm.sampling import Request, sample, scheduler_named
@@ -44,6 +46,8 @@ def generate(options: GenerateOptions) -> list[Path]:
     check_free(out, "generate", settings, _MAY_CHANGE)
     paths = [out / f"{number:05d}.png" for number in range(len(requests))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
+    group = processes()
+    group.wait()  # until all have looked at the folder as it was
     if missing:
         device = choose_device(options.device)
         pipeline = load_pipeline(options.model, choose_precision(options.precision, device, training=False)).to(device)
@@ -51,12 +55,15 @@ def generate(options: GenerateOptions) -> list[Path]:
         if options.scheduler:
             pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
         chosen = {"device": str(device), "precision": str(pipeline.unet.dtype)}
-        open_run(out, "generate", settings, _MAY_CHANGE, chosen)
+        if group.main:
+            open_run(out, "generate", settings, _MAY_CHANGE, chosen)
+        group.wait()
+        own = group.share(missing)
         side = image_size(pipeline)
         height, width = options.height or side, options.width or side
         batches = sample(
             pipeline,
-            [requests[number] for number in missing],
+            [requests[number] for number in own],
             steps=options.steps,
             guidance=options.guidance,
             batch_size=options.batch_size,
@@ -67,14 +74,16 @@ def generate(options: GenerateOptions) -> list[Path]:
             strength=options.strength,
         )
         with bar(len(requests), "pictures", len(requests) - len(missing)) as progress:
-            pending = iter(missing)
+            pending = iter(own)
             for pictures in batches:
                 for picture in pictures:
                     number = next(pending)
                     _save(picture, paths[number], requests[number], options)
-                progress.advance(len(pictures))
-    lines = [_entry(path, request) for path, request in zip(paths, requests, strict=True)]
-    write_text(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+                progress.advance(group.count * len(pictures))
+        group.wait()
+    if group.main:
+        lines = [_entry(path, request) for path, request in zip(paths, requests, strict=True)]
+        write_text(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return paths
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bksdm.processes import processes
+
 
 class Bar:
     """One bar; `advance` moves it, `note` shows figures behind it."""
@@ -21,9 +23,14 @@ class Bar:
         self._progress.update(self._task, completed=position, note=note)
 
 
+def say(text: str) -> None:
+    """A line for people, by one of several processes."""
+    Console(stderr=True, quiet=not processes().main).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def bar(total: int, what: str, done: int = 0) -> Iterator[Bar]:
-    """A bar for `total` pieces of `what`, `done` of which are done already."""
+    """A bar for `total` pieces of `what`, `done` of which are done already; of several processes, one shows it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -32,5 +39,5 @@ def bar(total: int, what: str, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not processes().main) as progress:
         yield Bar(progress, total, what, done)

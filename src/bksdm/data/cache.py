@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bksdm.data.folder import FolderSamples
+from bksdm.data.pictures import PictureSamples, flips
 from bksdm.data.stream import Batch
 
 _CHUNK = 32
 
 
 class CachedSamples:
-    """`FolderSamples` with `latents_mean`, `latents_std` (C, h, w) and `context` (L, D) in place of pixels and tokens.
+    """`PictureSamples` with `latents_mean`, `latents_std` (C, h, w) and `context` (L, D) in place of pixels and tokens.
 
     Arguments:
         samples: The pictures and captions.
@@ -26,12 +26,12 @@ class CachedSamples:
 
     def __init__(
         self,
-        samples: FolderSamples,
+        samples: PictureSamples,
         posterior: Callable[[Tensor], tuple[Tensor, Tensor]],
         embedding: Callable[[Tensor], Tensor],
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._flips = samples.flips
+        self._samples = samples
         self._latents = [
             _latents(samples, flipped, posterior, advance) for flipped in ((False, True) if samples.flip else (False,))
         ]
@@ -40,21 +40,24 @@ class CachedSamples:
     def __len__(self) -> int:
         return len(self._caption)
 
+    def name(self, index: int) -> str:
+        return self._samples.name(index)
+
     def sample(self, index: int, rng_seed: int) -> Batch:
-        mean, std = self._latents[self._flips(rng_seed)]
+        mean, std = self._latents[self._samples.flip and flips(rng_seed)]
         return {"latents_mean": mean[index], "latents_std": std[index], "context": self._context[self._caption[index]]}
 
 
-def cache_bytes(samples: FolderSamples, latent_shape: Sequence[int], context_shape: Sequence[int]) -> int:
+def cache_bytes(samples: PictureSamples, latent_shape: Sequence[int], context_shape: Sequence[int]) -> int:
     """Memory in bytes that `CachedSamples` takes, for latents (C, h, w) and contexts (L, D)."""
     copies = 2 if samples.flip else 1
-    captions = len({entry.text for entry in samples.entries})
+    captions = len({entry.text for entry in samples.pictures})
     numbers = 2 * copies * len(samples) * _product(latent_shape) + captions * _product(context_shape)
     return 4 * numbers
 
 
 def _latents(
-    samples: FolderSamples,
+    samples: PictureSamples,
     flipped: bool,
     posterior: Callable[[Tensor], tuple[Tensor, Tensor]],
     advance: Callable[[int], None],
@@ -69,12 +72,12 @@ def _latents(
     return torch.cat(means), torch.cat(stds)
 
 
-def _contexts(samples: FolderSamples, embedding: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int]]:
-    captions = list(dict.fromkeys(entry.text for entry in samples.entries))
+def _contexts(samples: PictureSamples, embedding: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int]]:
+    captions = list(dict.fromkeys(entry.text for entry in samples.pictures))
     number = {caption: index for index, caption in enumerate(captions)}
     chunks = [captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK)]
     embedded = [embedding(torch.stack([samples.tokenize(text) for text in chunk])).float().cpu() for chunk in chunks]
-    return torch.cat(embedded), [number[entry.text] for entry in samples.entries]
+    return torch.cat(embedded), [number[entry.text] for entry in samples.pictures]
 
 
 def _product(shape: Sequence[int]) -> int:

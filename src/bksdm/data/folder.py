@@ -8,27 +8,13 @@ the paper's authors released.
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
-
 from bksdm.assets import asset
-from bksdm.data.stream import Batch
+from bksdm.data.pictures import Captioned
 from bksdm.errors import InputError
 from bksdm.runs import digest
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """A picture's file and its caption."""
-
-    path: Path
-    text: str
 
 
 def read_captions(folder: Path) -> list[Captioned]:
@@ -126,70 +112,3 @@ def _entry(metadata: Path, number: int, row: object) -> Captioned:
         if not isinstance(row.get(column), str) or (column == "file_name" and not row[column]):
             raise InputError(f"{metadata} line {number} has no {column}; every line needs file_name and text")
     return Captioned(metadata.parent / row["file_name"], row["text"])
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture of any mode as RGB: upright, transparency on white.
-
-    Raises:
-        InputError: The file is not a picture, or is cut short.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            if image.mode == "P" or image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = Image.new("RGBA", rgba.size, "white")
-                image.alpha_composite(rgba)
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable picture ({error}); replace or remove it") from error
-
-
-def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
-    """The centre square of a picture, scaled so that the short side is `size`.
-
-    Returns:
-        Pixels in [-1, 1] with shape (3, size, size).
-    """
-    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
-    if flip:
-        fitted = ImageOps.mirror(fitted)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class FolderSamples:
-    """Pixels and tokens of captioned pictures.
-
-    A sample has `pixel_values` with shape (3, size, size) in [-1, 1] and `input_ids` with shape (L,).
-
-    Attributes:
-        entries: Pictures and captions.
-        size: Side in pixels.
-        tokenize: Turns a caption into `input_ids`.
-        flip: Whether every other draw is mirrored, by chance.
-    """
-
-    entries: Sequence[Captioned]
-    size: int
-    tokenize: Callable[[str], Tensor]
-    flip: bool = False
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def pixels(self, index: int, flipped: bool) -> Tensor:
-        return to_pixels(open_picture(self.entries[index].path), self.size, flip=flipped)
-
-    def flips(self, rng_seed: int) -> bool:
-        """Whether the draw with this seed is mirrored."""
-        return self.flip and bool(rng_seed & 1)
-
-    def sample(self, index: int, rng_seed: int) -> Batch:
-        pixels = self.pixels(index, self.flips(rng_seed))
-        return {"pixel_values": pixels, "input_ids": self.tokenize(self.entries[index].text)}

@@ -1,12 +1,14 @@
-"""An endless stream of micro-batches that can be entered at any position.
+"""An endless stream of samples that can be entered at any position, in micro-batches.
 
-Micro-batch number k holds the draws k*B ... (k+1)*B - 1. Draw number d is a sample of pass
-d // N, in that pass's own order: all a function of (seed, d), so a run resumes by its count alone.
+Draw number d is a sample of pass d // N, in that pass's own order, mirrored or not by chance: all a
+function of (seed, d), so a run resumes by the number of draws it has made, and how the draws are
+split into batches and over processes does not matter.
 """
 
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Protocol
 
@@ -19,6 +21,8 @@ from bksdm.randomness import derived_seed, permutation
 
 Batch = dict[str, Tensor]
 
+_SHOWN = 8
+
 
 class Samples(Protocol):
     """Captioned pictures, as tensors ready to be stacked."""
@@ -27,6 +31,10 @@ class Samples(Protocol):
 
     def sample(self, index: int, rng_seed: int) -> Batch:
         """Sample `index`; `rng_seed` decides crops and flips."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person finds sample `index` by."""
         ...
 
 
@@ -42,16 +50,36 @@ class Stream:
     seed: int = 0
     workers: int = 0
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Micro-batches number `start`, `start` + 1, ... without end."""
+    def index_of(self, draw: int) -> int:
+        """Which sample draw number `draw` is."""
+        epoch, position = divmod(draw, len(self.samples))
+        return _order(len(self.samples), self.seed, epoch)[position]
+
+    def described(self, first: int) -> str:
+        """The micro-batch that begins with draw `first`, for people."""
+        names = [self.samples.name(self.index_of(draw)) for draw in range(first, first + self.batch_size)]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        return f"draws {first} to {first + self.batch_size - 1} ({shown})"
+
+    def batches(self, first: int = 0, stride: int | None = None) -> Iterator[Batch]:
+        """Micro-batches without end: of the draws from `first` on, then from `first` + `stride` on, and so forth.
+
+        `stride` is the batch size by default, so that no draw is left out; n processes that share a
+        stream begin a batch apart and take n times that.
+        """
         loader: DataLoader[Batch] = DataLoader(
-            _Draws(self.samples, self.seed),
-            batch_sampler=_Order(len(self.samples), self.batch_size, self.seed, start),
+            _Drawn(self.samples, self.seed),
+            batch_sampler=_Order(self, first, stride or self.batch_size),
             num_workers=self.workers,
             worker_init_fn=_ignore_interrupts,
             pin_memory=torch.cuda.is_available(),
         )
         return _plain_errors(loader)
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> list[int]:
+    return permutation(n, seed, epoch)
 
 
 def _plain_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -67,7 +95,7 @@ def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Draws(Dataset[Batch]):
+class _Drawn(Dataset[Batch]):
     def __init__(self, samples: Samples, seed: int) -> None:
         self.samples = samples
         self.seed = seed
@@ -78,21 +106,13 @@ class _Draws(Dataset[Batch]):
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    def __init__(self, n: int, batch_size: int, seed: int, start: int) -> None:
-        self.n = n
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
+    """Pairs (draw, index of its sample), a list a micro-batch."""
+
+    def __init__(self, stream: Stream, first: int, stride: int) -> None:
+        self.stream = stream
+        self.first = first
+        self.stride = stride
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch = []
-        first = self.start * self.batch_size
-        order, epoch = permutation(self.n, self.seed, first // self.n), first // self.n
-        for draw in count(first):
-            if draw // self.n != epoch:
-                epoch = draw // self.n
-                order = permutation(self.n, self.seed, epoch)
-            batch.append((draw, order[draw % self.n]))
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
+        for begin in count(self.first, self.stride):
+            yield [(draw, self.stream.index_of(draw)) for draw in range(begin, begin + self.stream.batch_size)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from bksdm.data.stream import Batch
+from bksdm.randomness import Draws
 
 
 class Conditions:
@@ -39,13 +40,13 @@ class Conditions:
             embedding: Tensor = self.text_encoder(input_ids).last_hidden_state
         return embedding
 
-    def latents(self, batch: Batch, rng: torch.Generator) -> Tensor:
+    def latents(self, batch: Batch, draws: Draws) -> Tensor:
         """A sample of the scaled latents with shape (B, C, h, w)."""
         if "latents_mean" in batch:
             mean, std = batch["latents_mean"], batch["latents_std"]
         else:
             mean, std = self.posterior(batch["pixel_values"])
-        return (mean + std * torch.randn(mean.shape, generator=rng).to(mean)).float()
+        return (mean + std * draws.normal(mean.shape).to(mean)).float()
 
     def context(self, batch: Batch) -> Tensor:
         """The embedded captions with shape (B, L, D)."""

@@ -1,7 +1,8 @@
 """The training loop: one for retraining a student, and for everything else that is trained here.
 
 It knows a model, an objective that turns a micro-batch into named losses, and a stream of
-micro-batches; not what is learnt. To resume a run, run it again.
+samples; not what is learnt. To resume a run, run it again. Several processes share the stream:
+what a step learns from depends on its position alone, not on how it is split.
 """
 
 import math
@@ -9,17 +10,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bksdm.data.stream import Batch, Stream
+from bksdm.devices import peak_memory
 from bksdm.distill.state import Checkpoints, TrainState
-from bksdm.randomness import derived_seed, generator
+from bksdm.processes import Processes, processes
+from bksdm.randomness import Draws, derived_seed
 
 Losses = Mapping[str, Tensor]
 
@@ -27,7 +31,7 @@ Losses = Mapping[str, Tensor]
 class Objective(Protocol):
     """What is learnt: a micro-batch and its random numbers give named scalar losses, `loss` the one to minimise."""
 
-    def __call__(self, batch: Batch, rng: torch.Generator) -> Losses: ...
+    def __call__(self, batch: Batch, draws: Draws) -> Losses: ...
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -80,6 +84,7 @@ def train(
     schedule: Schedule,
     checkpoints: Checkpoints,
     *,
+    replica: nn.Module | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
@@ -94,20 +99,22 @@ def train(
         stream: Micro-batches from any position on.
         schedule: Steps, learning rate and intervals.
         checkpoints: Where the state is kept.
+        replica: What the objective calls, where several processes train: see `replicate`.
         seed: Root of all random numbers.
         device: Where the batches go.
         precision: Autocast type of the forward pass; `torch.float32` for none.
-        report: Takes the step and the mean losses, learning rate, gradient norm and images/s since
-            the last record.
+        report: Takes the step and, since the last record, the mean losses, the highest loss of a micro-batch
+            (`loss_max`), learning rate, gradient norm, images/s and peak memory in GiB.
         sample: Called every `schedule.sample_every` steps with the step.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the state is saved.
         FloatingPointError: The loss is not finite.
     """
-    device = torch.device(device)
-    batches = stream.batches(start=state.step * schedule.accumulation)
-    window = _Window()
+    device, group = torch.device(device), processes()
+    own, together = group.rank * stream.batch_size, group.count * stream.batch_size
+    batches = stream.batches(state.samples + own, together)
+    window, watch = _Window(device, group), _Watch(device, group)
     if state.step == 0 and schedule.sample_every:
         sample(0)
 
@@ -115,36 +122,56 @@ def train(
         while state.step < schedule.steps:
             # Gradients
             for micro in range(schedule.accumulation):
+                first = state.samples + micro * together + own
                 batch = {name: value.to(device, non_blocking=True) for name, value in next(batches).items()}
-                torch.manual_seed(derived_seed(seed, "global", state.step, micro))  # after a loader's own draws
-                with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                    losses = objective(batch, generator(seed, "noise", state.step, micro))
-                torch.autograd.backward(state.scaler.scale(losses["loss"] / schedule.accumulation))
-                window.add(losses, len(next(iter(batch.values()))))
+                torch.manual_seed(derived_seed(seed, "global", first))  # after a loader's own draws
+                with _exchange(replica, micro == schedule.accumulation - 1):
+                    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                        losses = objective(batch, Draws(seed, "noise", first))
+                    torch.autograd.backward(state.scaler.scale(losses["loss"] / schedule.accumulation))
+                window.add(losses, together)
+                watch.loss(losses["loss"], first)
 
             # Optimizer
             lr = schedule.lr_at(state.step)
             grad_norm = _optimize(state, lr, schedule.max_grad_norm)
             state.step += 1
+            state.samples += schedule.accumulation * together
+            if not state.scaler.is_enabled():  # a loss scaler skips steps with infinite gradients by itself
+                watch.gradient(grad_norm, state.samples - 1)
             if state.ema:
                 state.ema.update(state.model, state.step)
 
             # Report
-            done = state.step == schedule.steps
+            done, asked = state.step == schedule.steps, group.highest(stop.asked)
             logs = done or state.step % schedule.log_every == 0
-            keeps = done or stop.asked or state.step % schedule.checkpoint_every == 0
+            keeps = done or asked or state.step % schedule.checkpoint_every == 0
             if logs or keeps:
-                _check_finite(state, window.mean_loss(), float(grad_norm), checkpoints)
+                watch.check(state, stream, schedule, checkpoints)
             if logs:
                 report(state.step, window.close() | {"lr": lr, "grad_norm": float(grad_norm)})
             if schedule.sample_every and state.step % schedule.sample_every == 0:
                 sample(state.step)
 
             # Checkpoint
-            if keeps:
+            if keeps and group.main:
                 checkpoints.save(state)
-            if stop.asked and not done:
-                raise Interrupted(state.step, stop.asked)
+            if asked and not done:
+                raise Interrupted(state.step, asked)
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """A wrapper around `model` that averages its gradients over the processes; the model itself where there is one."""
+    if processes().count == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _exchange(replica: nn.Module | None, now: bool) -> AbstractContextManager[None]:
+    """Gradients meet those of the other processes in the last micro-batch of a step only."""
+    if now or not isinstance(replica, DistributedDataParallel):
+        return nullcontext()
+    return replica.no_sync()
 
 
 def _optimize(state: TrainState, lr: float, max_grad_norm: float) -> Tensor:
@@ -158,24 +185,53 @@ def _optimize(state: TrainState, lr: float, max_grad_norm: float) -> Tensor:
     return norm
 
 
-def _check_finite(state: TrainState, loss: float, grad_norm: float, checkpoints: Checkpoints) -> None:
-    """Stop before a broken state is kept; a loss scaler skips steps with infinite gradients by itself."""
-    good_step = math.isfinite(grad_norm) or state.scaler.is_enabled()
-    if not (math.isfinite(loss) and good_step):
+_NEVER = 2**62
+
+
+class _Watch:
+    """Looks out for numbers that are not finite.
+
+    What it sees stays on the device until it is asked, so that no step waits for it; a broken state is
+    found out before it can be kept.
+    """
+
+    def __init__(self, device: torch.device, group: Processes) -> None:
+        self._group = group
+        self._loss = torch.full((), _NEVER, device=device)  # the first draw of the first bad micro-batch
+        self._gradient = self._loss.clone()  # the last draw of the first bad step
+
+    def loss(self, value: Tensor, first: int) -> None:
+        self._loss = torch.where(value.detach().isfinite(), self._loss, self._loss.clamp(max=first))
+
+    def gradient(self, norm: Tensor, last: int) -> None:
+        self._gradient = torch.where(norm.isfinite(), self._gradient, self._gradient.clamp(max=last))
+
+    def check(self, state: TrainState, stream: Stream, schedule: Schedule, checkpoints: Checkpoints) -> None:
+        """Raise if anything was bad, naming the step and the samples."""
+        loss, gradient = (-self._group.highest(-int(draw)) for draw in (self._loss, self._gradient))
+        draw = min(loss, gradient)
+        if draw == _NEVER:
+            return
+        a_step = schedule.accumulation * stream.batch_size * self._group.count
+        step = state.step - (state.samples - 1 - draw) // a_step
+        what = f"loss of {stream.described(loss)}" if loss <= gradient else "gradient"
         raise FloatingPointError(
-            f"loss is {loss} and the gradient's norm {grad_norm} at step {state.step}; the last good state is in "
-            f"{checkpoints.folder}; try a lower learning rate or fp32"
+            f"the {what} is not finite at step {step}; the last good state is in {checkpoints.folder}; "
+            f"try a lower learning rate or fp32, and look at these pictures"
         )
 
 
 class _Window:
-    """Means over the micro-batches since the last record."""
+    """Means over the micro-batches of all processes since the last record."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device, group: Processes) -> None:
+        self._device = device
+        self._group = group
         self._clear()
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._highest = torch.full((), -math.inf, device=self._device)
         self._micro_batches = 0
         self._samples = 0
         self._began = time.perf_counter()
@@ -183,15 +239,16 @@ class _Window:
     def add(self, losses: Losses, samples: int) -> None:
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+        self._highest = torch.maximum(self._highest, losses["loss"].detach().float())
         self._micro_batches += 1
         self._samples += samples
 
-    def mean_loss(self) -> float:
-        return float(self._sums["loss"]) / self._micro_batches
-
     def close(self) -> dict[str, float]:
-        record = {name: float(value) / self._micro_batches for name, value in self._sums.items()}
+        means = self._group.mean(torch.stack(list(self._sums.values())) / self._micro_batches)
+        record = dict(zip(self._sums, means.tolist(), strict=True))
+        record["loss_max"] = float(self._group.largest(self._highest))
         record["images_per_second"] = self._samples / (time.perf_counter() - self._began)
+        record["peak_memory_gib"] = peak_memory(self._device) / 2**30
         self._clear()
         return record
 

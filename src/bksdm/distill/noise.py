@@ -7,11 +7,11 @@ $\epsilon$, or the velocity $\sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alp
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
 from bksdm.errors import InputError
+from bksdm.randomness import Draws
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -59,10 +59,10 @@ class NoiseSchedule:
         share = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return share / (1 - share)
 
-    def corrupt(self, latents: Tensor, rng: torch.Generator) -> Corrupted:
+    def corrupt(self, latents: Tensor, draws: Draws) -> Corrupted:
         """Latents with shape (B, C, H, W) at uniformly drawn timesteps."""
-        noise = torch.randn(latents.shape, generator=rng).to(latents)
-        timesteps = torch.randint(len(self), (len(latents),), generator=rng).to(latents.device)
+        noise = draws.normal(latents.shape).to(latents)
+        timesteps = draws.integers(len(self), len(latents)).to(latents.device)
         share = self.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
         signal, spread = share.sqrt(), (1 - share).sqrt()
         target = noise if self.prediction_type == "epsilon" else signal * noise - spread * latents

@@ -9,18 +9,21 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.losses import LossWeights, feature_kd_losses, output_kd_loss, task_loss
+from bksdm.randomness import Draws
 from bksdm.recipe import Tap
 from bksdm.taps import Features
 
 
 class Distillation:
     """The objective of retraining. It owns the frozen teacher and watches the student.
+
+    Where several processes train, `replica` wraps the student and is called in its place.
 
     Called with a batch (see `Conditions`) and random numbers, it returns `loss`, `task`,
     `output_kd`, `feature_kd`, and `tap/PATH` for every tap by its student path, unweighted.
@@ -34,8 +37,10 @@ class Distillation:
         conditions: Conditions,
         noise_schedule: NoiseSchedule,
         weights: LossWeights | None = None,
+        replica: nn.Module | None = None,
     ) -> None:
         self.student = student
+        self._call_student = replica or student
         self.teacher = teacher.eval().requires_grad_(False)
         self.conditions = conditions
         self.noise_schedule = noise_schedule
@@ -44,13 +49,13 @@ class Distillation:
         self._student_features = Features(student, [tap.student for tap in taps])
         self._teacher_features = Features(teacher, [tap.teacher for tap in taps])
 
-    def __call__(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, rng), rng)
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws)
         context = self.conditions.context(batch)
         with torch.no_grad(), self._teacher_features.recording() as wanted:
             taught = self._taught(noisy.latents, noisy.timesteps, context)
         with self._student_features.recording() as learnt:
-            predicted = self.student(noisy.latents, noisy.timesteps, context.float()).sample
+            predicted = self._call_student(noisy.latents, noisy.timesteps, context.float()).sample
 
         per_tap = feature_kd_losses(
             {tap.student: learnt[tap.student] for tap in self.taps},

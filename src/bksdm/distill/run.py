@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from PIL import Image
 
 from bksdm.card import model_card
 from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.folder import Captioned, FolderSamples, captions_digest, data_folder, read_captions, read_prompts
+from bksdm.data.folder import captions_digest, data_folder, read_captions, read_prompts
+from bksdm.data.pictures import Captioned, PictureSamples
 from bksdm.data.stream import Samples, Stream
 from bksdm.describe import describe_config
 from bksdm.devices import PRECISIONS, choose_device, choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
-from bksdm.distill.loop import Schedule, train
+from bksdm.distill.loop import Schedule, replicate, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.record import Record
@@ -30,7 +31,8 @@ from bksdm.families import derive
 from bksdm.losses import LossWeights
 from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline, tokenizing
 from bksdm.options import DistillOptions
-from bksdm.progress import bar
+from bksdm.processes import processes
+from bksdm.progress import bar, say
 from bksdm.prune import read_recipe, save_student, with_unet
 from bksdm.recipe import Config, Pruning
 from bksdm.runs import check_free, open_run
@@ -54,7 +56,17 @@ _ON_CARD = (
     "ema_decay",
     "seed",
 )
-_MAY_CHANGE = ("device", "workers", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints")
+# Samples follow from their position in the run, so how a step's samples are split does not matter.
+_MAY_CHANGE = (
+    "batch_size",
+    "accumulation",
+    "device",
+    "workers",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 
 
 def distill(options: DistillOptions) -> Path:
@@ -71,22 +83,27 @@ def distill(options: DistillOptions) -> Path:
     run, entries = Path(options.out), read_captions(data_folder(options.data))
     settings = _settings(options, entries)
     may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")  # steps decide how a cosine falls
+    group = processes()
     check_free(run, "distill", settings, may_change)
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
     _check_steps(options, checkpoints)
 
     pair = _Pair.load(options)
     side = options.resolution or image_size(pair.teacher)
-    samples = FolderSamples(entries, side, tokenizing(pair.teacher.tokenizer), options.flip)
+    samples = PictureSamples(entries, side, tokenizing(pair.teacher.tokenizer), options.flip)
     grid_prompts = _grid_prompts(options, samples)
-    open_run(run, "distill", settings, may_change, pair.chosen())
+    group.wait()  # until all have looked at the folder as it was
+    if group.main:
+        open_run(run, "distill", settings, may_change, pair.chosen())
 
     state = _new_state(options, pair)
-    checkpoints.restore(state)
+    if checkpoints.restore(state):
+        _note_another_batch(options, state)
     if state.step < options.steps:
         _train(options, pair, state, checkpoints, samples, grid_prompts)
-    if _student_steps(run / "student") != state.step:
+    if group.main and _student_steps(run / "student") != state.step:
         _save_student(run / "student", pair, state, options)
+    group.wait()
     return run / "student"
 
 
@@ -140,12 +157,18 @@ def _new_state(options: DistillOptions, pair: _Pair) -> TrainState:
     )
 
 
+def _note_another_batch(options: DistillOptions, state: TrainState) -> None:
+    before, now = state.samples / state.step, options.batch_size * options.accumulation * processes().count
+    if before != now:
+        say(f"a step has {now} samples from here on, and had {before:g}: the learning rate may want to follow")
+
+
 def _train(
     options: DistillOptions,
     pair: _Pair,
     state: TrainState,
     checkpoints: Checkpoints,
-    samples: FolderSamples,
+    samples: PictureSamples,
     grid_prompts: list[str],
 ) -> None:
     """Bring `state` to the last step, with a bar, records and sample grids."""
@@ -153,14 +176,19 @@ def _train(
     conditions = Conditions(teacher.vae, teacher.text_encoder)
     noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
     weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
-    objective = Distillation(pair.student, teacher.unet, pair.pruning.taps, conditions, noise_schedule, weights)
+    replica = replicate(pair.student)
+    objective = Distillation(
+        pair.student, teacher.unet, pair.pruning.taps, conditions, noise_schedule, weights, replica
+    )
     kept = _cached(samples, teacher, conditions, options.cache_gb)
     grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", pair.precision)
-    record = Record(run / "metrics.jsonl", run / "tensorboard", state.step)
-    with bar(options.steps, "retraining", state.step) as progress, closing(record):
+    main = processes().main
+    record = Record(run / "metrics.jsonl", run / "tensorboard", state.step) if main else None
+    with bar(options.steps, "retraining", state.step) as progress, closing(record) if record else nullcontext():
 
         def report(step: int, values: dict[str, float]) -> None:
-            record(step, values)
+            if record:
+                record(step, values)
             progress.reach(step, "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN))
 
         train(
@@ -169,6 +197,7 @@ def _train(
             Stream(kept, options.batch_size, options.seed, options.workers),
             _schedule(options),
             checkpoints,
+            replica=replica,
             seed=options.seed,
             device=pair.device,
             precision=pair.precision,
@@ -220,7 +249,7 @@ def _as_list(value: object) -> object:
 
 
 def _cached(
-    samples: FolderSamples, teacher: StableDiffusionPipeline, conditions: Conditions, limit_gb: float
+    samples: PictureSamples, teacher: StableDiffusionPipeline, conditions: Conditions, limit_gb: float
 ) -> Samples:
     side = samples.size // teacher.vae_scale_factor
     latent = (teacher.unet.config.in_channels, side, side)
@@ -242,9 +271,9 @@ def _schedule(options: DistillOptions) -> Schedule:
     return Schedule(**{name: getattr(options, name) for name in names})
 
 
-def _grid_prompts(options: DistillOptions, samples: FolderSamples) -> list[str]:
+def _grid_prompts(options: DistillOptions, samples: PictureSamples) -> list[str]:
     if options.sample_prompts is None:
-        captions = list(dict.fromkeys(entry.text for entry in samples.entries))
+        captions = list(dict.fromkeys(entry.text for entry in samples.pictures))
         return captions[:: max(1, len(captions) // _GRID_PROMPTS)][:_GRID_PROMPTS]
     return read_prompts(Path(options.sample_prompts))[:_GRID_PROMPTS]
 

@@ -1,7 +1,7 @@
 """Everything that a resumed run needs, in one object, and its way to the disk and back.
 
 A checkpoint is a folder with `tensors.safetensors` (weights, EMA, optimizer moments) and
-`state.json` (step, loss scale). It appears under its name only when it is whole.
+`state.json` (step, samples, loss scale). It appears under its name only when it is whole.
 """
 
 import json
@@ -46,9 +46,10 @@ class Ema:
 
 @dataclass
 class TrainState:
-    """A model in training after `step` optimizer steps.
+    """A model in training after `step` optimizer steps on `samples` samples; there is no other hidden state.
 
-    The data position is `step` times the global batch size; there is no other hidden state.
+    `samples` is the position in the data: with it, a run goes on with another number of processes, or another
+    batch size, from where it was.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class TrainState:
     ema: Ema | None = None
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     step: int = 0
+    samples: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         held = {f"model.{name}": p for name, p in self.model.state_dict().items()}
@@ -70,7 +72,7 @@ class TrainState:
         with replace_folder(folder) as partial:
             tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
             save_file(tensors, partial / "tensors.safetensors")
-            scalars = {"step": self.step, "scaler": self.scaler.state_dict()}
+            scalars = {"step": self.step, "samples": self.samples, "scaler": self.scaler.state_dict()}
             (partial / "state.json").write_text(json.dumps(scalars))
 
     def load(self, folder: Path) -> None:
@@ -99,7 +101,7 @@ class TrainState:
             moments.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.scaler.load_state_dict(scalars["scaler"])
-        self.step = scalars["step"]
+        self.step, self.samples = scalars["step"], scalars["samples"]
 
 
 @contextmanager

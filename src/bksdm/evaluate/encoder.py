@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from bksdm.assets import asset
-from bksdm.data.folder import to_pixels
+from bksdm.data.pictures import to_pixels
 from bksdm.errors import InputError
 from bksdm.models import EMBEDDED, tokenizing
 

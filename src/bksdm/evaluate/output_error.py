@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from bksdm.data.folder import Captioned, open_picture, to_pixels
+from bksdm.data.pictures import Picture, to_pixels
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.losses import output_kd_loss
 from bksdm.models import image_size, tokenizing
-from bksdm.randomness import generator
+from bksdm.randomness import Draws
 
 _BATCH = 32
 
 
 @torch.no_grad()
 def output_error(
-    student: UNet2DConditionModel, teacher: StableDiffusionPipeline, entries: Sequence[Captioned], seed: int = 0
+    student: UNet2DConditionModel, teacher: StableDiffusionPipeline, entries: Sequence[Picture], seed: int = 0
 ) -> float:
     """Mean squared difference of the two U-Nets' outputs over captioned pictures, each at one random timestep."""
     conditions = Conditions(teacher.vae, teacher.text_encoder)
@@ -27,13 +27,13 @@ def output_error(
     total = 0.0
     for start in range(0, len(entries), _BATCH):
         chunk = entries[start : start + _BATCH]
-        rng = generator(seed, "output error", start)
+        draws = Draws(seed, "output error", start)
         batch = {
-            "pixel_values": torch.stack([to_pixels(open_picture(entry.path), side) for entry in chunk]),
+            "pixel_values": torch.stack([to_pixels(entry.open(), side) for entry in chunk]),
             "input_ids": torch.stack([tokenize(entry.text) for entry in chunk]),
         }
         batch = {name: value.to(teacher.device) for name, value in batch.items()}
-        noisy = noise_schedule.corrupt(conditions.latents(batch, rng), rng)
+        noisy = noise_schedule.corrupt(conditions.latents(batch, draws), draws)
         context = conditions.context(batch)
         outputs = [
             unet(noisy.latents.to(unet.dtype), noisy.timesteps, context.to(unet.dtype)).sample

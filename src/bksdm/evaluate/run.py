@@ -9,14 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bksdm.data.folder import (
-    Captioned,
-    captions_digest,
-    data_folder,
-    open_picture,
-    read_captions,
-    read_prompts,
-)
+from bksdm.data.folder import captions_digest, data_folder, read_captions, read_prompts
+from bksdm.data.pictures import Picture, open_picture
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
@@ -25,6 +19,7 @@ from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
 from bksdm.generate import check, generate
 from bksdm.models import check_text_to_image, fingerprint, load_pipeline, load_unet_config
 from bksdm.options import EvaluateOptions, GenerateOptions
+from bksdm.processes import processes
 from bksdm.runs import check_free, digest, open_run, write_text
 
 RETRIEVAL_AMONG = 100
@@ -39,8 +34,8 @@ class Reference:
     captions: list[str]
 
     @classmethod
-    def of(cls, encoder: DualEncoder, entries: Sequence[Captioned]) -> "Reference":
-        features = encoder.image_features([open_picture(entry.path) for entry in entries])
+    def of(cls, encoder: DualEncoder, entries: Sequence[Picture]) -> "Reference":
+        features = encoder.image_features([entry.open() for entry in entries])
         return cls(features, [entry.text for entry in entries])
 
 
@@ -80,7 +75,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     check_text_to_image(load_pipeline(options.model), options.model)
     reference = Reference.of(encoder, entries)
 
-    open_run(out, "evaluate", settings, _MAY_CHANGE)
+    group = processes()
+    group.wait()  # until all have looked at the folder as it was
+    if group.main:
+        open_run(out, "evaluate", settings, _MAY_CHANGE)
     paths = generate(generation)
     captions = [prompt for prompt in prompts for _ in range(options.images_per_prompt)]
     scores = score(encoder, paths, captions, reference, distractors)
@@ -88,7 +86,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         device = choose_device(options.device)
         student, teacher = load_pipeline(options.model).unet.to(device), load_pipeline(options.teacher).to(device)
         scores["output_error"] = output_error(student, teacher, entries)
-    write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
+    if group.main:
+        write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
     return scores
 
 

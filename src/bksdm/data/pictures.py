@@ -1,0 +1,127 @@
+"""Captioned pictures, wherever they lie, and what training makes of them."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from bksdm.data.stream import Batch
+from bksdm.errors import InputError
+
+
+class Picture(Protocol):
+    """A picture with its caption, read when it is asked for.
+
+    `name` is what a person finds it by. `text` and `open` raise `InputError` where it is damaged.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def open(self) -> Image.Image:
+        """The picture as RGB, upright."""
+        ...
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture in a file of its own, and its caption."""
+
+    path: Path
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def open(self) -> Image.Image:
+        return open_picture(self.path)
+
+
+def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
+    """A picture of any mode as RGB: upright, transparency on white, of a moving picture the first frame.
+
+    Arguments:
+        source: The file, or what is in it.
+        name: What to call it in errors; the file's path by default.
+
+    Raises:
+        InputError: It is not a picture, is cut short, or has more than 179 million pixels.
+    """
+    shown = name or (source if isinstance(source, Path) else "a picture")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            return _as_rgb(ImageOps.exif_transpose(opened))
+    except FileNotFoundError as error:
+        raise InputError(f"{shown} does not exist") from error
+    except Exception as error:  # on damaged files, Pillow's decoders raise errors of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{shown} is not a readable picture ({reason}); replace or remove it") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode == "P" or image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
+    return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
+    """The centre square of a picture, scaled so that the short side is `size`.
+
+    Returns:
+        Pixels in [-1, 1] with shape (3, size, size).
+    """
+    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
+    if flip:
+        fitted = ImageOps.mirror(fitted)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class PictureSamples:
+    """Pixels and tokens of captioned pictures.
+
+    A sample has `pixel_values` with shape (3, size, size) in [-1, 1] and `input_ids` with shape (L,).
+
+    Attributes:
+        pictures: Pictures and captions.
+        size: Side in pixels.
+        tokenize: Turns a caption into `input_ids`.
+        flip: Whether every other draw is mirrored, by chance.
+    """
+
+    pictures: Sequence[Picture]
+    size: int
+    tokenize: Callable[[str], Tensor]
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def name(self, index: int) -> str:
+        return self.pictures[index].name
+
+    def pixels(self, index: int, flipped: bool) -> Tensor:
+        return to_pixels(self.pictures[index].open(), self.size, flip=flipped)
+
+    def sample(self, index: int, rng_seed: int) -> Batch:
+        pixels = self.pixels(index, self.flip and flips(rng_seed))
+        return {"pixel_values": pixels, "input_ids": self.tokenize(self.pictures[index].text)}
+
+
+def flips(rng_seed: int) -> bool:
+    """Whether the draw with this seed is mirrored, where draws are."""
+    return bool(rng_seed & 1)
