@@ -380,5 +380,6 @@ def test_what_one_process_does_is_refused_to_several(run: Run, monkeypatch: pyte
     outcome = run("describe", "emoji")
     assert outcome.code == 2
     assert outcome.said == [
-        "bksdm: describe is done by one process; run it without the launcher, or launch distill, generate, evaluate"
+        "bksdm: describe is done by one process; run it without the launcher, "
+        "or launch prepare, distill, generate, evaluate"
     ]

@@ -11,7 +11,7 @@ import bksdm
 FLOORS = {
     5: "cli __main__ api",
     4: "quickstart report",
-    3: "generate evaluate.*",
+    3: "generate prepare evaluate.*",
     2: "distill.*",
     1: "data.* models prune taps cost describe card sampling",
     0: "recipe families.* losses options runs errors randomness devices processes progress assets",

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
+from bksdm.data.prepared import read_prepared
 from bksdm.processes import Processes, processes
 from verbs import read_lines
 
@@ -106,6 +107,17 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
     assert not (tmp_path / "run" / "student").exists()
     launch(1, *retraining(v1_folder, v1_student, pictures, tmp_path / "run", batch_size=4))
     assert_near(tmp_path / "run", alone)
+
+
+def test_two_processes_prepare_the_data_that_one_does(v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    words = ["prepare", pictures, "--teacher", v1_folder, "--shard_size", 2, "--text_embeddings"]
+    for count in (1, 2):
+        launch(count, *words, "--out", tmp_path / str(count))
+    one, two = (sorted((tmp_path / str(count)).glob("*.arrow")) for count in (1, 2))
+    assert len(one) == 4
+    assert [path.name for path in one] == [path.name for path in two]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert read_prepared(tmp_path / "1") == read_prepared(tmp_path / "2")
 
 
 def test_two_processes_generate_what_one_does(v1_folder: Path, tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def _prune(options: verbs.PruneOptions) -> None:
     _answer(result, options.json, f"{description.text()}\nstudent in {options.out}")
 
 
+def _prepare(options: verbs.PrepareOptions) -> None:
+    from bksdm.prepare import prepare
+
+    made = prepare(options)
+    text = (
+        f"{made['pictures']} pictures in {options.out}, {made['skipped']} skipped; {made['images_per_second']:.1f} "
+        f"images/s a process, and the VAE alone {made['vae_images_per_second']:.1f}"
+    )
+    _answer({"out": options.out, **made}, options.json, text)
+
+
 def _distill(options: verbs.DistillOptions) -> None:
     from bksdm.distill.run import distill
 
@@ -61,13 +72,14 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "quickstart": (verbs.QuickstartOptions, _quickstart),
     "describe": (verbs.DescribeOptions, _describe),
     "prune": (verbs.PruneOptions, _prune),
+    "prepare": (verbs.PrepareOptions, _prepare),
     "distill": (verbs.DistillOptions, _distill),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.
-SHARED = ("distill", "generate", "evaluate")
+SHARED = ("prepare", "distill", "generate", "evaluate")
 
 
 def main(arguments: list[str] | None = None) -> None:

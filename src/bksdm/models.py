@@ -4,6 +4,7 @@ A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` c
 Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from bksdm.assets import asset
@@ -34,8 +35,15 @@ _HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, Conne
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
-def load_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_pipeline(
+    model: str | Path, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
+) -> StableDiffusionPipeline:
     """The pipeline that MODEL stands for, on the CPU, its networks in `dtype` and in eval mode.
+
+    Arguments:
+        model: The MODEL.
+        dtype: Number format of the weights.
+        with_unet: Whether its U-Net is wanted; without it, `unet` is None.
 
     Raises:
         InputError: There is no such model, it is incomplete, or its weights are not safetensors.
@@ -46,19 +54,24 @@ def load_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> Stab
         if path is not None and path.is_file():
             _check_safetensors(path)
             pipeline = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
+            pipeline.unet = pipeline.unet if with_unet else None
         elif path is not None:
             check_folder(path)
-            networks = {name: _network(path / name, kind, arguments) for name, kind in _NETWORKS.items()}
+            networks = {
+                name: _network(path / name, kind, arguments) if with_unet or name != "unet" else None
+                for name, kind in _NETWORKS.items()
+            }
             pipeline = StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
         else:
             snapshot = StableDiffusionPipeline.download(str(model), use_safetensors=True)
-            return load_pipeline(Path(snapshot), dtype)
+            return load_pipeline(Path(snapshot), dtype, with_unet=with_unet)
     except InputError:
         raise
     except (*_HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    _check_parts(pipeline, model)
+    if with_unet:
+        _check_parts(pipeline, model)
     return pipeline
 
 
@@ -73,6 +86,18 @@ def fingerprint(model: str | Path) -> str | None:
     parts = (*_NETWORKS, "tokenizer", "scheduler")
     files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
     return files_digest(files if path.is_dir() else [path])
+
+
+def network_digest(network: nn.Module) -> str:
+    """A short name for what a network computes: its weights, and the factor by which a VAE scales its latents.
+
+    Weights count by value, so that a copy in another file, or in a wider number format, is the same network.
+    """
+    whole = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(tensor.float().cpu().contiguous().numpy())
+    return whole.hexdigest()[:16]
 
 
 def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
@@ -212,6 +237,16 @@ def quiet_libraries() -> None:
 def image_size(pipeline: StableDiffusionPipeline) -> int:
     """The side in pixels of the pictures that a pipeline was made for."""
     return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+
+
+def check_resolution(resolution: int | None) -> None:
+    """Refuse a side in pixels that does not become latents.
+
+    Raises:
+        InputError: Naming it.
+    """
+    if resolution is not None and (resolution < 8 or resolution % 8):
+        raise InputError(f"resolution is {resolution}; give a multiple of 8")
 
 
 def tokenizing(tokenizer: CLIPTokenizer) -> Callable[[str], Tensor]:

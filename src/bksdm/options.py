@@ -42,13 +42,57 @@ class PruneOptions:
 
 
 @dataclass(frozen=True)
+class PrepareOptions:
+    """Compute the latents of a data set once, for retraining that is free of the VAE.
+
+    Attributes:
+        data: Folder of pictures with metadata.csv or metadata.jsonl (file_name,text), WebDataset .tar or folder of
+            such, data set saved by Hugging Face's datasets, its Hub id, or 'emoji'.
+        teacher: Folder, .safetensors file, Hub id, or 'emoji'; its VAE makes the latents.
+        out: Folder for the latents; the same command goes on where it stopped.
+        resolution: Side of the pictures in pixels; the teacher's own by default.
+        flip: Encode mirrored copies too, for a retraining that flips.
+        text_embeddings: Keep the embedded captions as well; without them, retraining runs the text encoder.
+        storage: Number format on the disk; fp16 takes half the room, and rounds by about the posterior's deviation.
+        precision: Type in which the VAE and the text encoder compute; fp32 is what retraining from pictures does.
+        batch_size: Pictures at a time.
+        shard_size: Pictures a file; what a kill can lose.
+        image_column: Column of the pictures in a data set.
+        text_column: Column of the captions in a data set; in tars, an extension or an entry of the json.
+        split: Part of a data set.
+        max_broken: Largest share of pictures that may be unreadable; they are skipped and listed in skipped.jsonl.
+        workers: Processes that read pictures ahead.
+        device: cpu, cuda, mps; auto takes the best there is.
+        json: Print one JSON object and nothing else.
+    """
+
+    data: str
+    teacher: str
+    out: str
+    resolution: int | None = None
+    flip: bool = True
+    text_embeddings: bool = False
+    storage: Literal["fp32", "fp16"] = "fp32"
+    precision: Precision = "fp32"
+    batch_size: int = 16
+    shard_size: int = 512
+    image_column: str = "image"
+    text_column: str | None = None
+    split: str = "train"
+    max_broken: float = 0.1
+    workers: int = 2
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
 class DistillOptions:
     """Retrain a student by its teacher: task, output and feature losses.
 
     Attributes:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
         student: Folder that `bksdm prune` wrote.
-        data: Folder of pictures with metadata.csv or metadata.jsonl (file_name,text), or 'emoji'.
+        data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
         batch_size: Pictures in a micro-batch.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 
 from bksdm.card import model_card
-from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.folder import captions_digest, data_folder, read_captions, read_prompts
-from bksdm.data.pictures import Captioned, PictureSamples
-from bksdm.data.stream import Samples, Stream
+from bksdm.data.folder import read_prompts
+from bksdm.data.stream import Stream
 from bksdm.describe import describe_config
 from bksdm.devices import PRECISIONS, choose_device, choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.loop import Schedule, replicate, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -29,7 +27,7 @@ from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
 from bksdm.losses import LossWeights
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline, tokenizing
+from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline
 from bksdm.options import DistillOptions
 from bksdm.processes import processes
 from bksdm.progress import bar, say
@@ -80,8 +78,9 @@ def distill(options: DistillOptions) -> Path:
         Interrupted: The run was asked to stop and can go on.
     """
     _check(options)
-    run, entries = Path(options.out), read_captions(data_folder(options.data))
-    settings = _settings(options, entries)
+    run = Path(options.out)
+    data = open_data(options.data, options.resolution, options.flip, options.cache_gb)
+    settings = _settings(options, data)
     may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")  # steps decide how a cosine falls
     group = processes()
     check_free(run, "distill", settings, may_change)
@@ -89,9 +88,8 @@ def distill(options: DistillOptions) -> Path:
     _check_steps(options, checkpoints)
 
     pair = _Pair.load(options)
-    side = options.resolution or image_size(pair.teacher)
-    samples = PictureSamples(entries, side, tokenizing(pair.teacher.tokenizer), options.flip)
-    grid_prompts = _grid_prompts(options, samples)
+    data.check(pair.teacher)
+    grid_prompts = _grid_prompts(options, data)
     group.wait()  # until all have looked at the folder as it was
     if group.main:
         open_run(run, "distill", settings, may_change, pair.chosen())
@@ -100,7 +98,7 @@ def distill(options: DistillOptions) -> Path:
     if checkpoints.restore(state):
         _note_another_batch(options, state)
     if state.step < options.steps:
-        _train(options, pair, state, checkpoints, samples, grid_prompts)
+        _train(options, pair, state, checkpoints, data, grid_prompts)
     if group.main and _student_steps(run / "student") != state.step:
         _save_student(run / "student", pair, state, options)
     group.wait()
@@ -139,12 +137,12 @@ class _Pair:
         return {name: str(value) for name, value in chosen.items()}
 
 
-def _settings(options: DistillOptions, entries: Sequence[Captioned]) -> dict[str, Any]:
+def _settings(options: DistillOptions, data: Pictures | Latents) -> dict[str, Any]:
     """What the run is known by: its options, and what is in the models and the data that they name."""
     return dataclasses.asdict(options) | {
         "teacher_content": fingerprint(options.teacher),
         "student_content": fingerprint(options.student),
-        "data_content": captions_digest(entries),
+        "data_content": data.digest,
     }
 
 
@@ -168,7 +166,7 @@ def _train(
     pair: _Pair,
     state: TrainState,
     checkpoints: Checkpoints,
-    samples: PictureSamples,
+    data: Pictures | Latents,
     grid_prompts: list[str],
 ) -> None:
     """Bring `state` to the last step, with a bar, records and sample grids."""
@@ -180,7 +178,7 @@ def _train(
     objective = Distillation(
         pair.student, teacher.unet, pair.pruning.taps, conditions, noise_schedule, weights, replica
     )
-    kept = _cached(samples, teacher, conditions, options.cache_gb)
+    samples = data.samples(teacher)
     grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", pair.precision)
     main = processes().main
     record = Record(run / "metrics.jsonl", run / "tensorboard", state.step) if main else None
@@ -194,7 +192,7 @@ def _train(
         train(
             state,
             objective,
-            Stream(kept, options.batch_size, options.seed, options.workers),
+            Stream(samples, options.batch_size, options.seed, options.workers),
             _schedule(options),
             checkpoints,
             replica=replica,
@@ -218,8 +216,7 @@ def _check(options: DistillOptions) -> None:
             raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
     if not 0 <= options.ema_decay < 1:
         raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
-    if options.resolution is not None and (options.resolution < 8 or options.resolution % 8):
-        raise InputError(f"resolution is {options.resolution}; give a multiple of 8")
+    check_resolution(options.resolution)
 
 
 def _check_steps(options: DistillOptions, checkpoints: Checkpoints) -> None:
@@ -248,33 +245,14 @@ def _as_list(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _cached(
-    samples: PictureSamples, teacher: StableDiffusionPipeline, conditions: Conditions, limit_gb: float
-) -> Samples:
-    side = samples.size // teacher.vae_scale_factor
-    latent = (teacher.unet.config.in_channels, side, side)
-    context = (teacher.tokenizer.model_max_length, teacher.text_encoder.config.hidden_size)
-    if cache_bytes(samples, latent, context) > limit_gb * 2**30:
-        return samples
-    device = teacher.vae.device
-    with bar(len(samples) * (2 if samples.flip else 1), "encoding pictures") as progress:
-        return CachedSamples(
-            samples,
-            lambda pixels: conditions.posterior(pixels.to(device)),
-            lambda ids: conditions.embedding(ids.to(device)),
-            progress.advance,
-        )
-
-
 def _schedule(options: DistillOptions) -> Schedule:
     names = [field.name for field in dataclasses.fields(Schedule)]
     return Schedule(**{name: getattr(options, name) for name in names})
 
 
-def _grid_prompts(options: DistillOptions, samples: PictureSamples) -> list[str]:
+def _grid_prompts(options: DistillOptions, data: Pictures | Latents) -> list[str]:
     if options.sample_prompts is None:
-        captions = list(dict.fromkeys(entry.text for entry in samples.pictures))
-        return captions[:: max(1, len(captions) // _GRID_PROMPTS)][:_GRID_PROMPTS]
+        return list(dict.fromkeys(data.captions(_GRID_PROMPTS)))
     return read_prompts(Path(options.sample_prompts))[:_GRID_PROMPTS]
 
 

@@ -1,0 +1,134 @@
+"""What a run learns from: pictures, or latents that `bksdm prepare` has made of them."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+
+from bksdm.data.cache import CachedSamples, cache_bytes
+from bksdm.data.pictures import PictureSamples
+from bksdm.data.prepared import Prepared, PreparedSamples, is_prepared, open_captions, read_prepared
+from bksdm.data.source import Source, read_source
+from bksdm.data.stream import Samples
+from bksdm.distill.conditions import Conditions
+from bksdm.errors import InputError
+from bksdm.models import image_size, network_digest, tokenizing
+from bksdm.progress import bar
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Captioned pictures; the teacher's VAE encodes them once if their latents fit in memory, else at every step.
+
+    Attributes:
+        source: The pictures.
+        resolution: Side in pixels; the teacher's own by default.
+        flip: Whether every other draw is mirrored, by chance.
+        cache_gb: How many GiB the latents may take.
+    """
+
+    source: Source
+    resolution: int | None
+    flip: bool
+    cache_gb: float
+
+    @property
+    def digest(self) -> str:
+        return self.source.digest
+
+    def __len__(self) -> int:
+        return len(self.source.pictures)
+
+    def captions(self, count: int) -> list[str]:
+        """Some of the captions, spread over the data."""
+        return [self.source.pictures[index].text for index in _spread(len(self), count)]
+
+    def check(self, teacher: StableDiffusionPipeline) -> None:
+        """Pictures go with every teacher."""
+
+    def samples(self, teacher: StableDiffusionPipeline) -> Samples:
+        samples = PictureSamples(
+            self.source.pictures, self.resolution or image_size(teacher), tokenizing(teacher.tokenizer), self.flip
+        )
+        side = samples.size // teacher.vae_scale_factor
+        latent = (teacher.unet.config.in_channels, side, side)
+        context = (teacher.tokenizer.model_max_length, teacher.text_encoder.config.hidden_size)
+        if cache_bytes(samples, latent, context) > self.cache_gb * 2**30:
+            return samples
+        conditions, device = Conditions(teacher.vae, teacher.text_encoder), teacher.vae.device
+        with bar(len(samples) * (2 if samples.flip else 1), "encoding pictures") as progress:
+            return CachedSamples(
+                samples,
+                lambda pixels: conditions.posterior(pixels.to(device)),
+                lambda ids: conditions.embedding(ids.to(device)),
+                progress.advance,
+            )
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A prepared folder.
+
+    Attributes:
+        folder: The folder.
+        about: What it holds.
+        resolution: Side in pixels that is asked for, if any.
+        flip: Whether every other draw is mirrored, by chance.
+    """
+
+    folder: Path
+    about: Prepared
+    resolution: int | None
+    flip: bool
+
+    @property
+    def digest(self) -> str:
+        return self.about.digest
+
+    def __len__(self) -> int:
+        return self.about.pictures
+
+    def captions(self, count: int) -> list[str]:
+        """Some of the captions, spread over the data."""
+        return open_captions(self.folder, self.about, _spread(len(self), count))
+
+    def check(self, teacher: StableDiffusionPipeline) -> None:
+        """Refuse what these latents do not stand for.
+
+        Raises:
+            InputError: Another VAE or text encoder made them, or they have another size or no mirrored copies.
+        """
+        about = self.about
+        made = {"vae": (about.vae, teacher.vae), "text encoder": (about.text_encoder, teacher.text_encoder)}
+        for name, (digest, network) in made.items():
+            if digest is not None and digest != network_digest(network):
+                raise InputError(
+                    f"data {self.folder} was made by the {name} of {about.teacher}, which is not this teacher's; "
+                    f"run bksdm prepare with this teacher"
+                )
+        if self.resolution not in (None, about.resolution):
+            raise InputError(
+                f"resolution is {self.resolution}, and data {self.folder} was prepared at {about.resolution}; "
+                f"leave it out or prepare again"
+            )
+        if self.flip and not about.flip:
+            raise InputError(f"data {self.folder} has no mirrored copies; give --flip false, or prepare with --flip")
+
+    def samples(self, teacher: StableDiffusionPipeline) -> Samples:
+        return PreparedSamples(self.folder, self.about, tokenizing(teacher.tokenizer), self.flip)
+
+
+def open_data(data: str, resolution: int | None, flip: bool, cache_gb: float) -> Pictures | Latents:
+    """What DATA stands for; see `Pictures` and `Latents`.
+
+    Raises:
+        InputError: There is no such data.
+    """
+    if is_prepared(data):
+        return Latents(Path(data), read_prepared(Path(data)), resolution, flip)
+    return Pictures(read_source(data), resolution, flip, cache_gb)
+
+
+def _spread(length: int, count: int) -> range:
+    return range(0, length, max(1, math.ceil(length / count)))
