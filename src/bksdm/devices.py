@@ -49,6 +49,14 @@ def plain_attention_is_faster(device: torch.device, precision: torch.dtype) -> b
     return device.type == "cpu" and precision == torch.bfloat16
 
 
+def channels_last_is_faster(device: torch.device, precision: torch.dtype) -> bool:
+    """Whether a U-Net trains faster with its channels innermost: on the tensor cores of a GPU.
+
+    On a CPU it is no faster in float32 and slower in bfloat16; see docs/log.md.
+    """
+    return device.type == "cuda" and precision in (torch.bfloat16, torch.float16)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most memory in bytes that this process has held so far: on the GPU, or in all where there is none."""
     if device.type == "cuda":

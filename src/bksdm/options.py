@@ -110,6 +110,8 @@ class DistillOptions:
         flip: Mirror every other picture, by chance.
         cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
         gradient_checkpointing: Save memory by computing activations twice.
+        compile_teacher: Compile the teacher first, which takes minutes, and check it against itself.
+        shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
         precision: Autocast type of the student; auto takes bf16 where the device has it in hardware.
         teacher_precision: Type of the teacher's weights; auto takes that of precision.
         device: cpu, cuda, mps; auto takes the best there is.
@@ -143,6 +145,8 @@ class DistillOptions:
     flip: bool = True
     cache_gb: float = 4.0
     gradient_checkpointing: bool = False
+    compile_teacher: bool = False
+    shard_teacher: bool = False
     precision: Precision = "auto"
     teacher_precision: Precision = "auto"
     device: str = "auto"

@@ -10,7 +10,9 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+
+from bksdm.errors import InputError
 
 T = TypeVar("T")
 
@@ -74,6 +76,23 @@ def join() -> None:
 
     PartialState(timeout=_PATIENCE)
     _host_group()
+
+
+def shard(network: nn.Module, device: torch.device) -> None:
+    """Spread the weights of a network over the processes; each block is gathered when it computes (FSDP).
+
+    Every process must then call the network at the same time. Its modules stay where they are, so hooks work on.
+    """
+    if processes().count == 1:
+        raise InputError("shard_teacher is for several processes; start them with accelerate launch, or leave it out")
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
+    mesh = init_device_mesh(device.type, (processes().count,))
+    for child in network.children():
+        for block in child if isinstance(child, nn.ModuleList) else [child]:
+            fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 _groups: list["distributed.ProcessGroup"] = []

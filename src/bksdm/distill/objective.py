@@ -67,6 +67,32 @@ class Distillation:
         terms = {"loss": loss, "task": task, "output_kd": output_kd, "feature_kd": feature_kd}
         return terms | {f"tap/{path}": value for path, value in per_tap.items()}
 
+    def compile_teacher(self, batch: Batch, draws: Draws) -> float:
+        """Compile the teacher for batches like `batch`.
+
+        Returns:
+            How far its output and its features then are from what they were: the largest relative 2-norm of a
+            difference. Where that is more than rounding, call `uncompile_teacher`.
+        """
+        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws)
+        inputs = (noisy.latents, noisy.timesteps, self.conditions.context(batch))
+        before = self._teacher_answers(*inputs)
+        self.teacher.compile(dynamic=False)
+        after = self._teacher_answers(*inputs)
+        return max(
+            float((now - then).norm() / then.norm().clamp(min=1e-12)) for then, now in zip(before, after, strict=True)
+        )
+
+    def uncompile_teacher(self) -> None:
+        """Take `compile_teacher` back."""
+        self.teacher._compiled_call_impl = None
+
+    @torch.no_grad()
+    def _teacher_answers(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
+        with self._teacher_features.recording() as features:
+            output = self._taught(latents, timesteps, context)
+        return [value.float() for value in (output, *features.values())]
+
     def _taught(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The teacher's output, computed in the teacher's own number format."""
         own = self.teacher.dtype

@@ -14,9 +14,15 @@ from PIL import Image
 
 from bksdm.card import model_card
 from bksdm.data.folder import read_prompts
-from bksdm.data.stream import Stream
+from bksdm.data.stream import Samples, Stream
 from bksdm.describe import describe_config
-from bksdm.devices import PRECISIONS, choose_device, choose_precision, plain_attention_is_faster
+from bksdm.devices import (
+    PRECISIONS,
+    channels_last_is_faster,
+    choose_device,
+    choose_precision,
+    plain_attention_is_faster,
+)
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.loop import Schedule, replicate, train
@@ -29,15 +35,18 @@ from bksdm.families import derive
 from bksdm.losses import LossWeights
 from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline
 from bksdm.options import DistillOptions
-from bksdm.processes import processes
+from bksdm.processes import processes, shard
 from bksdm.progress import bar, say
 from bksdm.prune import read_recipe, save_student, with_unet
+from bksdm.randomness import Draws
 from bksdm.recipe import Config, Pruning
 from bksdm.runs import check_free, open_run
 from bksdm.sampling import Request, sample, side_by_side
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+# Largest relative difference of a compiled network from itself that is rounding.
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _SHOWN = ("task", "output_kd", "feature_kd")
 _ON_CARD = (
     "steps",
@@ -122,9 +131,16 @@ class _Pair:
         teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
         check_text_to_image(teacher, options.teacher)
         pruning = _pruning(options, teacher.unet.config, student.config)
+        own = precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision]
+        if options.shard_teacher:
+            shard(teacher.unet.to(own), device)
         teacher.to(device)
-        teacher.unet.to(precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision])
+        teacher.unet.to(own)
         student.to(device).train()
+        if channels_last_is_faster(device, precision):
+            student.to(memory_format=torch.channels_last)
+        if channels_last_is_faster(device, own):
+            teacher.unet.to(memory_format=torch.channels_last)
         if plain_attention_is_faster(device, precision):
             student.set_attn_processor(AttnProcessor())
         if options.gradient_checkpointing:
@@ -149,7 +165,7 @@ def _settings(options: DistillOptions, data: Pictures | Latents) -> dict[str, An
 def _new_state(options: DistillOptions, pair: _Pair) -> TrainState:
     return TrainState(
         pair.student,
-        torch.optim.AdamW(pair.student.parameters(), lr=options.lr, weight_decay=options.weight_decay),
+        torch.optim.AdamW(pair.student.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),
         ema=Ema(pair.student, options.ema_decay) if options.ema_decay else None,
         scaler=torch.amp.GradScaler(pair.device.type, enabled=pair.precision == torch.float16),
     )
@@ -179,6 +195,8 @@ def _train(
         pair.student, teacher.unet, pair.pruning.taps, conditions, noise_schedule, weights, replica
     )
     samples = data.samples(teacher)
+    if options.compile_teacher:
+        _compile_teacher(objective, samples, options, pair)
     grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", pair.precision)
     main = processes().main
     record = Record(run / "metrics.jsonl", run / "tensorboard", state.step) if main else None
@@ -200,8 +218,20 @@ def _train(
             device=pair.device,
             precision=pair.precision,
             report=report,
-            sample=grids,
+            sample=grids if main or options.shard_teacher else lambda step: None,
         )
+
+
+def _compile_teacher(objective: Distillation, samples: Samples, options: DistillOptions, pair: _Pair) -> None:
+    """Compiled networks are checked on the first batch: compilers have been wrong without a word (docs/log.md)."""
+    say("compiling the teacher, which takes minutes")
+    batch = next(Stream(samples, options.batch_size, options.seed).batches())
+    on_device = {name: value.to(pair.device) for name, value in batch.items()}
+    difference = objective.compile_teacher(on_device, Draws(options.seed, "compile"))
+    most = _ROUNDING[pair.teacher.unet.dtype]
+    if not difference <= most:
+        objective.uncompile_teacher()
+        say(f"the compiled teacher differs by {difference:.1g}, more than {most:g}, from itself; it stays uncompiled")
 
 
 def _check(options: DistillOptions) -> None:
@@ -281,13 +311,18 @@ class _SampleGrids:
         self._wanted = self._wanted or self._pictures(self._teacher)
         with averaged(self._state):
             got = self._pictures(self._student)
+        if not processes().main:  # a teacher that is spread over the processes needs them all
+            return
         self._folder.mkdir(exist_ok=True)
         side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
 
     def _pictures(self, pipeline: StableDiffusionPipeline) -> list[Image.Image]:
         own = pipeline.unet.dtype
         precision = self._precision if own == torch.float32 else own
-        with torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32):
+        with (
+            torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew
+            torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32),
+        ):
             return [picture for batch in sample(pipeline, self._requests, guidance=self._guidance) for picture in batch]
 
 
