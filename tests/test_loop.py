@@ -153,7 +153,7 @@ def test_the_average_is_updated_at_every_step(tmp_path: Path) -> None:
     follower = Ema(state.model, 0.9)
 
     def follow(step: int, record: dict[str, float]) -> None:
-        follower.update(state.model, step)
+        follower.update(state.parameters, step)
         weights.append(state.model.weight.detach().clone())
 
     run(tmp_path, Schedule(5, lr=0.01, log_every=1), state, report=follow)

@@ -33,7 +33,7 @@ def advance(state: TrainState, steps: int = 1) -> TrainState:
         state.optimizer.zero_grad()
         state.step += 1
         if state.ema:
-            state.ema.update(state.model, state.step)
+            state.ema.update(state.parameters, state.step)
     return state
 
 
@@ -55,7 +55,7 @@ def test_the_average_follows_its_formula() -> None:
     ema, wanted = Ema(network, 0.5), 1.0
     for step in range(1, 20):
         nn.init.constant_(network.weight, float(step))
-        ema.update(network, step)
+        ema.update(list(network.parameters()), step)
         decay = min(0.5, (1 + step) / (10 + step))
         wanted = decay * wanted + (1 - decay) * step
         assert ema.average["weight"].item() == pytest.approx(wanted, rel=1e-6)

@@ -140,7 +140,7 @@ def train(
             if not state.scaler.is_enabled():  # a loss scaler skips steps with infinite gradients by itself
                 watch.gradient(grad_norm, state.samples - 1)
             if state.ema:
-                state.ema.update(state.model, state.step)
+                state.ema.update(state.parameters, state.step)
 
             # Report
             done, asked = state.step == schedule.steps, group.highest(stop.asked)
@@ -178,7 +178,7 @@ def _optimize(state: TrainState, lr: float, max_grad_norm: float) -> Tensor:
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.scaler.unscale_(state.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_grad_norm or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, max_grad_norm or math.inf)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -6,9 +6,10 @@ A checkpoint is a folder with `tensors.safetensors` (weights, EMA, optimizer mom
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ class Ema:
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, parameters: Sequence[Tensor], step: int) -> None:
+        """Move towards `parameters`, in the order of the model's own, after update number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [p.detach() for _, p in model.named_parameters()]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), list(parameters), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -58,6 +59,11 @@ class TrainState:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     step: int = 0
     samples: int = 0
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained; finding it anew at every step takes milliseconds."""
+        return list(self.model.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
         held = {f"model.{name}": p for name, p in self.model.state_dict().items()}
