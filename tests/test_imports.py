@@ -13,7 +13,7 @@ FLOORS = {
     4: "quickstart report",
     3: "generate prepare evaluate.*",
     2: "distill.*",
-    1: "data.* models prune taps cost describe card sampling",
+    1: "data.* models prune taps cost describe card page sampling",
     0: "recipe families.* losses options runs errors randomness devices processes progress assets",
 }
 PACKAGE = Path(bksdm.__file__).parent

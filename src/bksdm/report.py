@@ -1,20 +1,14 @@
 """One self-contained page about a run: pictures, scores, curves, blocks and cost."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
-
 from bksdm.cost import UNetCost
 from bksdm.describe import Description
 from bksdm.evaluate.table import COLUMNS
-from bksdm.runs import write_text
+from bksdm.page import curves, write_page
 
 GRID_ROWS = 16
 _CURVES = ("task", "output_kd", "feature_kd")
@@ -62,34 +56,15 @@ def write_report(
         samples: Grids made while the student was trained.
         results: What the run measured; shown as provenance.
     """
-    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=True)
-    environment.filters["inline"] = _inline
     rows = range(0, len(prompts), max(1, len(prompts) // GRID_ROWS))
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        "report.html.jinja",
         models=models,
         rows=[(prompts[n], real[n], [model.pictures[n] for model in models]) for n in rows][:GRID_ROWS],
         columns=COLUMNS,
         description=description,
-        curves=_curves(metrics),
+        curves=curves(metrics, {name: [name] for name in _CURVES}),
         samples=samples,
         results=results,
     )
-    write_text(path, page)
-
-
-def _inline(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _curves(metrics: Sequence[Mapping[str, float]]) -> str:
-    """The losses over the steps, as SVG."""
-    with mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9}):
-        figure = Figure(figsize=(9, 2.6), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
-            axes.plot([line["step"] for line in metrics], [line[name] for line in metrics], color="#2563eb")
-            axes.set(title=name, xlabel="step", yscale="log")
-            axes.grid(alpha=0.3, which="both")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from bksdm.card import model_card
 from bksdm.data.folder import read_prompts
 from bksdm.data.stream import Samples, Stream
-from bksdm.describe import describe_config
+from bksdm.describe import Description, describe_config
 from bksdm.devices import (
     PRECISIONS,
     channels_last_is_faster,
@@ -29,6 +30,7 @@ from bksdm.distill.loop import Schedule, replicate, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.record import Record
+from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
@@ -45,6 +47,7 @@ from bksdm.sampling import Request, sample, side_by_side
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+_PAGE_EVERY = 600  # seconds
 # Largest relative difference of a compiled network from itself that is rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _SHOWN = ("task", "output_kd", "feature_kd")
@@ -199,27 +202,66 @@ def _train(
         _compile_teacher(objective, samples, options, pair)
     grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", pair.precision)
     main = processes().main
+    page = _Page(options, pair, state, len(data))
     record = Record(run / "metrics.jsonl", run / "tensorboard", state.step) if main else None
     with bar(options.steps, "retraining", state.step) as progress, closing(record) if record else nullcontext():
 
         def report(step: int, values: dict[str, float]) -> None:
             if record:
                 record(step, values)
+                page.now_and_then()
             progress.reach(step, "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN))
 
-        train(
-            state,
-            objective,
-            Stream(samples, options.batch_size, options.seed, options.workers),
-            _schedule(options),
-            checkpoints,
-            replica=replica,
-            seed=options.seed,
-            device=pair.device,
-            precision=pair.precision,
-            report=report,
-            sample=grids if main or options.shard_teacher else lambda step: None,
+        try:
+            train(
+                state,
+                objective,
+                Stream(samples, options.batch_size, options.seed, options.workers),
+                _schedule(options),
+                checkpoints,
+                replica=replica,
+                seed=options.seed,
+                device=pair.device,
+                precision=pair.precision,
+                report=report,
+                sample=grids if main or options.shard_teacher else lambda step: None,
+            )
+        finally:  # also of a run that was stopped or went wrong
+            if main:
+                page.write()
+
+
+class _Page:
+    """Writes the report of a run, at most every few minutes while it goes on."""
+
+    def __init__(self, options: DistillOptions, pair: _Pair, state: TrainState, pictures: int) -> None:
+        self._options = options
+        self._description = _description(pair)
+        self._state = state
+        self._pictures = pictures
+        self._written = time.monotonic()
+
+    def now_and_then(self) -> None:
+        if time.monotonic() - self._written > _PAGE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        options = self._options
+        write_run_report(
+            Path(options.out),
+            self._description,
+            teacher=options.teacher,
+            data=options.data,
+            pictures=self._pictures,
+            samples=self._state.samples,
+            steps=options.steps,
         )
+        self._written = time.monotonic()
+
+
+def _description(pair: _Pair) -> Description:
+    tokens = pair.teacher.text_encoder.config.max_position_embeddings
+    return describe_config(dict(pair.teacher.unet.config), pair.pruning.recipe, tokens)
 
 
 def _compile_teacher(objective: Distillation, samples: Samples, options: DistillOptions, pair: _Pair) -> None:
@@ -331,9 +373,7 @@ def _save_student(folder: Path, pair: _Pair, state: TrainState, options: Distill
     teacher, recipe = pair.teacher, pair.pruning.recipe
     unet = pair.student.eval()
     unet.set_default_attn_processor()
-    tokens = teacher.text_encoder.config.max_position_embeddings
-    description = describe_config(dict(teacher.unet.config), recipe, tokens)
-    card = model_card(description, options.teacher, {name: getattr(options, name) for name in _ON_CARD})
+    card = model_card(_description(pair), options.teacher, {name: getattr(options, name) for name in _ON_CARD})
     with averaged(state):
         files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
         save_student(with_unet(teacher, unet), recipe, card, folder, files)

@@ -1,0 +1,73 @@
+"""Self-contained HTML pages: templates, pictures inside the page, and curves as SVG."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bksdm.runs import write_text
+
+_COLUMNS = 3
+_POINTS = 1000  # of a curve; more are not seen
+_THUMBNAIL = 420
+
+Lines = Sequence[Mapping[str, float]]
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Render a template of the package into a file that needs no other."""
+    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=True)
+    environment.filters |= {"inline": _inline, "thumbnail": _thumbnail}
+    write_text(path, environment.get_template(template).render(**values))
+
+
+def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[str] = ()) -> str:
+    """Values over the steps, as SVG.
+
+    Arguments:
+        lines: Records, each with `step`.
+        panels: Title -> names of the values in it; what no record has is left out.
+        linear: Titles of the panels that are not logarithmic.
+    """
+    shown = lines[:: max(1, math.ceil(len(lines) / _POINTS))]
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9}):
+        figure = Figure(figsize=(3 * columns, 2.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, (title, names) in zip(grid, panels.items(), strict=False):
+            for name in names:
+                points = [(line["step"], line[name]) for line in shown if name in line]
+                axes.plot(*zip(*points, strict=True), label=name.removeprefix("tap/"), linewidth=1.2)
+            axes.set(title=title, xlabel="step", yscale="linear" if title in linear else "log")
+            axes.grid(alpha=0.3, which="both")
+            if len(names) > 1:
+                axes.legend(fontsize=7)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _inline(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _thumbnail(path: Path) -> str:
+    """A smaller copy, where a picture is wide: a page with many of them stays light."""
+    with Image.open(path) as picture:
+        if picture.width <= _THUMBNAIL:
+            return _inline(path)
+        picture.thumbnail((_THUMBNAIL, 10 * _THUMBNAIL))
+        held = io.BytesIO()
+        picture.convert("RGB").save(held, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
