@@ -33,6 +33,7 @@ from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Samples, Stream
 from bksdm.devices import (
+    VAE_LAYOUT,
     channels_last_is_faster,
     choose_device,
     choose_precision,
@@ -207,8 +208,8 @@ def _ours(
         student.to(memory_format=torch.channels_last)
         pipeline.unet.to(memory_format=torch.channels_last)
     conditions = Conditions(pipeline.vae, pipeline.text_encoder)
-    if not variant.layout:
-        pipeline.vae.to(memory_format=torch.contiguous_format)
+    if variant.layout:
+        pipeline.vae.to(memory_format=VAE_LAYOUT)
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     objective = Distillation(student, pipeline.unet, bench.pruning.taps, conditions, schedule)
     samples: Samples = bench.pictures(size)

@@ -42,9 +42,14 @@ def _prepare(options: verbs.PrepareOptions) -> None:
 
 
 def _distill(options: verbs.DistillOptions) -> None:
-    from bksdm.distill.run import distill
+    from bksdm.distill.run import distill, foresee
 
-    _say(f"student in {distill(options)}")
+    if options.plan:
+        plan = foresee(options)
+        _answer(plan.to_dict(), options.json, plan.text())
+        return
+    student = str(distill(options))
+    _answer({"student": student}, options.json, f"student in {student}")
 
 
 def _generate(options: verbs.GenerateOptions) -> None:

@@ -7,6 +7,8 @@ import torch
 
 from bksdm.errors import InputError
 
+# A VAE is convolutions all but its middle: it is faster with its channels innermost everywhere (docs/log.md).
+VAE_LAYOUT = torch.channels_last
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -159,6 +159,24 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
     return config
 
 
+def load_config(model: str | Path, part: str) -> dict[str, Any]:
+    """The config of a network of MODEL, by the name of its folder; no weights are read.
+
+    Raises:
+        InputError: There is no such model, or it has no such network.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            return _read_json(Path(hf_hub_download(str(model), f"{part}/config.json")))
+        except (*_HUB_ERRORS, OSError) as error:
+            raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
+    if path.is_dir():
+        return _read_json(path / part / "config.json")
+    config = getattr(load_pipeline(path), part).config
+    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+
+
 def context_tokens(model: str | Path) -> int:
     """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
     path = _local(model)

@@ -123,6 +123,9 @@ class DistillOptions:
         sample_guidance: Guidance scale of the sample grids.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many checkpoints stay.
+        plan: Start nothing; foresee memory, work, time and passes over the data.
+        peak_tflops: Peak of the device in TFLOP/s, for a plan that measures nothing.
+        json: Print one JSON object and nothing else.
     """
 
     teacher: str
@@ -158,6 +161,9 @@ class DistillOptions:
     sample_guidance: float = 7.5
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    plan: bool = False
+    peak_tflops: float | None = None
+    json: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from bksdm.data.pictures import Picture, to_pixels
 from bksdm.data.prepared import Prepared, is_prepared, write_index, write_shard
 from bksdm.data.source import Source, read_source
-from bksdm.devices import choose_device, choose_precision
+from bksdm.devices import VAE_LAYOUT, choose_device, choose_precision
 from bksdm.distill.conditions import Conditions
 from bksdm.errors import InputError
 from bksdm.models import check_resolution, load_pipeline, load_unet_config, network_digest, tokenizing
@@ -152,6 +152,7 @@ class _Work:
             storage=options.storage,
         )
         pipeline.to(device)
+        pipeline.vae.to(memory_format=VAE_LAYOUT)
         conditions = Conditions(pipeline.vae, encoder)
         return cls(source, conditions, tokenize, device, about, options.batch_size, options.workers)
 

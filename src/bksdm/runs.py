@@ -46,6 +46,9 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    for file in partial.rglob("*"):
+        if file.is_file():
+            _reach_the_disk(file)  # before the name: a loss of power keeps the order
     shutil.rmtree(earlier, ignore_errors=True)
     if target.exists():
         target.replace(earlier)
@@ -56,6 +59,11 @@ def replace_folder(target: Path) -> Iterator[Path]:
             earlier.replace(target)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _reach_the_disk(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def run_files(verb: str, options: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bksdm.data.pictures import PictureSamples, flips
+from bksdm.data.pictures import Picture, PictureSamples, flips
 from bksdm.data.stream import Batch
 
 _CHUNK = 32
@@ -48,12 +48,15 @@ class CachedSamples:
         return {"latents_mean": mean[index], "latents_std": std[index], "context": self._context[self._caption[index]]}
 
 
-def cache_bytes(samples: PictureSamples, latent_shape: Sequence[int], context_shape: Sequence[int]) -> int:
-    """Memory in bytes that `CachedSamples` takes, for latents (C, h, w) and contexts (L, D)."""
-    copies = 2 if samples.flip else 1
-    captions = len({entry.text for entry in samples.pictures})
-    numbers = 2 * copies * len(samples) * _product(latent_shape) + captions * _product(context_shape)
-    return 4 * numbers
+def cache_bytes(
+    pictures: Sequence[Picture], flip: bool, latent_shape: Sequence[int], context_shape: Sequence[int]
+) -> int:
+    """Memory in bytes that `CachedSamples` takes at most, for latents (C, h, w) and contexts (L, D).
+
+    Equal captions are kept once; they are not counted here, because captions may lie on the disk.
+    """
+    copies = 2 if flip else 1
+    return 4 * len(pictures) * (2 * copies * _product(latent_shape) + _product(context_shape))
 
 
 def _latents(

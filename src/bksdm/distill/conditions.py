@@ -22,8 +22,7 @@ class Conditions:
     """
 
     def __init__(self, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> None:
-        # A convolutional network without attention but in its middle: its channels are better innermost everywhere.
-        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.vae = vae.eval().requires_grad_(False)
         self.text_encoder = text_encoder.eval().requires_grad_(False)
 
     @torch.no_grad()

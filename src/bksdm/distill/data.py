@@ -13,8 +13,11 @@ from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
 from bksdm.errors import InputError
-from bksdm.models import image_size, network_digest, tokenizing
+from bksdm.models import network_digest, tokenizing
 from bksdm.progress import bar
+from bksdm.recipe import Config
+
+Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,18 @@ class Pictures:
     def check(self, teacher: StableDiffusionPipeline) -> None:
         """Pictures go with every teacher."""
 
+    def fields(self, unet: Config, vae: Config, text_encoder: Config) -> Fields:
+        """What a sample holds, by the configs of the teacher's networks."""
+        size, latent, context = _shapes(unet, vae, text_encoder, self.resolution)
+        if self._fits(latent, context):
+            return {"latents_mean": latent, "latents_std": latent, "context": context}
+        return {"pixel_values": (3, size, size), "input_ids": context[:1]}
+
     def samples(self, teacher: StableDiffusionPipeline) -> Samples:
-        samples = PictureSamples(
-            self.source.pictures, self.resolution or image_size(teacher), tokenizing(teacher.tokenizer), self.flip
-        )
-        side = samples.size // teacher.vae_scale_factor
-        latent = (teacher.unet.config.in_channels, side, side)
-        context = (teacher.tokenizer.model_max_length, teacher.text_encoder.config.hidden_size)
-        if cache_bytes(samples, latent, context) > self.cache_gb * 2**30:
+        configs = teacher.unet.config, teacher.vae.config, teacher.text_encoder.config.to_dict()
+        size, latent, context = _shapes(*configs, self.resolution)
+        samples = PictureSamples(self.source.pictures, size, tokenizing(teacher.tokenizer), self.flip)
+        if not self._fits(latent, context):
             return samples
         conditions, device = Conditions(teacher.vae, teacher.text_encoder), teacher.vae.device
         with bar(len(samples) * (2 if samples.flip else 1), "encoding pictures") as progress:
@@ -64,6 +71,9 @@ class Pictures:
                 lambda ids: conditions.embedding(ids.to(device)),
                 progress.advance,
             )
+
+    def _fits(self, latent: tuple[int, ...], context: tuple[int, ...]) -> bool:
+        return cache_bytes(self.source.pictures, self.flip, latent, context) <= self.cache_gb * 2**30
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,12 @@ class Latents:
         if self.flip and not about.flip:
             raise InputError(f"data {self.folder} has no mirrored copies; give --flip false, or prepare with --flip")
 
+    def fields(self, unet: Config, vae: Config, text_encoder: Config) -> Fields:
+        """What a sample holds, by the configs of the teacher's networks."""
+        _, latent, context = _shapes(unet, vae, text_encoder, self.about.resolution)
+        texts = {"context": context} if self.about.context_shape else {"input_ids": context[:1]}
+        return {"latents_mean": latent, "latents_std": latent, **texts}
+
     def samples(self, teacher: StableDiffusionPipeline) -> Samples:
         return PreparedSamples(self.folder, self.about, tokenizing(teacher.tokenizer), self.flip)
 
@@ -128,6 +144,16 @@ def open_data(data: str, resolution: int | None, flip: bool, cache_gb: float) ->
     if is_prepared(data):
         return Latents(Path(data), read_prepared(Path(data)), resolution, flip)
     return Pictures(read_source(data), resolution, flip, cache_gb)
+
+
+def _shapes(
+    unet: Config, vae: Config, text_encoder: Config, resolution: int | None
+) -> tuple[int, tuple[int, int, int], tuple[int, int]]:
+    """Side of the pictures in pixels, shape of their latents, and shape of an embedded caption."""
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    size = resolution or unet["sample_size"] * factor
+    latent = (vae["latent_channels"], size // factor, size // factor)
+    return size, latent, (text_encoder["max_position_embeddings"], text_encoder["hidden_size"])
 
 
 def _spread(length: int, count: int) -> range:

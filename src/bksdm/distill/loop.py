@@ -134,7 +134,7 @@ def train(
 
             # Optimizer
             lr = schedule.lr_at(state.step)
-            grad_norm = _optimize(state, lr, schedule.max_grad_norm)
+            grad_norm = optimize(state, lr, schedule.max_grad_norm)
             state.step += 1
             state.samples += schedule.accumulation * together
             if not state.scaler.is_enabled():  # a loss scaler skips steps with infinite gradients by itself
@@ -174,7 +174,8 @@ def _exchange(replica: nn.Module | None, now: bool) -> AbstractContextManager[No
     return replica.no_sync()
 
 
-def _optimize(state: TrainState, lr: float, max_grad_norm: float) -> Tensor:
+def optimize(state: TrainState, lr: float, max_grad_norm: float) -> Tensor:
+    """One optimizer step on the gradients that are there; returns their 2-norm from before it was limited."""
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.scaler.unscale_(state.optimizer)

@@ -4,46 +4,34 @@ import dataclasses
 import json
 import time
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image
 
 from bksdm.card import model_card
 from bksdm.data.folder import read_prompts
 from bksdm.data.stream import Samples, Stream
-from bksdm.describe import Description, describe_config
-from bksdm.devices import (
-    PRECISIONS,
-    channels_last_is_faster,
-    choose_device,
-    choose_precision,
-    plain_attention_is_faster,
-)
-from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import Latents, Pictures, open_data
+from bksdm.distill.grids import SampleGrids
 from bksdm.distill.loop import Schedule, replicate, train
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
+from bksdm.distill.pair import Formats, Pair
+from bksdm.distill.plan import Plan, plan
 from bksdm.distill.record import Record
 from bksdm.distill.report import write_run_report
-from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
+from bksdm.distill.state import Checkpoints, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
 from bksdm.losses import LossWeights
-from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline
+from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline, load_unet_config
 from bksdm.options import DistillOptions
-from bksdm.processes import processes, shard
+from bksdm.processes import processes
 from bksdm.progress import bar, say
 from bksdm.prune import read_recipe, save_student, with_unet
 from bksdm.randomness import Draws
 from bksdm.recipe import Config, Pruning
 from bksdm.runs import check_free, open_run
-from bksdm.sampling import Request, sample, side_by_side
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
@@ -76,6 +64,9 @@ _MAY_CHANGE = (
     "sample_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "plan",
+    "peak_tflops",
+    "json",
 )
 
 
@@ -99,14 +90,14 @@ def distill(options: DistillOptions) -> Path:
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
     _check_steps(options, checkpoints)
 
-    pair = _Pair.load(options)
+    pair = _load_pair(options)
     data.check(pair.teacher)
     grid_prompts = _grid_prompts(options, data)
     group.wait()  # until all have looked at the folder as it was
     if group.main:
-        open_run(run, "distill", settings, may_change, pair.chosen())
+        open_run(run, "distill", settings, may_change, pair.formats.to_dict())
 
-    state = _new_state(options, pair)
+    state = pair.fresh_state(options)
     if checkpoints.restore(state):
         _note_another_batch(options, state)
     if state.step < options.steps:
@@ -117,43 +108,25 @@ def distill(options: DistillOptions) -> Path:
     return run / "student"
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A teacher and its student on their device, and how they compute."""
+def foresee(options: DistillOptions) -> Plan:
+    """What the run that these options ask for will take; nothing is written, and no weights are read.
 
-    teacher: StableDiffusionPipeline
-    student: UNet2DConditionModel
-    pruning: Pruning
-    device: torch.device
-    precision: torch.dtype
+    Raises:
+        InputError: An option, the models or the data are unfit; see the message.
+    """
+    _check(options)
+    data = open_data(options.data, options.resolution, options.flip, options.cache_gb)
+    pruning = _pruning(options, load_unet_config(options.teacher), load_unet_config(options.student))
+    return plan(options, pruning, data)
 
-    @classmethod
-    def load(cls, options: DistillOptions) -> "_Pair":
-        device = choose_device(options.device)
-        precision = choose_precision(options.precision, device, training=True)
-        teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
-        check_text_to_image(teacher, options.teacher)
-        pruning = _pruning(options, teacher.unet.config, student.config)
-        own = precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision]
-        if options.shard_teacher:
-            shard(teacher.unet.to(own), device)
-        teacher.to(device)
-        teacher.unet.to(own)
-        student.to(device).train()
-        if channels_last_is_faster(device, precision):
-            student.to(memory_format=torch.channels_last)
-        if channels_last_is_faster(device, own):
-            teacher.unet.to(memory_format=torch.channels_last)
-        if plain_attention_is_faster(device, precision):
-            student.set_attn_processor(AttnProcessor())
-        if options.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
-        return cls(teacher, student, pruning, device, precision)
 
-    def chosen(self) -> dict[str, str]:
-        """What was chosen where the options say auto."""
-        chosen = {"device": self.device, "precision": self.precision, "teacher_precision": self.teacher.unet.dtype}
-        return {name: str(value) for name, value in chosen.items()}
+def _load_pair(options: DistillOptions) -> Pair:
+    teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
+    check_text_to_image(teacher, options.teacher)
+    pruning = _pruning(options, teacher.unet.config, student.config)
+    pair = Pair(teacher, student, pruning, Formats.choose(options))
+    pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
+    return pair
 
 
 def _settings(options: DistillOptions, data: Pictures | Latents) -> dict[str, Any]:
@@ -165,15 +138,6 @@ def _settings(options: DistillOptions, data: Pictures | Latents) -> dict[str, An
     }
 
 
-def _new_state(options: DistillOptions, pair: _Pair) -> TrainState:
-    return TrainState(
-        pair.student,
-        torch.optim.AdamW(pair.student.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),
-        ema=Ema(pair.student, options.ema_decay) if options.ema_decay else None,
-        scaler=torch.amp.GradScaler(pair.device.type, enabled=pair.precision == torch.float16),
-    )
-
-
 def _note_another_batch(options: DistillOptions, state: TrainState) -> None:
     before, now = state.samples / state.step, options.batch_size * options.accumulation * processes().count
     if before != now:
@@ -182,26 +146,21 @@ def _note_another_batch(options: DistillOptions, state: TrainState) -> None:
 
 def _train(
     options: DistillOptions,
-    pair: _Pair,
+    pair: Pair,
     state: TrainState,
     checkpoints: Checkpoints,
     data: Pictures | Latents,
     grid_prompts: list[str],
 ) -> None:
     """Bring `state` to the last step, with a bar, records and sample grids."""
-    run, teacher = Path(options.out), pair.teacher
-    conditions = Conditions(teacher.vae, teacher.text_encoder)
-    noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
+    run, main = Path(options.out), processes().main
     weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
     replica = replicate(pair.student)
-    objective = Distillation(
-        pair.student, teacher.unet, pair.pruning.taps, conditions, noise_schedule, weights, replica
-    )
-    samples = data.samples(teacher)
+    objective = pair.objective(weights, replica)
+    samples = data.samples(pair.teacher)
     if options.compile_teacher:
         _compile_teacher(objective, samples, options, pair)
-    grids = _SampleGrids(teacher, state, grid_prompts, options.sample_guidance, run / "samples", pair.precision)
-    main = processes().main
+    grids = SampleGrids(pair, state, grid_prompts, options.sample_guidance, run / "samples")
     page = _Page(options, pair, state, len(data))
     record = Record(run / "metrics.jsonl", run / "tensorboard", state.step) if main else None
     with bar(options.steps, "retraining", state.step) as progress, closing(record) if record else nullcontext():
@@ -221,8 +180,8 @@ def _train(
                 checkpoints,
                 replica=replica,
                 seed=options.seed,
-                device=pair.device,
-                precision=pair.precision,
+                device=pair.formats.device,
+                precision=pair.formats.precision,
                 report=report,
                 sample=grids if main or options.shard_teacher else lambda step: None,
             )
@@ -234,9 +193,9 @@ def _train(
 class _Page:
     """Writes the report of a run, at most every few minutes while it goes on."""
 
-    def __init__(self, options: DistillOptions, pair: _Pair, state: TrainState, pictures: int) -> None:
+    def __init__(self, options: DistillOptions, pair: Pair, state: TrainState, pictures: int) -> None:
         self._options = options
-        self._description = _description(pair)
+        self._description = pair.description
         self._state = state
         self._pictures = pictures
         self._written = time.monotonic()
@@ -259,16 +218,11 @@ class _Page:
         self._written = time.monotonic()
 
 
-def _description(pair: _Pair) -> Description:
-    tokens = pair.teacher.text_encoder.config.max_position_embeddings
-    return describe_config(dict(pair.teacher.unet.config), pair.pruning.recipe, tokens)
-
-
-def _compile_teacher(objective: Distillation, samples: Samples, options: DistillOptions, pair: _Pair) -> None:
+def _compile_teacher(objective: Distillation, samples: Samples, options: DistillOptions, pair: Pair) -> None:
     """Compiled networks are checked on the first batch: compilers have been wrong without a word (docs/log.md)."""
     say("compiling the teacher, which takes minutes")
     batch = next(Stream(samples, options.batch_size, options.seed).batches())
-    on_device = {name: value.to(pair.device) for name, value in batch.items()}
+    on_device = {name: value.to(pair.formats.device) for name, value in batch.items()}
     difference = objective.compile_teacher(on_device, Draws(options.seed, "compile"))
     most = _ROUNDING[pair.teacher.unet.dtype]
     if not difference <= most:
@@ -286,6 +240,8 @@ def _check(options: DistillOptions) -> None:
     for name in ("warmup", "workers", "sample_every"):
         if getattr(options, name) < 0:
             raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
+    if options.peak_tflops is not None and not options.peak_tflops > 0:
+        raise InputError(f"peak_tflops is {options.peak_tflops}; give more than 0")
     if not 0 <= options.ema_decay < 1:
         raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
     check_resolution(options.resolution)
@@ -328,52 +284,12 @@ def _grid_prompts(options: DistillOptions, data: Pictures | Latents) -> list[str
     return read_prompts(Path(options.sample_prompts))[:_GRID_PROMPTS]
 
 
-class _SampleGrids:
-    """Writes `samples/step-N.png`: a row a prompt, the teacher's picture and the student's from the same seed."""
-
-    def __init__(
-        self,
-        teacher: StableDiffusionPipeline,
-        state: TrainState,
-        prompts: list[str],
-        guidance: float,
-        folder: Path,
-        precision: torch.dtype,
-    ) -> None:
-        self._teacher = teacher
-        self._student = with_unet(teacher, state.model)
-        self._state = state
-        self._requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
-        self._guidance = guidance
-        self._folder = folder
-        self._precision = precision
-        self._wanted: list[Image.Image] = []
-
-    def __call__(self, step: int) -> None:
-        self._wanted = self._wanted or self._pictures(self._teacher)
-        with averaged(self._state):
-            got = self._pictures(self._student)
-        if not processes().main:  # a teacher that is spread over the processes needs them all
-            return
-        self._folder.mkdir(exist_ok=True)
-        side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
-
-    def _pictures(self, pipeline: StableDiffusionPipeline) -> list[Image.Image]:
-        own = pipeline.unet.dtype
-        precision = self._precision if own == torch.float32 else own
-        with (
-            torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew
-            torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32),
-        ):
-            return [picture for batch in sample(pipeline, self._requests, guidance=self._guidance) for picture in batch]
-
-
-def _save_student(folder: Path, pair: _Pair, state: TrainState, options: DistillOptions) -> None:
+def _save_student(folder: Path, pair: Pair, state: TrainState, options: DistillOptions) -> None:
     """The averaged weights in the teacher's own pipeline, in float32, with recipe and card."""
     teacher, recipe = pair.teacher, pair.pruning.recipe
     unet = pair.student.eval()
     unet.set_default_attn_processor()
-    card = model_card(_description(pair), options.teacher, {name: getattr(options, name) for name in _ON_CARD})
+    card = model_card(pair.description, options.teacher, {name: getattr(options, name) for name in _ON_CARD})
     with averaged(state):
         files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
         save_student(with_unet(teacher, unet), recipe, card, folder, files)

@@ -1,0 +1,107 @@
+"""A teacher and its student on their device, set up to compute as fast as it can."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
+
+from bksdm.describe import Description, describe_config
+from bksdm.devices import (
+    PRECISIONS,
+    VAE_LAYOUT,
+    channels_last_is_faster,
+    choose_device,
+    choose_precision,
+    plain_attention_is_faster,
+)
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.noise import NoiseSchedule
+from bksdm.distill.objective import Distillation
+from bksdm.distill.state import Ema, TrainState
+from bksdm.losses import LossWeights
+from bksdm.options import DistillOptions
+from bksdm.processes import shard
+from bksdm.recipe import Pruning
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How a run computes.
+
+    Attributes:
+        device: Where.
+        precision: Autocast type of the student, whose weights are float32.
+        teacher_precision: Type of the teacher's weights.
+    """
+
+    device: torch.device
+    precision: torch.dtype
+    teacher_precision: torch.dtype
+
+    @classmethod
+    def choose(cls, options: DistillOptions) -> "Formats":
+        """What the options name; what is fast on the device where they say auto."""
+        device = choose_device(options.device)
+        precision = choose_precision(options.precision, device, training=True)
+        own = precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision]
+        return cls(device, precision, own)
+
+    def to_dict(self) -> dict[str, str]:
+        return {
+            "device": str(self.device),
+            "precision": str(self.precision),
+            "teacher_precision": str(self.teacher_precision),
+        }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, its student, and what the recipe says of them."""
+
+    teacher: StableDiffusionPipeline
+    student: UNet2DConditionModel
+    pruning: Pruning
+    formats: Formats
+
+    def set_up(self, *, gradient_checkpointing: bool, shard_teacher: bool) -> None:
+        """Bring both to the device, in the number formats, memory layout and attention that are fast there."""
+        device, precision, own = self.formats.device, self.formats.precision, self.formats.teacher_precision
+        self.teacher.unet.to(own)
+        if shard_teacher:
+            shard(self.teacher.unet, device)
+        self.teacher.to(device)
+        self.teacher.unet.to(own)
+        self.teacher.vae.to(memory_format=VAE_LAYOUT)
+        self.student.to(device).train()
+        if channels_last_is_faster(device, precision):
+            self.student.to(memory_format=torch.channels_last)
+        if channels_last_is_faster(device, own):
+            self.teacher.unet.to(memory_format=torch.channels_last)
+        if plain_attention_is_faster(device, precision):
+            self.student.set_attn_processor(AttnProcessor())
+        if gradient_checkpointing:
+            self.student.enable_gradient_checkpointing()
+
+    def objective(self, weights: LossWeights, replica: nn.Module | None = None) -> Distillation:
+        """The objective of retraining the student by the teacher."""
+        teacher = self.teacher
+        conditions = Conditions(teacher.vae, teacher.text_encoder)
+        schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
+        return Distillation(self.student, teacher.unet, self.pruning.taps, conditions, schedule, weights, replica)
+
+    def fresh_state(self, options: DistillOptions) -> TrainState:
+        """The student before its first step."""
+        student, formats = self.student, self.formats
+        return TrainState(
+            student,
+            torch.optim.AdamW(student.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),
+            ema=Ema(student, options.ema_decay) if options.ema_decay else None,
+            scaler=torch.amp.GradScaler(formats.device.type, enabled=formats.precision == torch.float16),
+        )
+
+    @property
+    def description(self) -> Description:
+        tokens = self.teacher.text_encoder.config.max_position_embeddings
+        return describe_config(dict(self.teacher.unet.config), self.pruning.recipe, tokens)

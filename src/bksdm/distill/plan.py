@@ -1,0 +1,364 @@
+"""`bksdm distill --plan`: what a run will take, before anything starts.
+
+Memory and work are found by running the step once on tensors that have shapes and no data, and following what
+is alive at every moment; time, by running a few steps on this device with random weights of the right
+shapes, on which neither time nor memory depends. Only configs are read.
+"""
+
+import contextlib
+import dataclasses
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from bksdm.data.stream import Batch
+from bksdm.distill.data import Fields, Latents, Pictures
+from bksdm.distill.loop import optimize
+from bksdm.distill.pair import Formats, Pair
+from bksdm.losses import LossWeights
+from bksdm.models import load_config, load_unet_config
+from bksdm.options import DistillOptions
+from bksdm.processes import processes
+from bksdm.progress import bar
+from bksdm.randomness import Draws
+from bksdm.recipe import Config, Pruning
+
+_MEASURED_STEPS = 3
+_UTILISATION = 0.4  # of a device's peak; what retraining reaches on tensor cores
+# What a process holds besides tensors: libraries, and work space of kernels.
+_OVERHEAD = {"cpu": 0.75 * 2**30, "cuda": 0.3 * 2**30}
+_ROOM = 0.95  # share of the memory that a run may fill
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated peak of one process, in bytes.
+
+    Attributes:
+        batch_size: Pictures in a micro-batch.
+        gradient_checkpointing: Whether activations are computed twice.
+        held: Weights of all networks, the average, the optimizer's moments.
+        working: Activations and gradients, where they are most.
+        overhead: What is not tensors.
+    """
+
+    batch_size: int
+    gradient_checkpointing: bool
+    held: int
+    working: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return self.held + self.working + self.overhead
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        device: Its name, and its memory in bytes.
+        teacher_params, student_params: Of the U-Nets.
+        pictures: In the data.
+        steps: Optimizer steps.
+        samples_per_step: Of all processes.
+        flops_per_step: Floating-point operations of all processes, backward pass included.
+        memory: By micro-batch size, without and with gradient checkpointing.
+        seconds_per_step: Measured, or from a stated peak; None where neither could be.
+        measured_memory: Peak of the measured steps in bytes, for the options as they are.
+    """
+
+    device: str
+    device_memory: int
+    teacher_params: int
+    student_params: int
+    pictures: int
+    steps: int
+    samples_per_step: int
+    flops_per_step: int
+    memory: tuple[Memory, ...]
+    chosen: Memory
+    seconds_per_step: float | None = None
+    measured_memory: int | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `--plan --json` prints."""
+        values = dataclasses.asdict(self)
+        values["memory"] = [{**dataclasses.asdict(row), "total": row.total} for row in self.memory]
+        values["chosen"] |= {"total": self.chosen.total}
+        return values | {"passes": self.passes, "seconds": self.seconds}
+
+    @property
+    def passes(self) -> float:
+        """How often each picture is seen."""
+        return self.steps * self.samples_per_step / self.pictures
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run."""
+        return None if self.seconds_per_step is None else self.seconds_per_step * self.steps
+
+    def text(self) -> str:
+        lines = [
+            f"teacher  {self.teacher_params / 1e6:8.1f} M parameters",
+            f"student  {self.student_params / 1e6:8.1f} M parameters",
+            f"a step   {self.samples_per_step} pictures, {self.flops_per_step / 1e12:.4g} TFLOP",
+            f"data     {self.pictures:,} pictures, each seen {self.passes:.4g} times in {self.steps:,} steps",
+            "",
+            f"peak memory of a process, estimated; {self.device} has {_gib(self.device_memory)}",
+            f"{'micro-batch':>12} {'as it is':>12} {'with --gradient_checkpointing':>31}",
+        ]
+        for size in dict.fromkeys(row.batch_size for row in self.memory):
+            plain, saving = (row for row in self.memory if row.batch_size == size)
+            lines.append(f"{size:>12} {self._shown(plain):>12} {self._shown(saving):>31}")
+        if self.measured_memory:
+            lines.append(f"measured {_gib(self.measured_memory)}, estimated {_gib(self.chosen.total)}")
+        lines.append("")
+        if self.seconds is not None:
+            lines.append(f"time     {self.seconds_per_step:.3g} s a step, {_hours(self.seconds)} in all")
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    def _shown(self, row: Memory) -> str:
+        return _gib(row.total) + ("" if row.total < _ROOM * self.device_memory else " (!)")
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """All that a run's cost depends on, besides its options."""
+
+    teacher: Config
+    pruning: Pruning
+    vae: Config
+    text_encoder: Config
+    fields: Fields
+
+    def pair(self, formats: Formats) -> Pair:
+        """Both models with random weights."""
+        text = CLIPTextConfig(**{key: value for key, value in self.text_encoder.items() if not key.startswith("_")})
+        with _default_dtype(formats.teacher_precision):
+            unet = UNet2DConditionModel.from_config(dict(self.teacher))
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_config(dict(self.vae)),
+            text_encoder=CLIPTextModel(text),
+            tokenizer=None,
+            unet=unet,
+            scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        student = UNet2DConditionModel.from_config(self.pruning.student_config)
+        return Pair(pipeline, student, self.pruning, formats)
+
+    def batch(self, size: int, device: torch.device | str = "cpu") -> Batch:
+        """Random numbers of the right shapes; tokens are all the same."""
+        whole = {"input_ids"}
+        return {
+            name: torch.zeros(size, *shape, dtype=torch.long, device=device)
+            if name in whole
+            else torch.rand(size, *shape, device=device)
+            for name, shape in self.fields.items()
+        }
+
+
+def plan(options: DistillOptions, pruning: Pruning, data: Pictures | Latents) -> Plan:
+    """Foresee a run.
+
+    Arguments:
+        options: Its options.
+        pruning: What the student's recipe gives for the teacher.
+        data: What it learns from.
+    """
+    formats, group = Formats.choose(options), processes()
+    vae, text = load_config(options.teacher, "vae"), load_config(options.teacher, "text_encoder")
+    teacher = load_unet_config(options.teacher)
+    shapes = _Shapes(teacher, pruning, vae, text, data.fields(teacher, vae, text))
+    simulate = _Simulation(shapes, options, formats)
+    wanted = (options.batch_size, options.gradient_checkpointing)
+    sizes = sorted({max(1, options.batch_size // 4), max(1, options.batch_size // 2), options.batch_size, 1})
+    cases = [(size, saving) for size in sizes for saving in (False, True)]
+    found: dict[tuple[int, bool], tuple[Memory, int]] = {}
+    with bar(len(cases), "step without data") as progress:
+        for case in cases:
+            found[case] = simulate(*case)
+            progress.advance()
+    chosen, flops = found[wanted]
+    name, device_memory = _device(formats.device)
+    foreseen = Plan(
+        device=name,
+        device_memory=device_memory,
+        teacher_params=simulate.params["teacher"],
+        student_params=simulate.params["student"],
+        pictures=len(data),
+        steps=options.steps,
+        samples_per_step=options.batch_size * options.accumulation * group.count,
+        flops_per_step=flops * options.accumulation * group.count,
+        memory=tuple(memory for memory, _ in found.values()),
+        chosen=chosen,
+    )
+    if options.peak_tflops:
+        seconds = foreseen.flops_per_step / group.count / (options.peak_tflops * 1e12 * _UTILISATION)
+        note = f"reckoned with {_UTILISATION:.0%} of {options.peak_tflops:g} TFLOP/s"
+        return dataclasses.replace(foreseen, seconds_per_step=seconds, note=note)
+    if chosen.total > _ROOM * device_memory:
+        return dataclasses.replace(foreseen, note="not measured: it would not fit in the memory of this device")
+    seconds, memory = measure(shapes, options, formats)
+    return dataclasses.replace(foreseen, seconds_per_step=seconds, measured_memory=memory)
+
+
+class _Simulation:
+    """The step on tensors without data."""
+
+    def __init__(self, shapes: _Shapes, options: DistillOptions, formats: Formats) -> None:
+        self._shapes = shapes
+        self._options = options
+        # On the CPU whatever the device is: attention there keeps for the backward pass what fused attention keeps.
+        self._formats = dataclasses.replace(formats, device=torch.device("cpu"))
+        self._overhead = int(_OVERHEAD.get(formats.device.type, _OVERHEAD["cpu"]))
+        self.params: dict[str, int] = {}
+
+    def __call__(self, batch_size: int, saving: bool) -> tuple[Memory, int]:
+        """Memory of a process, and floating-point operations of a micro-batch."""
+        options, precision = self._options, self._formats.precision
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            pair = self._shapes.pair(self._formats)
+            pair.student.train()
+            if saving:
+                pair.student.enable_gradient_checkpointing()
+            objective = pair.objective(LossWeights())
+            batch = self._shapes.batch(batch_size)
+            networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
+            held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+            with FlopCounterMode(display=False) as flops, _Alive([*held, *batch.values()]) as alive:
+                with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                    losses = objective(batch, Draws(0, "plan"))
+                torch.autograd.backward(losses["loss"])
+        self.params = {"teacher": _count(pair.teacher.unet), "student": _count(pair.student)}
+        taught = _bytes(pair.teacher.unet) // (processes().count if options.shard_teacher else 1)
+        frozen = taught + _bytes(pair.teacher.vae) + _bytes(pair.teacher.text_encoder)
+        copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
+        bytes_held = frozen + copies * _bytes(pair.student)
+        return Memory(batch_size, saving, bytes_held, alive.most, self._overhead), flops.get_total_flops()
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows how many bytes of tensors are alive, besides those that were there before."""
+
+    def __init__(self, before: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.most = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                self._see(leaf)
+        return output
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def measure(shapes: _Shapes, options: DistillOptions, formats: Formats) -> tuple[float, int | None]:
+    """Seconds of a step of this process, and the most memory in bytes that it held, where the system tells."""
+    pair = shapes.pair(formats)
+    pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
+    objective = pair.objective(LossWeights())
+    state = pair.fresh_state(options)
+    batch = shapes.batch(options.batch_size, formats.device)
+    micro, whole = [], []
+    with _peak(formats.device) as peak:
+        for number in range(_MEASURED_STEPS):
+            began = time.perf_counter()
+            with torch.autocast(formats.device.type, formats.precision, enabled=formats.precision != torch.float32):
+                losses = objective(batch, Draws(number, "plan"))
+            torch.autograd.backward(state.scaler.scale(losses["loss"]))
+            float(losses["loss"].detach())  # waits for the device
+            micro.append(time.perf_counter() - began)
+            float(optimize(state, 0.0, options.max_grad_norm))
+            whole.append(time.perf_counter() - began)
+    seconds = min(whole) + (options.accumulation - 1) * min(micro)
+    return seconds, peak.bytes
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New weights have this type inside the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@dataclass
+class _Peak:
+    bytes: int | None = None
+
+
+@contextlib.contextmanager
+def _peak(device: torch.device) -> Iterator[_Peak]:
+    """The most memory held inside the block: of the GPU's tensors, or, on Linux, of the process."""
+    found, forget = _Peak(), Path("/proc/self/clear_refs")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif forget.exists():
+        forget.write_text("5")
+    yield found
+    if device.type == "cuda":
+        found.bytes = torch.cuda.max_memory_allocated(device)
+    elif forget.exists():
+        status = Path("/proc/self/status").read_text().splitlines()
+        found.bytes = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def _device(device: torch.device) -> tuple[str, int]:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
+    return str(device), psutil.virtual_memory().total
+
+
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _hours(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -1,0 +1,189 @@
+"""`distill --plan`: parameters, work and passes from configs alone, and memory near what a step really takes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from bksdm.distill.pair import Formats
+from bksdm.distill.plan import Memory, Plan
+from bksdm.distill.run import foresee
+from bksdm.errors import InputError
+from bksdm.options import DistillOptions, PrepareOptions
+from bksdm.prepare import prepare
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS
+from verbs import Run
+
+pytest_plugins = ["verbs_fixtures"]
+
+
+def planned(teacher: Path, student: Path, data: Path, **changes: object) -> Plan:
+    settings: dict[str, object] = {"steps": 10, "batch_size": 1, "accumulation": 8, "precision": "fp32"}
+    settings |= {"teacher_precision": "fp32", "peak_tflops": 1.0} | changes
+    return foresee(DistillOptions(str(teacher), str(student), str(data), "nowhere", **settings))
+
+
+@pytest.fixture(scope="module")
+def plan(v1_folder: Path, v1_student: Path, pictures: Path) -> Plan:
+    return planned(v1_folder, v1_student, pictures)
+
+
+def params(folder: Path) -> int:
+    return UNet2DConditionModel.from_pretrained(folder / "unet").num_parameters()
+
+
+def test_parameters_steps_and_passes(plan: Plan, v1_folder: Path, v1_student: Path) -> None:
+    assert (plan.teacher_params, plan.student_params) == (params(v1_folder), params(v1_student))
+    assert (plan.pictures, plan.samples_per_step, plan.steps) == (8, 8, 10)
+    assert plan.passes == 10.0
+
+
+def test_the_work_is_a_forward_pass_of_the_teacher_and_three_of_the_student(
+    plan: Plan, v1_folder: Path, v1_student: Path
+) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def forward(folder: Path) -> int:
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        inputs = torch.zeros(1, 4, LATENT, LATENT), torch.zeros(1), torch.zeros(1, MAX_TOKENS, CONTEXT)
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            unet(*inputs)
+        return flops.get_total_flops()
+
+    wanted = plan.samples_per_step * (forward(v1_folder) + 3 * forward(v1_student))
+    assert plan.flops_per_step == pytest.approx(wanted, rel=0.03)  # the first layer needs no gradient of its input
+
+
+def test_what_is_held_are_weights_average_and_moments(
+    plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path, v1_teacher: object
+) -> None:
+    frozen = sum(p.numel() for name in ("vae", "text_encoder") for p in getattr(v1_teacher, name).parameters())
+    assert plan.chosen.held == 4 * (plan.teacher_params + frozen + 4 * plan.student_params)
+    without = planned(v1_folder, v1_student, pictures, ema_decay=0.0)
+    assert plan.chosen.held - without.chosen.held == 4 * plan.student_params
+    low = planned(v1_folder, v1_student, pictures, teacher_precision="bf16")
+    assert plan.chosen.held - low.chosen.held == 2 * plan.teacher_params
+
+
+def by_case(plan: Plan) -> dict[tuple[int, bool], Memory]:
+    return {(row.batch_size, row.gradient_checkpointing): row for row in plan.memory}
+
+
+def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(
+    v1_folder: Path, v1_student: Path, pictures: Path
+) -> None:
+    plan = planned(v1_folder, v1_student, pictures, batch_size=32)
+    rows = by_case(plan)
+    assert {size for size, _ in rows} == {1, 8, 16, 32}
+    assert rows[1, False].working < rows[8, False].working < rows[16, False].working < rows[32, False].working
+    assert rows[32, True].working < 0.8 * rows[32, False].working
+    assert rows[32, False] == plan.chosen
+    assert min(row.working for row in plan.memory) > 4 * plan.student_params, "gradients are there at the end"
+
+
+def test_the_working_memory_is_what_a_real_step_allocates(
+    plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
+) -> None:
+    """The same step on real tensors, whose bytes are followed in the same way."""
+    from bksdm.distill import plan as module
+    from bksdm.distill.data import open_data
+    from bksdm.families import derive
+    from bksdm.losses import LossWeights
+    from bksdm.models import load_config, load_unet_config
+    from bksdm.prune import read_recipe
+    from bksdm.randomness import Draws
+
+    options = DistillOptions(str(v1_folder), str(v1_student), str(pictures), "nowhere", precision="fp32")
+    teacher, vae, text = load_unet_config(v1_folder), *(load_config(v1_folder, p) for p in ("vae", "text_encoder"))
+    fields = open_data(str(pictures), None, True, 4.0).fields(teacher, vae, text)
+    shapes = module._Shapes(teacher, derive(read_recipe(v1_student), teacher), vae, text, fields)
+    pair = shapes.pair(Formats.choose(options))
+    pair.set_up(gradient_checkpointing=False, shard_teacher=False)
+    objective, batch = pair.objective(LossWeights()), shapes.batch(1)
+    networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
+    before = [t for network in networks for t in (*network.parameters(), *network.buffers())]
+    with module._Alive([*before, *batch.values()]) as alive:
+        losses = objective(batch, Draws(0, "plan"))
+        torch.autograd.backward(losses["loss"])
+    assert plan.chosen.working == pytest.approx(alive.most, rel=0.02)
+
+
+def test_pictures_that_do_not_fit_in_memory_add_the_vae(
+    plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
+) -> None:
+    online = planned(v1_folder, v1_student, pictures, cache_gb=0.0)
+    assert online.flops_per_step > 1.05 * plan.flops_per_step
+
+
+def test_prepared_latents_are_planned_too(plan: Plan, v1_folder: Path, v1_student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    prepare(PrepareOptions("emoji/heldout", str(v1_folder), str(out), text_embeddings=True, workers=0))
+    found = planned(v1_folder, v1_student, out)
+    assert found.pictures == 75
+    assert found.flops_per_step == plan.flops_per_step
+
+
+def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path) -> None:
+    assert plan.seconds_per_step == pytest.approx(plan.flops_per_step / 0.4e12)
+    assert plan.seconds == pytest.approx(10 * plan.seconds_per_step)
+    faster = planned(v1_folder, v1_student, pictures, peak_tflops=2.0)
+    assert faster.seconds_per_step == pytest.approx(plan.seconds_per_step / 2)
+    assert "40% of 1 TFLOP/s" in plan.text()
+
+
+def test_time_and_memory_are_measured_without_a_stated_peak(v1_folder: Path, v1_student: Path, pictures: Path) -> None:
+    found = planned(v1_folder, v1_student, pictures, peak_tflops=None)
+    assert found.seconds_per_step > 0
+    assert found.measured_memory > found.chosen.working
+    assert "s a step" in found.text()
+
+
+def test_what_does_not_fit_is_not_measured(
+    v1_folder: Path, v1_student: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bksdm.distill.plan._device", lambda device: ("a small device", 2**20))
+    found = planned(v1_folder, v1_student, pictures, peak_tflops=None)
+    assert found.seconds_per_step is None
+    assert "not measured: it would not fit" in found.text()
+    assert found.text().count("(!)") == len(found.memory)
+
+
+def test_the_command_line_starts_nothing(run: Run, v1_folder: Path, v1_student: Path, pictures: Path) -> None:
+    words = ["distill", v1_folder, "--student", v1_student, "--data", pictures, "--out", "nowhere", "--plan"]
+    outcome = run(*words, "--peak_tflops", 100, "--json", "--batch_size", 1)
+    assert outcome.code == 0
+    assert outcome.json["chosen"]["batch_size"] == 1
+    assert outcome.json["chosen"]["total"] == sum(outcome.json["chosen"][k] for k in ("held", "working", "overhead"))
+    assert not Path("nowhere").exists()
+    text = run(*words, "--peak_tflops", 100, "--batch_size", 1).out
+    for word in ("teacher", "student", "TFLOP", "with --gradient_checkpointing", "50,000 steps", "in all"):
+        assert word in text
+
+
+def test_configs_are_enough(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, plan: Plan) -> None:
+    for source, name in ((v1_folder, "teacher"), (v1_student, "student")):
+        for part in ("unet", "vae", "text_encoder"):
+            (tmp_path / name / part).mkdir(parents=True)
+            (tmp_path / name / part / "config.json").write_bytes((source / part / "config.json").read_bytes())
+    (tmp_path / "student" / "recipe.yaml").write_bytes((v1_student / "recipe.yaml").read_bytes())
+    found = planned(tmp_path / "teacher", tmp_path / "student", pictures)
+    first, second = (dataclasses.asdict(made) | {"memory": (), "chosen": None} for made in (found, plan))
+    assert first == second
+    assert found.chosen.total == pytest.approx(plan.chosen.total, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_peak_of_nothing_is_refused(v1_folder: Path, v1_student: Path, pictures: Path, value: float) -> None:
+    with pytest.raises(InputError, match=f"peak_tflops is {value}; give more than 0"):
+        planned(v1_folder, v1_student, pictures, peak_tflops=value)
+
+
+def test_a_missing_config_is_named(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    config = json.loads((v1_folder / "unet" / "config.json").read_text())
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"vae.config.json is not readable JSON"):
+        planned(tmp_path, v1_student, pictures)
