@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,32 @@ def test_a_command_is_understood(command: str) -> None:
         parse(VERBS[verb][0], verb, given)
 
 
+def launched() -> list[tuple[str, str]]:
+    """(file, command line of bksdm) in the launch examples."""
+    found = []
+    for file in sorted((ROOT / "examples" / "launch").iterdir()):
+        text = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
+        commands = re.findall(r"\bbksdm (\w+ .*)", re.sub(r"\s*\\\n\s*", " ", text))
+        found += [(file.name, command.rstrip('"')) for command in commands]
+    return found
+
+
+def test_every_launch_example_starts_something() -> None:
+    assert {name for name, _ in launched()} == {"eight_gpus.sh", "one_gpu.sh", "slurm.sbatch", "two_nodes.sh"}
+
+
+@pytest.mark.parametrize(("name", "command"), launched())
+def test_a_launch_example_is_understood(name: str, command: str) -> None:
+    verb, *given = shlex.split(command)
+    parse(VERBS[verb][0], verb, given)
+
+
+@pytest.mark.parametrize("name", ["one_gpu.sh", "eight_gpus.sh", "two_nodes.sh", "slurm.sbatch"])
+def test_a_launch_example_is_a_script(name: str) -> None:
+    file = ROOT / "examples" / "launch" / name
+    assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_the_library_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -45,10 +72,12 @@ def test_the_files_that_the_readme_names_are_there() -> None:
 
 
 def test_the_public_surface() -> None:
-    functions = {"derive", "describe", "distill", "evaluate", "generate", "prune", "prune_unet", "quickstart", "sample"}
-    options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PruneOptions", "QuickstartOptions"}
+    functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
+    functions |= {"quickstart", "sample"}
+    options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
+    options |= {"QuickstartOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
-    kinds = {"Description", "InputError", "Interrupted", "Pruning", "Recipe", "Request"}
+    kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
     kinds |= {"Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

@@ -13,14 +13,23 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
-from bksdm.distill.run import distill
+from bksdm.distill.plan import Plan
+from bksdm.distill.run import distill, foresee
 from bksdm.errors import InputError
 from bksdm.evaluate.run import evaluate
 from bksdm.families import derive
 from bksdm.generate import generate
 from bksdm.losses import LossWeights
 from bksdm.models import load_pipeline, save_pipeline
-from bksdm.options import DistillOptions, EvaluateOptions, GenerateOptions, PruneOptions, QuickstartOptions
+from bksdm.options import (
+    DistillOptions,
+    EvaluateOptions,
+    GenerateOptions,
+    PrepareOptions,
+    PruneOptions,
+    QuickstartOptions,
+)
+from bksdm.prepare import prepare
 from bksdm.prune import prune, prune_unet
 from bksdm.quickstart import quickstart
 from bksdm.recipe import Pruning, Recipe, load_recipe
@@ -37,6 +46,8 @@ __all__ = [
     "Interrupted",
     "LossWeights",
     "NoiseSchedule",
+    "Plan",
+    "PrepareOptions",
     "PruneOptions",
     "Pruning",
     "QuickstartOptions",
@@ -46,9 +57,11 @@ __all__ = [
     "describe",
     "distill",
     "evaluate",
+    "foresee",
     "generate",
     "load_pipeline",
     "load_recipe",
+    "prepare",
     "prune",
     "prune_unet",
     "quickstart",
