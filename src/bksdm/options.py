@@ -116,7 +116,7 @@ class DistillOptions:
         teacher_precision: Type of the teacher's weights; auto takes that of precision.
         device: cpu, cuda, mps; auto takes the best there is.
         seed: Root of all random numbers.
-        workers: Processes that read pictures ahead.
+        workers: Processes that read ahead; by default none for latents, and what there is to spare for pictures.
         log_every: Steps between records in metrics.jsonl.
         sample_every: Steps between sample grids; 0 for none.
         sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
@@ -154,7 +154,7 @@ class DistillOptions:
     teacher_precision: Precision = "auto"
     device: str = "auto"
     seed: int = 0
-    workers: int = 0
+    workers: int | None = None
     log_every: int = 10
     sample_every: int = 500
     sample_prompts: str | None = None

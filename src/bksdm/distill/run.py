@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from bksdm.card import model_card
 from bksdm.data.folder import read_prompts
+from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Samples, Stream
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.grids import SampleGrids
@@ -35,6 +37,7 @@ from bksdm.runs import check_free, open_run
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+_MOST_WORKERS = 8
 _PAGE_EVERY = 600  # seconds
 # Largest relative difference of a compiled network from itself that is rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -138,6 +141,14 @@ def _settings(options: DistillOptions, data: Pictures | Latents) -> dict[str, An
     }
 
 
+def _workers(options: DistillOptions, samples: Samples) -> int:
+    """How many processes read ahead: decoding pictures takes longer than a step, reading latents does not."""
+    if options.workers is not None:
+        return options.workers
+    spare = (os.cpu_count() or 1) // processes().count - 1
+    return min(_MOST_WORKERS, max(0, spare)) if isinstance(samples, PictureSamples) else 0
+
+
 def _note_another_batch(options: DistillOptions, state: TrainState) -> None:
     before, now = state.samples / state.step, options.batch_size * options.accumulation * processes().count
     if before != now:
@@ -175,7 +186,7 @@ def _train(
             train(
                 state,
                 objective,
-                Stream(samples, options.batch_size, options.seed, options.workers),
+                Stream(samples, options.batch_size, options.seed, _workers(options, samples)),
                 _schedule(options),
                 checkpoints,
                 replica=replica,
@@ -238,7 +249,7 @@ def _check(options: DistillOptions) -> None:
         if not getattr(options, name) >= 0:
             raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
     for name in ("warmup", "workers", "sample_every"):
-        if getattr(options, name) < 0:
+        if (getattr(options, name) or 0) < 0:
             raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
     if options.peak_tflops is not None and not options.peak_tflops > 0:
         raise InputError(f"peak_tflops is {options.peak_tflops}; give more than 0")
