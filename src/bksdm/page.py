@@ -14,7 +14,8 @@ from PIL import Image
 
 from bksdm.runs import write_text
 
-_COLUMNS = 3
+_COLUMNS = 4
+_WIDTH = 10.4  # inches, of a row of panels
 _POINTS = 1000  # of a curve; more are not seen
 _THUMBNAIL = 420
 
@@ -40,7 +41,7 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9}):
-        figure = Figure(figsize=(3 * columns, 2.6 * rows), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 2.5 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (title, names) in zip(grid, panels.items(), strict=False):
             for name in names:

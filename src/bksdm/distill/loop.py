@@ -150,12 +150,13 @@ def train(
                 watch.check(state, stream, schedule, checkpoints)
             if logs:
                 report(state.step, window.close() | {"lr": lr, "grad_norm": float(grad_norm)})
-            if schedule.sample_every and state.step % schedule.sample_every == 0:
-                sample(state.step)
+            with window.paused():
+                if schedule.sample_every and state.step % schedule.sample_every == 0:
+                    sample(state.step)
 
-            # Checkpoint
-            if keeps and group.main:
-                checkpoints.save(state)
+                # Checkpoint
+                if keeps and group.main:
+                    checkpoints.save(state)
             if asked and not done:
                 raise Interrupted(state.step, asked)
 
@@ -236,6 +237,13 @@ class _Window:
         self._micro_batches = 0
         self._samples = 0
         self._began = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside does not count as training."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def add(self, losses: Losses, samples: int) -> None:
         for name, value in losses.items():
