@@ -71,7 +71,7 @@ def test_rows_are_the_posterior_of_the_teachers_vae(
         ids = tokenize(v1_teacher.tokenizer, CAPTIONS[index])[None]
         wanted = [*conditions.posterior(pixels), *conditions.posterior(pixels.flip(-1)), conditions.embedding(ids)]
         for name, value in zip(NUMBERS, wanted, strict=True):
-            assert torch.allclose(torch.from_numpy(found[name][index].copy()), value.flatten(), atol=1e-5)
+            assert torch.allclose(torch.from_numpy(found[name][index].copy()), value.flatten(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_folder_says_what_made_it(whole: Path, v1_folder: Path) -> None:

@@ -39,7 +39,8 @@ def launched() -> list[tuple[str, str]]:
     for file in sorted((ROOT / "examples" / "launch").iterdir()):
         text = "\n".join(line for line in file.read_text().splitlines() if not line.lstrip().startswith("#"))
         commands = re.findall(r"\bbksdm (\w+ .*)", re.sub(r"\s*\\\n\s*", " ", text))
-        found += [(file.name, command.rstrip('"')) for command in commands]
+        # A command inside the quotes of another ends with the quote that closes them.
+        found += [(file.name, command[:-1] if command.count('"') % 2 else command) for command in commands]
     return found
 
 

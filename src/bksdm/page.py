@@ -44,10 +44,13 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
         figure = Figure(figsize=(_WIDTH, 2.5 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (title, names) in zip(grid, panels.items(), strict=False):
+            values = []
             for name in names:
                 points = [(line["step"], line[name]) for line in shown if name in line]
                 axes.plot(*zip(*points, strict=True), label=name.removeprefix("tap/"), linewidth=1.2)
-            axes.set(title=title, xlabel="step", yscale="linear" if title in linear else "log")
+                values += [value for _, value in points]
+            logarithmic = title not in linear and any(value > 0 for value in values)
+            axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
             axes.grid(alpha=0.3, which="both")
             if len(names) > 1:
                 axes.legend(fontsize=7)
