@@ -186,12 +186,14 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(
     assert torch.allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
     full = retrain(v1_folder, v1_student, pictures, tmp_path / "fp32")
     half = retrain(v1_folder, v1_student, pictures, tmp_path / "bf16", precision="bf16", teacher_precision="bf16")
     assert torch.allclose(losses(full), losses(half), rtol=0.05, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "teacher_precision"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_every_mix_of_precisions_trains_and_draws(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, precision: str, teacher_precision: str
@@ -387,6 +389,7 @@ def test_data_that_changed_are_refused(v1_folder: Path, v1_student: Path, pictur
         retrain(v1_folder, v1_student, data, tmp_path / "run", steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher_precision", ["fp32", "bf16"])
 def test_latents_kept_in_memory_change_nothing_in_low_precision(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, teacher_precision: str

@@ -72,6 +72,7 @@ def by_case(plan: Plan) -> dict[tuple[int, bool], Memory]:
     return {(row.batch_size, row.gradient_checkpointing): row for row in plan.memory}
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(
     v1_folder: Path, v1_student: Path, pictures: Path
 ) -> None:

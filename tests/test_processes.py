@@ -97,6 +97,7 @@ def test_two_processes_retrain_as_one_does(
     assert_near(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_teacher_may_be_spread_over_the_processes(
     alone: Path, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:

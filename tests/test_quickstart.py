@@ -47,6 +47,7 @@ def test_the_same_command_makes_nothing_again(finished: Path) -> None:
     assert (finished / "distill-2" / "metrics.jsonl").read_bytes() == metrics
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_more_steps_show_the_student_after_them(tmp_path: Path) -> None:
     def contents(name: str) -> list[str]:

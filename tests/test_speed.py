@@ -57,6 +57,7 @@ def compiled_as(call: Any) -> Any:
     return compile
 
 
+@pytest.mark.slow
 def test_a_compiled_teacher_that_is_right_is_used(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

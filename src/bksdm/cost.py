@@ -6,8 +6,10 @@ linear layers, as the paper and common counters do; `all` adds the two matrix pr
 attention.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,9 +63,15 @@ def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens:
         raise InputError(
             f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
         )
+    return _cost(json.dumps(dict(config), sort_keys=True), size, tokens)
+
+
+@lru_cache(maxsize=64)
+def _cost(config: str, size: int, tokens: int) -> UNetCost:
+    """The cost by the config's JSON: the same teacher is asked about again and again."""
     try:
         with torch.device("meta"), torch.no_grad():
-            unet = UNet2DConditionModel.from_config(dict(config))
+            unet = UNet2DConditionModel.from_config(json.loads(config))
             counter = _MacCounter(unet)
             widths = unet.config.cross_attention_dim
             width = widths if isinstance(widths, int) else widths[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from bksdm.runs import write_text
 
 _COLUMNS = 4
-_WIDTH = 10.4  # inches, of a row of panels
+_WIDTH, _HEIGHT = 10.4, 2.5  # inches, of a row of panels
 _POINTS = 1000  # of a curve; more are not seen
 _THUMBNAIL = 420
 
@@ -41,7 +41,9 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9}):
-        figure = Figure(figsize=(_WIDTH, 2.5 * rows), layout="constrained")
+        height = _HEIGHT * rows
+        figure = Figure(figsize=(_WIDTH, height))  # margins in inches: a layout engine would draw everything twice
+        figure.subplots_adjust(0.05, 0.5 / height, 0.995, 1 - 0.3 / height, wspace=0.3, hspace=0.55)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (title, names) in zip(grid, panels.items(), strict=False):
             values = []
