@@ -92,7 +92,8 @@ class World:
 
     def evaluate(self, *words: object, model: object = None, reference: object = None) -> list[object]:
         reference = reference or self.pictures
-        return ["evaluate", model or self.teacher, "--reference", reference, "--out", self.out, "--steps", 1, *words]
+        given = ["--reference", reference, "--out", self.out, "--encoder", "emoji", "--steps", 1, "--latency", 0]
+        return ["evaluate", model or self.teacher, *given, "--scores", "frechet_distance", "clip_score", *words]
 
     def quickstart(self, *words: object) -> list[object]:
         return ["quickstart", self.out, "--steps", 1, *words]
@@ -296,7 +297,7 @@ OPTIONS = [
     case("wrong choice", lambda w: w.generate("--precision", "fp8"), '"precision"', "fp8"),
     case("missing options", lambda w: ["distill", w.teacher], "required", "student", "data", "out"),
     case("missing out", lambda w: ["prune", w.teacher, "--recipe", "small"], "required", "out"),
-    case("no options", lambda _: ["evaluate"], "required", "model", "out"),
+    case("no options", lambda _: ["evaluate"], "required", "models", "out"),
     case("missing config", lambda w: w.generate("--config", w.tmp / "no.yaml"), "{tmp}/no.yaml"),
     case("config that is no YAML", lambda w: w.generate("--config", w.file("steps: [", "c.yaml")), "config", "parsing"),
     case("config that is a list", lambda w: w.generate("--config", w.file("- 1", "c.yaml")), "config"),
@@ -376,7 +377,7 @@ PROMPTS = [
     case(
         "one prompt, evaluate",
         lambda w: w.evaluate("--prompts", w.file("red")),
-        "one picture; a distance between distributions needs more",
+        "has 1 picture; a distance between distributions needs two or more",
     ),
     case(
         "missing prompts, distill",
@@ -389,7 +390,11 @@ DATA = [
     case("missing data", lambda w: w.distill(data=w.tmp / "no"), "{tmp}/no is not a folder; give a folder of pictures"),
     case("missing reference", lambda w: w.evaluate(reference=w.tmp / "no"), "{tmp}/no is not a folder"),
     case("no metadata", lambda w: w.distill(data=w.data(None)), "{tmp}/copy has no metadata.csv or metadata.jsonl"),
-    case("no metadata, evaluate", lambda w: w.evaluate(reference=w.data(None)), "{tmp}/copy has no metadata.csv"),
+    case(
+        "no captions, evaluate",
+        lambda w: w.evaluate(reference=w.data(None)),
+        "reference {tmp}/copy has no captions to draw; give --prompts",
+    ),
     case("empty metadata", lambda w: w.distill(data=w.data("")), "{tmp}/copy/metadata.jsonl lists no pictures"),
     case(
         "missing pictures",
@@ -426,7 +431,7 @@ DATA = [
     case(
         "reference with one picture",
         lambda w: w.evaluate(reference=captioned(w.tmp / "one", [Image.new("RGB", (32, 32))])),
-        "{tmp}/one has one picture; a distance between distributions needs more",
+        "the reference has 1 picture; a distance between distributions needs two or more",
     ),
 ]
 
@@ -538,7 +543,7 @@ FOLDERS = [
     ),
     case(
         "another run, evaluate",
-        lambda w: w.evaluate("--out", other_run(w, EvaluateOptions(str(w.teacher), str(w.out), "emoji"), "evaluate")),
+        lambda w: w.evaluate("--out", other_run(w, EvaluateOptions([str(w.teacher)], str(w.out), "emoji"), "evaluate")),
         "{tmp}/out holds another run (reference: 'emoji' there",
     ),
     case(

@@ -1,9 +1,14 @@
 """Scores against their formulas, and `bksdm evaluate` on a handful of real pictures."""
 
+import csv
 import itertools
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -11,11 +16,25 @@ from PIL import Image
 from torch import Tensor
 
 from bksdm.assets import asset
-from bksdm.data.folder import read_captions
+from bksdm.cost import unet_cost
+from bksdm.data.folder import read_captions, read_prompts
+from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.encoder import DualEncoder, cosine
 from bksdm.evaluate.output_error import output_error
-from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
-from bksdm.evaluate.table import text_table
+from bksdm.evaluate.run import evaluate
+from bksdm.evaluate.scores import (
+    Estimate,
+    Resampling,
+    clip_score,
+    differences,
+    frechet_distance,
+    mean_of,
+    retrieval_r1,
+)
+from bksdm.evaluate.sources import named
+from bksdm.evaluate.table import csv_table, text_table
+from bksdm.models import load_unet_config
+from bksdm.options import EvaluateOptions
 from bksdm.prune import prune_unet
 from bksdm.recipe import load_recipe
 from verbs import Run, captioned, copy_pictures, mtimes
@@ -146,17 +165,9 @@ def test_the_output_error_is_the_same_for_the_same_seed(v1_teacher: StableDiffus
     assert first != other
 
 
-def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Path) -> None:
-    reference = copy_pictures(HELD_OUT, tmp_path / "reference", 6)
-    words = ("evaluate", "emoji", "--reference", reference, "--teacher", "emoji", "--out", tmp_path / "scores")
-    printed = done(*words, "--steps", 2, "--json").json
-    assert printed == json.loads((tmp_path / "scores" / "scores.json").read_text())
-    assert printed["pictures"] == 6
-    assert printed["retrieval_among"] == 100
-    assert printed["output_error"] == 0
-    assert printed["frechet_distance"] > 0
-    assert set(printed["reference"]) == {"pictures", "clip_score", "retrieval_r1"}
-    assert len(list((tmp_path / "scores" / "pictures").glob("*.png"))) == 6
+# The verb
+
+QUICK = ("--encoder", "emoji", "--scores", "frechet_distance", "clip_score", "--steps", 1, "--latency", 0)
 
 
 @pytest.fixture
@@ -164,62 +175,276 @@ def reference(tmp_path: Path) -> Path:
     return copy_pictures(HELD_OUT, tmp_path / "reference", 4)
 
 
+def scores_of(result: Any, model: str | None = None) -> dict[str, float]:
+    """Name -> value of a model's scores; of the first by default."""
+    models = result["models"]
+    return {name: item["value"] for name, item in models[model or next(iter(models))]["scores"].items()}
+
+
+def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    reference = copy_pictures(HELD_OUT, tmp_path / "reference", 6)
+    words = ("evaluate", "emoji", "--reference", reference, "--encoder", "emoji", "--teacher", "emoji", "--out", out)
+    asked = ("frechet_distance", "kernel_distance", "precision", "recall", "clip_score", "retrieval_r1", "output_error")
+    printed = done(*words, "--distractors", "emoji/train", "--scores", *asked, "--steps", 2, "--json").json
+    assert printed == json.loads((out / "scores.json").read_text())
+    model = printed["models"]["emoji"]
+    assert model["pictures"] == 6
+    assert list(model["scores"]) == list(asked)
+    for item in model["scores"].values():
+        assert item["low"] <= item["value"] <= item["high"]
+    assert model["scores"]["output_error"]["value"] == 0
+    assert model["scores"]["clip_score"]["deviation"] > 0
+    assert model["params"] == unet_cost(load_unet_config("emoji")).params
+    assert model["seconds_per_picture"] > 0
+    assert set(printed["reference"]["scores"]) == {"clip_score", "retrieval_r1"}
+    assert printed["protocol"]["retrieval_among"] == 100
+    assert len(list((out / "models" / "emoji" / "pictures").glob("*.png"))) == 6
+    with Image.open(out / "quality.png") as plot:
+        assert plot.format == "PNG"
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    assert {row["score"]: float(row["value"]) for row in rows if row["model"] == "emoji"} == scores_of(printed)
+
+
 def test_a_pruned_model_is_worse_than_its_teacher(
     done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    words = ("--reference", pictures, "--teacher", v1_folder, "--steps", 1, "--json")
-    teacher, student = (
-        done("evaluate", model, *words, "--out", tmp_path / model.name).json for model in (v1_folder, v1_student)
+    words = (
+        "--reference",
+        pictures,
+        "--teacher",
+        v1_folder,
+        *QUICK,
+        "--scores",
+        "clip_score",
+        "output_error",
+        "--json",
     )
-    assert teacher["output_error"] == 0
-    assert student["output_error"] > 1e-4
+    models = (f"teacher={v1_folder}", f"student={v1_student}")
+    result = done("evaluate", *models, *words, "--json", "--out", tmp_path / "scores").json
+    assert list(result["models"]) == ["teacher", "student"]
+    assert scores_of(result, "teacher")["output_error"] == 0
+    assert scores_of(result, "student")["output_error"] > 1e-4
+    compared = {item["score"]: item for item in result["differences"]}
+    assert (compared["output_error"]["first"], compared["output_error"]["second"]) == ("teacher", "student")
+    assert compared["output_error"]["difference"] == pytest.approx(scores_of(result, "student")["output_error"])
+    assert compared["output_error"]["real"]
 
 
 def test_the_same_command_makes_no_picture_again(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    words = ("evaluate", v1_folder, "--reference", pictures, "--steps", 1, "--out", tmp_path / "scores", "--json")
+    words = ("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
     first = done(*words).json
-    made = sorted((tmp_path / "scores" / "pictures").glob("*.png"))
+    made = sorted((tmp_path / "scores" / "models").rglob("*.png"))
+    assert len(made) == 8
     before = mtimes(made)
-    assert done(*words, "--batch_size", 3).json == first
+    again = done(*words, "--batch_size", 3).json
+    assert again["models"] == first["models"]
     assert mtimes(made) == before
+
+
+def test_another_model_joins_those_that_were_drawn(
+    done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
+    alone = done("evaluate", f"teacher={v1_folder}", *words).json
+    made = sorted((tmp_path / "scores" / "models").rglob("*.png"))
+    before = mtimes(made)
+    both = done("evaluate", f"teacher={v1_folder}", f"student={v1_student}", *words).json
+    assert both["models"]["teacher"] == alone["models"]["teacher"]
+    assert mtimes(made) == before
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert len(re.findall('alt="teacher: ', page)) == len(re.findall('alt="student: ', page)) == 8
+
+
+def test_a_model_that_changed_is_not_mixed_with_what_it_drew_before(
+    run: Run, done: Run, v1_folder: Path, v2_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("--reference", pictures, *QUICK, "--out", tmp_path / "scores")
+    done("evaluate", f"mine={v1_folder}", *words)
+    outcome = run("evaluate", f"mine={v2_folder}", *words)
+    assert outcome.code == 2
+    assert "models/mine holds another run (source:" in outcome.said[0]
+
+
+def test_finished_pictures_are_scored_as_the_model_that_drew_them(
+    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
+    drawn = done("evaluate", f"drawn={v1_folder}", *words).json
+    folder = tmp_path / "scores" / "models" / "drawn" / "pictures"
+    both = done("evaluate", f"drawn={v1_folder}", f"finished={folder}", *words).json
+    assert scores_of(both, "finished") == scores_of(drawn)
+    assert {item["difference"] for item in both["differences"]} == {0}
+    assert not any(item["real"] for item in both["differences"])
+
+
+def test_pictures_without_captions_are_compared_and_not_read(done: Run, pictures: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in pictures.glob("*.png"):
+        shutil.copy(path, bare)
+    result = done("evaluate", bare, "--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json").json
+    assert scores_of(result) == {"frechet_distance": pytest.approx(0, abs=1e-4)}
 
 
 def test_prompts_may_be_others_than_the_references_captions(
     done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("snail\nhouse\nsnail\n")
-    words = ("--reference", pictures, "--prompts", tmp_path / "prompts.txt", "--images_per_prompt", 2, "--steps", 1)
-    words += ("--distractors", pictures)
-    scores = done("evaluate", v1_folder, *words, "--out", tmp_path / "scores", "--json").json
+    (tmp_path / "prompts.txt").write_text("snail\nhouse\nsnail\ncat\n")
+    words = ("--reference", pictures, "--prompts", tmp_path / "prompts.txt", "--limit", 3, "--images_per_prompt", 2)
+    words += (*QUICK, "--scores", "clip_score", "retrieval_r1", "--distractors", pictures)
+    result = done("evaluate", v1_folder, *words, "--out", tmp_path / "scores", "--json").json
     captions = {entry.text for entry in read_captions(pictures)}
-    assert scores["pictures"] == 6
-    assert scores["reference"]["pictures"] == 8
-    assert scores["retrieval_among"] == len(captions | {"snail", "house"})
-    made = [entry.text for entry in read_captions(tmp_path / "scores" / "pictures")]
-    assert made == ["snail", "snail", "house", "house", "snail", "snail"]
+    assert result["reference"]["pictures"] == 8
+    assert result["protocol"]["retrieval_among"] == len(captions | {"snail", "house"})
+    (model,) = result["models"].values()
+    assert model["pictures"] == 6
+    assert len(model["scores"]["clip_score"]["seeds"]) == 2
+    folder = next((tmp_path / "scores" / "models").iterdir()) / "pictures"
+    assert [entry.text for entry in read_captions(folder)] == ["snail", "snail", "house", "house", "snail", "snail"]
+
+
+def test_the_captions_of_ms_coco_are_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "captions_val2014.json"
+    rows = [(7, "a  cat \n"), (3, "a dog"), (7, "the same cat"), (9, "a bird")]
+    file.write_text(json.dumps({"annotations": [{"image_id": image, "caption": text} for image, text in rows]}))
+    assert read_prompts(file) == ["a cat", "a dog", "a bird"]
 
 
 def test_a_reference_with_one_caption_can_be_scored(done: Run, v1_folder: Path, tmp_path: Path) -> None:
     reference = captioned(tmp_path / "reds", [Image.new("RGB", (32, 32), colour) for colour in ("red", "darkred")])
-    words = ("--reference", reference, "--distractors", reference, "--steps", 1, "--out", tmp_path / "scores", "--json")
-    scores = done("evaluate", v1_folder, *words).json
-    assert (scores["retrieval_among"], scores["retrieval_r1"]) == (1, 1.0)
+    words = (*QUICK, "--reference", reference, "--scores", "retrieval_r1", "--out", tmp_path / "scores", "--json")
+    result = done("evaluate", v1_folder, *words).json
+    assert (result["protocol"]["retrieval_among"], scores_of(result)["retrieval_r1"]) == (1, 1.0)
 
 
 def test_an_encoder_may_be_given_as_a_folder(done: Run, v1_folder: Path, reference: Path, tmp_path: Path) -> None:
-    words = ("evaluate", v1_folder, "--reference", reference, "--steps", 1, "--json")
+    words = ("evaluate", v1_folder, "--reference", reference, *QUICK, "--features", "emoji", "--json")
     embedded = done(*words, "--out", tmp_path / "a").json
-    assert done(*words, "--out", tmp_path / "b", "--encoder", asset("emoji", "encoder")).json == embedded
+    folder = asset("emoji", "encoder")
+    given = done(*words, "--out", tmp_path / "b", "--encoder", folder, "--features", folder).json
+    assert given["models"] == embedded["models"]
+
+
+def test_statistics_stand_for_the_pictures_they_were_made_from(
+    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    first = done("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "a", "--json").json
+    made = tmp_path / "a" / "reference" / "statistics.npz"
+    assert set(np.load(made)) == {"mu", "sigma"}
+    words = (*QUICK, "--prompts", pictures, "--out", tmp_path / "b", "--json")
+    again = done("evaluate", v1_folder, "--reference", made, *words).json
+    assert scores_of(again) == scores_of(first)
+
+
+def test_pictures_need_not_be_kept(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    many = ("--images_per_prompt", 5, "--keep_pictures", "false")
+    done("evaluate", v1_folder, "--reference", pictures, *QUICK, *many, "--out", tmp_path / "scores")
+    kept = sorted(path.stem for path in (tmp_path / "scores" / "models").rglob("*.png"))
+    assert kept == [f"{number:05d}" for number in range(0, 32, 2)]
 
 
 def test_without_json_there_is_a_table(done: Run, v1_folder: Path, reference: Path, tmp_path: Path) -> None:
-    out = done("evaluate", v1_folder, "--reference", reference, "--steps", 1, "--out", tmp_path / "a").out
-    assert [line.split()[0] for line in out.splitlines()] == ["model", str(v1_folder), "real"]
+    out = done("evaluate", f"mine={v1_folder}", "--reference", reference, *QUICK, "--out", tmp_path / "a").out
+    assert [line.split()[0] for line in out.splitlines()] == ["model", "mine", "real", "report"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_batch_size_changes_no_score(
+    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path, batch_size: int
+) -> None:
+    words = ("--reference", pictures, *QUICK, "--images_per_prompt", 9, "--resamples", 20, "--json")
+    found = [
+        scores_of(done("evaluate", v1_folder, *words, "--batch_size", size, "--out", tmp_path / str(size)).json)
+        for size in (16, batch_size)
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-3)
+
+
+def test_a_killed_evaluation_ends_with_the_same_digits(v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    def options(out: str) -> EvaluateOptions:
+        return EvaluateOptions(
+            [str(v1_folder)], str(tmp_path / out), str(pictures), encoder="emoji", scores=["frechet_distance"],
+            images_per_prompt=40, steps=1, latency=0, keep_pictures=False,
+        )  # fmt: skip
+
+    class Killed(BaseException):
+        pass
+
+    whole = evaluate(options("whole"))
+    written: list[str] = []
+    original = Blocks._write
+
+    def write(blocks: Blocks, start: int, features: Any) -> None:
+        if len(written) % 3 == 2:
+            written.append("killed")
+            raise Killed
+        written.append(blocks.file(start).name)
+        original(blocks, start, features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Blocks, "_write", write)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                evaluate(options("killed"))
+    assert evaluate(options("killed"))["models"] == whole["models"]
+    assert written.count("killed") == 2
+
+
+# Uncertainty
+
+
+def estimate(value: float, resampled: Tensor, seeds: tuple[float, ...] = ()) -> Estimate:
+    return Estimate(value, float(resampled.std()), seeds, resampled)
+
+
+def test_what_two_models_share_does_not_blur_their_difference() -> None:
+    shared, own = torch.randn(400, generator=torch.Generator().manual_seed(0)), torch.linspace(-0.01, 0.01, 400)
+    models = {"a": {"clip_score": estimate(1.0, 1 + shared)}, "b": {"clip_score": estimate(1.1, 1.1 + shared + own)}}
+    (found,) = differences(models)
+    assert found.difference == pytest.approx(0.1)
+    assert found.deviation == pytest.approx(float(own.std()), rel=1e-4)
+    assert found.real
+
+
+def test_a_difference_inside_the_band_from_seed_to_seed_is_none() -> None:
+    sure = torch.linspace(-1e-3, 1e-3, 100)
+    models = {"a": {"recall": estimate(0.5, sure)}, "b": {"recall": estimate(0.6, sure, seeds=(0.5, 0.7))}}
+    assert not differences(models)[0].real
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(tmp_path: Path) -> None:
+    held = 0
+    for seed in range(200):
+        values = torch.randn(60, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        low, high = Resampling.of(range(60), 200, seed).estimate(mean_of(values)).interval
+        held += low <= 0 <= high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+# Names and tables
+
+
+def test_models_are_named_by_their_paths_or_by_the_user() -> None:
+    given = ["emoji", "runs/small/student", "CompVis/stable-diffusion-v1-4", "mine=/a/b=c/d", "/x/y.safetensors"]
+    assert named(given) == {
+        "emoji": "emoji",
+        "small-student": "runs/small/student",
+        "CompVis-stable-diffusion-v1-4": "CompVis/stable-diffusion-v1-4",
+        "mine": "/a/b=c/d",
+        "x-y": "/x/y.safetensors",
+    }
 
 
 def test_the_table_has_a_line_a_model_and_one_for_the_real_pictures() -> None:
-    scores = {"frechet_distance": 12.5, "clip_score": 0.25, "retrieval_r1": 0.5, "reference": {"clip_score": 0.75}}
-    lines = text_table({"mine": scores, "yours": scores}).splitlines()
+    scores = {
+        "frechet_distance": {"value": 12.5, "deviation": 0.5, "low": 11.5, "high": 13.5},
+        "clip_score": {"value": 0.25, "deviation": 0.0, "low": 0.25, "high": 0.25},
+    }
+    real = {"clip_score": {"value": 0.75, "deviation": 0.0, "low": 0.75, "high": 0.75}}
+    result = {"models": {"mine": {"scores": scores}, "yours": {"scores": scores}}, "reference": {"scores": real}}
+    lines = text_table(result).splitlines()
     assert [line.split()[0] for line in lines] == ["model", "mine", "yours", "real"]
-    assert "12.5" in lines[1]
+    assert "12.5 ± 1" in lines[1]
     assert "0.75" in lines[3]
+    assert csv_table(result).splitlines()[1] == "mine,frechet_distance,12.5,0.5,11.5,13.5"

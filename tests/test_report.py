@@ -11,7 +11,7 @@ from PIL import Image
 
 from bksdm import quickstart as story
 from bksdm.describe import Description, describe
-from bksdm.evaluate.table import COLUMNS
+from bksdm.evaluate.scores import KINDS
 from bksdm.recipe import load_recipe
 from bksdm.report import GRID_ROWS, Model, write_report
 
@@ -49,11 +49,9 @@ class Page:
             "pruned": self.description.student,
             "retrained": self.description.student,
         }
-        scores = {**NUMBERS, "pictures": count, "retrieval_among": 3, "reference": {"clip_score": 0.75}}
+        scores = {name: {"value": value, "high": 1.5 * value} for name, value in NUMBERS.items()}
         models = [
-            Model(
-                name, cost, scores, None if name == "pruned" else 1.5, [self.square(f"{name}{n}") for n in range(count)]
-            )
+            Model(name, cost, scores, 1.5, [self.square(f"{name}{n}") for n in range(count)])
             for name, cost in costs.items()
         ]
         write_report(
@@ -64,6 +62,11 @@ class Page:
             description=self.description,
             metrics=self.metrics,
             samples=[self.square("step-1"), self.square("step-2")],
+            evaluation={
+                "models": {name: {"scores": scores} for name in costs},
+                "reference": {"pictures": count, "scores": {"clip_score": {"value": 0.75, "high": 0.75}}},
+                "protocol": {"retrieval_among": 3},
+            },
             results={
                 "steps": 3,
                 "sampling": {"denoising_steps": 25, "guidance": 3.0},
@@ -102,13 +105,13 @@ def test_every_row_has_its_own_pictures(tmp_path: Path, description: Description
 
 def test_scores_costs_and_shares_are_shown(tmp_path: Path, description: Description) -> None:
     page = Page(tmp_path, description, ["red apple"]).write()
-    for value in NUMBERS.values():
-        assert page.count(f"<td>{value:.4g}</td>") == 3
-    for title in COLUMNS.values():
-        assert f"<th>{title}</th>" in page
+    for name, value in NUMBERS.items():
+        assert page.count(f"<td>{value:.4g} ± {value / 2:.2g}</td>") == 3
+        assert f"<th>{KINDS[name].title}</th>" in page
+    assert "<td>0.75</td>" in page
     for cost in (description.teacher, description.student):
         assert f"<td>{cost.params:,}</td>" in page
-    assert page.count("<td>1.50</td>") == 2
+    assert page.count("<td>1.50</td>") == 3
     assert "<b>50 %</b>" in page
     assert "<b>25 %</b>" in page
 

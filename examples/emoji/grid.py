@@ -15,7 +15,7 @@ from PIL import Image
 from bksdm.data.folder import data_folder, read_captions, read_prompts
 from bksdm.data.pictures import open_picture
 from bksdm.evaluate.encoder import DualEncoder
-from bksdm.evaluate.run import Reference, score
+from bksdm.evaluate.scores import clip_score, retrieval_r1
 from bksdm.generate import generate
 from bksdm.models import quiet_libraries
 from bksdm.options import GenerateOptions
@@ -47,18 +47,26 @@ def main() -> None:
             arguments.model, out=str(Path(folder, "grid")), prompt=texts, batch_size=20, guidance=arguments.guidance
         )
         paths = generate(options)
-        encoder = DualEncoder.load("emoji")
-        reference = Reference.of(encoder, read_captions(data_folder("emoji/heldout")))
-        scores = score(encoder, paths, texts, reference, read_prompts("emoji/train"))
-        pictures = [open_picture(path) for path in paths[: SIDE * SIDE]]
+        drawn = [open_picture(path) for path in paths]
+    pictures = drawn[: SIDE * SIDE]
     rows = [pictures[row * SIDE : (row + 1) * SIDE] for row in range(SIDE)]
     sheet = side_by_side(rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.resize((sheet.width * 3 // 2, sheet.height * 3 // 2), Image.Resampling.LANCZOS).save(
         arguments.out, optimize=True
     )
-    for name, values in (("own samples", scores), ("real held-out art", scores["reference"])):
-        print(f"{name}: R@1 among 100 captions {values['retrieval_r1']:.1%}, CLIP score {values['clip_score']:.3f}")
+    encoder = DualEncoder.load("emoji")
+    real = read_captions(data_folder("emoji/heldout"))
+    known = list(dict.fromkeys([*texts, *(entry.text for entry in real), *read_prompts("emoji/train")]))
+    pool = dict(zip(known, encoder.text_features(known), strict=True))
+    for name, shown, captions_of in (
+        ("own samples", drawn, texts),
+        ("real held-out art", [entry.open() for entry in real], [entry.text for entry in real]),
+    ):
+        images = encoder.image_features(shown)
+        hits = retrieval_r1(images, captions_of, pool, among=PICTURES)
+        score = clip_score(images, encoder.text_features(captions_of))
+        print(f"{name}: R@1 among {PICTURES} captions {hits:.1%}, CLIP score {score:.3f}")
 
 
 if __name__ == "__main__":

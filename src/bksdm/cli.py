@@ -63,8 +63,8 @@ def _evaluate(options: verbs.EvaluateOptions) -> None:
     from bksdm.evaluate.run import evaluate
     from bksdm.evaluate.table import text_table
 
-    scores = evaluate(options)
-    _answer(scores, options.json, text_table({options.model: scores}))
+    result = evaluate(options)
+    _answer(result, options.json, f"{text_table(result)}\nreport in {options.out}/report.html")
 
 
 def _quickstart(options: verbs.QuickstartOptions) -> None:

@@ -5,7 +5,7 @@ What is there already is not made again, so the same command finishes what was i
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps, PngImagePlugin
@@ -78,7 +78,7 @@ def generate(options: GenerateOptions) -> list[Path]:
             for pictures in batches:
                 for picture in pictures:
                     number = next(pending)
-                    _save(picture, paths[number], requests[number], options)
+                    save_picture(picture, paths[number], _about(requests[number], options))
                 progress.advance(group.count * len(pictures))
         group.wait()
     if group.main:
@@ -124,18 +124,21 @@ def numbered(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[
     return [Request(prompt, seed + number) for number, prompt in enumerate(repeated)]
 
 
-def _save(picture: Image.Image, path: Path, request: Request, options: GenerateOptions) -> None:
-    """Write a PNG, whole or not at all, with its parameters as text chunks."""
-    about = PngImagePlugin.PngInfo()
+def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) -> None:
+    """Write a PNG, whole or not at all, with its parameters as text chunks; those that are None are left out."""
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in about.items():
+        if value is not None:
+            chunks.add_itxt(name, str(value))
+    partial = path.with_suffix(".partial")
+    picture.save(partial, format="PNG", pnginfo=chunks)
+    partial.replace(path)
+
+
+def _about(request: Request, options: GenerateOptions) -> dict[str, object]:
     shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "precision"]
     shown += ["image", "strength"] if options.image else []
-    parameters = {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
-    for name, value in parameters.items():
-        if value is not None:
-            about.add_itxt(name, str(value))
-    partial = path.with_suffix(".partial")
-    picture.save(partial, format="PNG", pnginfo=about)
-    partial.replace(path)
+    return {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
 
 
 def _entry(path: Path, request: Request) -> dict[str, str | int]:

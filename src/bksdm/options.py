@@ -213,38 +213,58 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Score a model's pictures against real ones.
+    """Score one or several models' pictures against real ones, with uncertainty.
 
     Attributes:
-        model: Folder, .safetensors file, Hub id, or 'emoji'.
-        out: Folder for scores.json and the pictures.
-        prompts: File with one prompt a line, or metadata.csv or metadata.jsonl; the reference's captions by default.
-        reference: Folder of real pictures with metadata.csv or metadata.jsonl, or 'emoji'.
-        encoder: CLIP folder or Hub id whose features are compared; the embedded one by default.
-        distractors: Captions (as prompts) that fill the pool of the retrieval; the embedded art's by default.
+        models: Folders, .safetensors files, Hub ids, 'emoji', or folders of finished pictures; NAME=MODEL gives a name.
+        out: Folder for report.html, scores.json, scores.csv, features and pictures; the same command goes on.
+        reference: Folder of real pictures, statistics of such as pytorch-fid's .npz, or 'emoji'.
+        prompts: File with one prompt a line, metadata.csv, metadata.jsonl, or MS-COCO's captions_val2014.json; the
+            reference's captions by default.
+        limit: Use no more than the first so many prompts.
+        scores: Scores to give, such as frechet_distance, kernel_distance, inception_score, precision, recall,
+            clip_score, retrieval_r1, output_error; by default those that the features and the reference allow, and
+            no Fréchet distance of fewer pictures than features.
+        features: Network whose features are compared, inception or the encoder; the embedded encoder for its art.
+        inception_weights: File or URL of the Inception network's weights; their usual place by default.
+        encoder: CLIP folder or Hub id for the captions; ViT-g/14 by default, and for the embedded art its own.
+        preparation: How pictures are made ready, paper (through JPEG to 256 px, as the paper's authors did) or none;
+            auto takes paper for Inception features.
+        distractors: Captions (as prompts) that fill the pool of the retrieval; for the embedded art, its own.
         teacher: Model whose outputs on the same noisy latents are compared.
-        images_per_prompt: Pictures of each prompt.
+        images_per_prompt: Pictures of each prompt; two or more give the band from seed to seed.
         steps: Denoising steps.
         guidance: Guidance scale; 1 for none.
-        seed: Seed of the first picture.
-        batch_size: Pictures at a time.
+        seed: Seed of the first picture; picture n has seed + n.
+        batch_size: Pictures at a time, at most 64.
+        keep_pictures: Keep all pictures; else only those that the report shows.
+        resamples: Resamples of the bootstrap over prompts.
+        latency: Timed pictures of every model, for the plot of quality against latency; 0 for none.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
     """
 
-    model: str
+    models: list[str]
     out: str
     reference: str = "emoji"
     prompts: str | None = None
-    encoder: str = "emoji"
-    distractors: str | None = "emoji/train"
+    limit: int | None = None
+    scores: list[str] | None = None
+    features: str | None = None
+    inception_weights: str | None = None
+    encoder: str | None = None
+    preparation: Literal["auto", "paper", "none"] = "auto"
+    distractors: str | None = None
     teacher: str | None = None
     images_per_prompt: int = 1
     steps: int = 25
     guidance: float = 7.5
     seed: int = 0
     batch_size: int = 16
+    keep_pictures: bool = True
+    resamples: int = 200
+    latency: int = 3
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False

@@ -40,7 +40,7 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
     shown = lines[:: max(1, math.ceil(len(lines) / _POINTS))]
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9}):
+    with mpl.rc_context({"font.size": 9}):
         height = _HEIGHT * rows
         figure = Figure(figsize=(_WIDTH, height))  # margins in inches: a layout engine would draw everything twice
         figure.subplots_adjust(0.05, 0.5 / height, 0.995, 1 - 0.3 / height, wspace=0.3, hspace=0.55)
@@ -58,10 +58,16 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
                 axes.legend(fontsize=7)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        text = io.StringIO()
+        return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an element of a page, the same bytes for the same figure."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "bksdm"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]
 
 
 def _inline(path: Path) -> str:

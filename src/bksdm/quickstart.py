@@ -6,7 +6,6 @@ retrained student, score all three, and write it down as one page.
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,28 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
 from bksdm.data.folder import data_folder, read_captions, read_prompts
 from bksdm.describe import Description, describe
-from bksdm.devices import choose_device, choose_precision
+from bksdm.devices import choose_device
 from bksdm.distill.record import read_metrics
 from bksdm.distill.run import distill
 from bksdm.errors import InputError
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
-from bksdm.models import load_pipeline
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.prune import prune
 from bksdm.recipe import load_recipe
 from bksdm.report import Model, write_report
 from bksdm.runs import open_run, provenance, write_text
-from bksdm.sampling import Request, sample
 
 TEACHER = "emoji"
 HELD_OUT = "emoji/heldout"
 STEPS, GUIDANCE = 25, 2.5
+_SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
 _LATENCY_RUNS = 5
 
 
@@ -66,13 +63,9 @@ def quickstart(options: QuickstartOptions) -> Path:
         retrained = distill(distillation(options, out))
     models = {"teacher": TEACHER, "pruned": str(folders.pruned), "retrained": str(retrained)}
     with clock.phase(f"generate and evaluate: teacher, pruned, retrained for {options.steps} steps"):
-        scores = {name: evaluate(_evaluation(model, folders.evaluation(name))) for name, model in models.items()}
-    with clock.phase("measure latency"):
-        device = choose_device()
-        dtype = choose_precision("auto", device, training=False)
-        timed = {name: load_pipeline(models[name], dtype).to(device) for name in ("teacher", "retrained")}
-        latencies = side_by_side_latency(timed)
-
+        evaluation = evaluate(_evaluation(models, folders))
+    found = {name: evaluation["models"][folders.name(name)] for name in models}
+    scores = {name: {score: item["value"] for score, item in model["scores"].items()} for name, model in found.items()}
     closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
     results = {
         "recipe": options.recipe,
@@ -80,14 +73,14 @@ def quickstart(options: QuickstartOptions) -> Path:
         "scores": scores,
         "gap_closed": closed,
         "sampling": {"denoising_steps": STEPS, "guidance": GUIDANCE},
-        "seconds_per_picture": latencies,
-        "device": str(device),
+        "seconds_per_picture": {name: model["seconds_per_picture"] for name, model in found.items()},
+        "device": str(choose_device()),
         "seconds": clock.seconds,
         **made_by,
     }
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    _report(folders, description, results)
-    console.print(text_table(scores), highlight=False, markup=False)
+    _report(folders, description, results, evaluation)
+    console.print(text_table(evaluation), highlight=False, markup=False)
     return out / "report.html"
 
 
@@ -106,8 +99,16 @@ class _Folders:
     def distillation(self) -> Path:
         return self.out / f"distill-{self.steps}"
 
-    def evaluation(self, model: str) -> Path:
-        return self.out / "evaluate" / (f"{model}-{self.steps}" if model == "retrained" else model)
+    @property
+    def evaluation(self) -> Path:
+        return self.out / "evaluate"
+
+    def name(self, model: str) -> str:
+        """What a model is called in the evaluation."""
+        return f"{model}-{self.steps}" if model == "retrained" else model
+
+    def pictures(self, model: str) -> list[Path]:
+        return sorted((self.evaluation / "models" / self.name(model) / "pictures").glob("*.png"))
 
 
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
@@ -138,33 +139,31 @@ def gap_closed(scores: dict[str, dict[str, Any]], score: str) -> float:
     return float((pruned - retrained) / (pruned - scores["teacher"][score]))
 
 
-def side_by_side_latency(pipelines: dict[str, StableDiffusionPipeline]) -> dict[str, float]:
-    """Median seconds for one picture with guidance, the models taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in pipelines}
-    for turn in range(_LATENCY_RUNS + 1):
-        for name, pipeline in pipelines.items():
-            began = time.perf_counter()
-            list(sample(pipeline, [Request("red apple, noto style", 0)], steps=STEPS, guidance=GUIDANCE))
-            if turn:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _evaluation(model: str, out: Path) -> EvaluateOptions:
+def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
     return EvaluateOptions(
-        model=model, out=str(out), reference=HELD_OUT, teacher=TEACHER, steps=STEPS, guidance=GUIDANCE, batch_size=25
+        models=[f"{folders.name(name)}={model}" for name, model in models.items()],
+        out=str(folders.evaluation),
+        reference=HELD_OUT,
+        encoder=TEACHER,
+        distractors=f"{TEACHER}/train",
+        scores=list(_SCORES),
+        teacher=TEACHER,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        batch_size=25,
+        latency=_LATENCY_RUNS,
     )
 
 
-def _report(folders: _Folders, description: Description, results: dict[str, Any]) -> None:
+def _report(folders: _Folders, description: Description, results: dict[str, Any], evaluation: dict[str, Any]) -> None:
     costs = {"teacher": description.teacher, "pruned": description.student, "retrained": description.student}
     models = [
         Model(
             name=name,
             cost=cost,
-            scores=results["scores"][name],
-            seconds_per_picture=results["seconds_per_picture"].get(name),
-            pictures=sorted((folders.evaluation(name) / "pictures").glob("*.png")),
+            scores=evaluation["models"][folders.name(name)]["scores"],
+            seconds_per_picture=results["seconds_per_picture"][name],
+            pictures=folders.pictures(name),
         )
         for name, cost in costs.items()
     ]
@@ -176,6 +175,7 @@ def _report(folders: _Folders, description: Description, results: dict[str, Any]
         description=description,
         metrics=read_metrics(folders.distillation / "metrics.jsonl"),
         samples=sorted((folders.distillation / "samples").glob("*.png")),
+        evaluation=evaluation,
         results=results,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bksdm.cost import UNetCost
 from bksdm.describe import Description
-from bksdm.evaluate.table import COLUMNS
+from bksdm.evaluate.table import cell, columns
 from bksdm.page import curves, write_page
 
 GRID_ROWS = 16
@@ -22,14 +22,14 @@ class Model:
         name: Shown above its pictures.
         cost: Of its U-Net.
         scores: From `evaluate`.
-        seconds_per_picture: Measured latency, where it was measured.
+        seconds_per_picture: Measured latency.
         pictures: In the order of the prompts.
     """
 
     name: str
     cost: UNetCost
     scores: Mapping[str, Any]
-    seconds_per_picture: float | None
+    seconds_per_picture: float
     pictures: Sequence[Path]
 
 
@@ -42,6 +42,7 @@ def write_report(
     description: Description,
     metrics: Sequence[Mapping[str, float]],
     samples: Sequence[Path],
+    evaluation: Mapping[str, Any],
     results: Mapping[str, Any],
 ) -> None:
     """Write the page.
@@ -54,6 +55,7 @@ def write_report(
         description: What the recipe does.
         metrics: Lines of `metrics.jsonl`.
         samples: Grids made while the student was trained.
+        evaluation: What `evaluate` returned.
         results: What the run measured; shown as provenance.
     """
     rows = range(0, len(prompts), max(1, len(prompts) // GRID_ROWS))
@@ -62,7 +64,9 @@ def write_report(
         "report.html.jinja",
         models=models,
         rows=[(prompts[n], real[n], [model.pictures[n] for model in models]) for n in rows][:GRID_ROWS],
-        columns=COLUMNS,
+        columns=columns(evaluation),
+        cell=cell,
+        evaluation=evaluation,
         description=description,
         curves=curves(metrics, {name: [name] for name in _CURVES}),
         samples=samples,

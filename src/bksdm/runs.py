@@ -26,8 +26,13 @@ _PACKAGES = ("bksdm", "torch", "diffusers", "transformers", "safetensors", "nump
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that a reader sees the old file or the new one, never a half."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     partial.replace(path)
 
 

@@ -16,6 +16,8 @@ from bksdm.data.pictures import Captioned
 from bksdm.errors import InputError
 from bksdm.runs import digest
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
 
 def read_captions(folder: Path) -> list[Captioned]:
     """The entries of a folder's metadata file, in its order.
@@ -40,6 +42,20 @@ def read_captions(folder: Path) -> list[Captioned]:
     return entries
 
 
+def list_pictures(folder: Path, *, check: bool = True) -> list[Path]:
+    """The picture files of a folder, by their names.
+
+    Raises:
+        InputError: There is no such folder, or it has none (where `check` is on).
+    """
+    if check and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a folder of pictures")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    if check and not found:
+        raise InputError(f"{folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}); give a folder of pictures")
+    return found
+
+
 def captions_digest(entries: Sequence[Captioned]) -> str:
     """A short name for captioned pictures: their file names, sizes in bytes and captions."""
     return digest([(entry.path.name, entry.path.stat().st_size, entry.text) for entry in entries])
@@ -54,7 +70,7 @@ def data_folder(data: str | Path) -> Path:
 
 
 def read_prompts(source: str | Path) -> list[str]:
-    """Prompts from a text file, one a line, or the captions of a metadata file or of DATA.
+    """Prompts from a text file, one a line, or the captions of a metadata file, of DATA or of MS-COCO's annotations.
 
     Raises:
         InputError: There is no such file, or it has no prompts.
@@ -66,11 +82,30 @@ def read_prompts(source: str | Path) -> list[str]:
         raise InputError(f"prompts {source} do not exist; give a text file with one prompt a line")
     if path.suffix in (".csv", ".jsonl"):
         prompts = [_text(path, number, row) for number, row in _rows(path)]
+    elif path.suffix == ".json":
+        prompts = _coco_captions(path)
     else:
         prompts = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"prompts {source} is empty; write one prompt a line")
     return prompts
+
+
+def _coco_captions(path: Path) -> list[str]:
+    """The first caption of every picture in MS-COCO's annotation file, in the order of the file."""
+    try:
+        values = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error.msg}); copy it again") from error
+    rows = values.get("annotations") if isinstance(values, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path} has no annotations; give MS-COCO's captions_val2014.json, or a metadata.jsonl")
+    first: dict[object, str] = {}
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get("caption"), str) or "image_id" not in row:
+            raise InputError(f"{path} annotation {number} has no caption; give captions_val2014.json, not instances")
+        first.setdefault(row["image_id"], " ".join(row["caption"].split()))
+    return list(first.values())
 
 
 def _text(path: Path, number: int, row: object) -> str:

@@ -66,6 +66,15 @@ class DualEncoder:
             raise InputError(f"encoder {source} is not a CLIP folder or hub id: {reason}") from error
         return cls(clip.eval(), tokenizer, *statistics)
 
+    @property
+    def size(self) -> int:
+        """Length D of the features."""
+        return int(self.clip.config.projection_dim)
+
+    def to(self, device: torch.device) -> "DualEncoder":
+        """The same encoder on a device."""
+        return DualEncoder(self.clip.to(device), self.tokenizer, self.mean.to(device), self.std.to(device))
+
     @torch.no_grad()
     def image_features(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Projected features with shape (N, D), not normalised."""
@@ -73,7 +82,7 @@ class DualEncoder:
         features = []
         for start in range(0, len(pictures), _BATCH):
             pixels = torch.stack([to_pixels(picture, size) for picture in pictures[start : start + _BATCH]])
-            pixels = ((pixels + 1) / 2 - self.mean) / self.std
+            pixels = ((pixels.to(self.mean.device) + 1) / 2 - self.mean) / self.std
             pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
             features.append(self.clip.visual_projection(pooled))
         return torch.cat(features)
@@ -84,7 +93,7 @@ class DualEncoder:
         tokenize = tokenizing(self.tokenizer)
         features = []
         for start in range(0, len(captions), _BATCH):
-            ids = torch.stack([tokenize(caption) for caption in captions[start : start + _BATCH]])
+            ids = torch.stack([tokenize(caption) for caption in captions[start : start + _BATCH]]).to(self.mean.device)
             features.append(self.clip.text_projection(self.clip.text_model(input_ids=ids).pooler_output))
         return torch.cat(features)
 

@@ -1,144 +1,305 @@
-"""`bksdm evaluate`: pictures of a model against real ones, in the domain of an encoder."""
+"""`bksdm evaluate`: pictures of one or several models against real ones, with uncertainty.
+
+Every model draws the same prompts from the same seeds. Features of its pictures go to the disk in blocks,
+and the scores are made from them, so that the same command goes on after a kill and ends with the same digits.
+"""
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from bksdm.data.folder import captions_digest, data_folder, read_captions, read_prompts
-from bksdm.data.pictures import Picture, open_picture
+from bksdm.data.folder import read_prompts
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
-from bksdm.evaluate.encoder import DualEncoder
-from bksdm.evaluate.output_error import output_error
-from bksdm.evaluate.scores import clip_score, frechet_distance, retrieval_r1
-from bksdm.generate import check, generate
-from bksdm.models import check_text_to_image, fingerprint, load_pipeline, load_unet_config
+from bksdm.evaluate.blocks import Blocks
+from bksdm.evaluate.networks import FEATURES, Networks
+from bksdm.evaluate.output_error import output_errors
+from bksdm.evaluate.protocol import Protocol, check_counts
+from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
+from bksdm.evaluate.report import write_evaluation
+from bksdm.evaluate.scores import differences
+from bksdm.evaluate.scoring import Scoring
+from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
+from bksdm.evaluate.statistics import Gaussian
+from bksdm.evaluate.worth import worth
+from bksdm.generate import check, numbered
+from bksdm.models import EMBEDDED, fingerprint, load_pipeline, load_unet_config
 from bksdm.options import EvaluateOptions, GenerateOptions
 from bksdm.processes import processes
-from bksdm.runs import check_free, digest, open_run, write_text
+from bksdm.progress import say
+from bksdm.runs import check_free, digest, open_run, provenance, write_text
 
-RETRIEVAL_AMONG = 100
-_MAY_CHANGE = ("json", "batch_size", "device")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Features with shape (N, D) of N real pictures, and their captions."""
-
-    features: Tensor
-    captions: list[str]
-
-    @classmethod
-    def of(cls, encoder: DualEncoder, entries: Sequence[Picture]) -> "Reference":
-        features = encoder.image_features([entry.open() for entry in entries])
-        return cls(features, [entry.text for entry in entries])
+GRID_ROWS = 16
+_MAY_CHANGE = ("models", "batch_size", "device", "resamples", "latency", "json")
+_SAID = (
+    "reference",
+    "prompts",
+    "limit",
+    "images_per_prompt",
+    "steps",
+    "guidance",
+    "seed",
+    "precision",
+    "resamples",
+)
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    """Generate, score, and write `scores.json`.
+    """Draw, look, score, and write `scores.json`, `scores.csv`, `quality.png` and `report.html`.
 
     Returns:
-        `pictures`; `frechet_distance` (lower is better) to the reference's features; `clip_score`, the mean
-        cosine of picture and caption; `retrieval_r1`, the share of pictures whose own caption fits best
-        among `retrieval_among`; the last two of the reference's own pictures under `reference`; and
-        `output_error` where a teacher is given.
+        What `scores.json` holds. Under `models`, for every model by its short name: how many `pictures`, what it
+        costs, and `scores`, name -> `value`, standard error `deviation`, 95 % interval `low` to `high`, and the
+        values by `seeds`. Under `reference` the scores of the real pictures themselves. Under `differences`, for
+        every two models and every score, whether they differ by more than chance (`real`).
 
     Raises:
-        InputError: An option, the model or the data are unfit; see the message.
+        InputError: An option, a model or the data are unfit; see the message.
     """
-    out = Path(options.out)
-    entries = read_captions(data_folder(options.reference))
-    if len(entries) < 2:
-        raise InputError(f"reference {options.reference} has one picture; a distance between distributions needs more")
-    prompts = read_prompts(options.prompts or options.reference)
-    generation = _generation(options, prompts, out)
-    check(generation)
-    if len(prompts) * options.images_per_prompt < 2:
-        raise InputError(f"prompts {options.prompts} ask for one picture; a distance between distributions needs more")
-    distractors = read_prompts(options.distractors) if options.distractors else []
-    encoder = DualEncoder.load(options.encoder)
+    _check(options)
+    protocol = Protocol.of(options)
+    out, device = Path(options.out), choose_device(options.device)
+    reference = open_reference(options.reference)
+    prompts, distractors = _prompts(options, reference), _distractors(options)
+    sources = _sources(options, prompts)
+    _check_comparable(sources, options.teacher)
     settings = dataclasses.asdict(options) | {
-        "model_content": fingerprint(options.model),
         "teacher_content": fingerprint(options.teacher) if options.teacher else None,
         "prompts_content": digest(prompts),
-        "reference_content": captions_digest(entries),
+        "reference_content": reference.digest,
         "distractors_content": digest(distractors),
     }
     check_free(out, "evaluate", settings, _MAY_CHANGE)
-    if options.teacher:
-        _check_comparable(options.model, options.teacher)
-    check_text_to_image(load_pipeline(options.model), options.model)
-    reference = Reference.of(encoder, entries)
+    networks = protocol.networks(device)
+    protocol = _fitting(protocol, networks, sources, reference)
 
     group = processes()
     group.wait()  # until all have looked at the folder as it was
     if group.main:
-        open_run(out, "evaluate", settings, _MAY_CHANGE)
-    paths = generate(generation)
-    captions = [prompt for prompt in prompts for _ in range(options.images_per_prompt)]
-    scores = score(encoder, paths, captions, reference, distractors)
-    if options.teacher:
-        device = choose_device(options.device)
-        student, teacher = load_pipeline(options.model).unet.to(device), load_pipeline(options.teacher).to(device)
-        scores["output_error"] = output_error(student, teacher, entries)
+        open_run(out, "evaluate", settings, _MAY_CHANGE, {"device": str(device)})
+    group.wait()
+    real = _real(protocol, networks, reference, out)
+    seen = {name: _look(name, source, protocol, networks, out) for name, source in sources.items()}
     if group.main:
-        write_text(out / "scores.json", json.dumps(scores, indent=2) + "\n")
-    return scores
+        scoring = Scoring(protocol.scores, networks, real, prompts, distractors, options.resamples)
+        _write(options, protocol, scoring, sources, seen, reference)
+    group.wait()
+    return dict(json.loads((out / "scores.json").read_text(encoding="utf-8")))
 
 
-def _check_comparable(model: str, teacher: str) -> None:
-    """Refuse a teacher whose inputs the model does not take."""
-    ours, theirs = load_unet_config(model), load_unet_config(teacher)
-    for key in ("in_channels", "out_channels", "cross_attention_dim"):
-        if ours.get(key) != theirs.get(key):
-            raise InputError(
-                f"teacher {teacher} and model {model} do not take the same inputs "
-                f"({key}: {theirs.get(key)} and {ours.get(key)}); give the teacher that the model was made from"
-            )
+def _check(options: EvaluateOptions) -> None:
+    if not options.models:
+        raise InputError("no model is given; give one or several")
+    for name in ("resamples", "latency"):
+        if getattr(options, name) < 0:
+            raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"limit is {options.limit}; give at least 1")
+    shared = ("images_per_prompt", "steps", "guidance", "seed", "batch_size", "device")
+    check(GenerateOptions(options.models[0], options.out, **{name: getattr(options, name) for name in shared}))
 
 
-def score(
-    encoder: DualEncoder,
-    pictures: Sequence[Path],
-    captions: Sequence[str],
-    reference: Reference,
-    distractors: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Scores of finished pictures; see `evaluate`.
-
-    Arguments:
-        encoder: Gives the features.
-        pictures: N PNGs.
-        captions: Their N captions.
-        reference: Real pictures.
-        distractors: Captions that join those of pictures and reference in the pool of the retrieval.
-    """
-    images = encoder.image_features([open_picture(path) for path in pictures])
-    names = list(dict.fromkeys([*captions, *reference.captions, *distractors]))
-    pool = dict(zip(names, encoder.text_features(names), strict=True))
-    among = min(RETRIEVAL_AMONG, len(pool))
-    texts = encoder.text_features(captions)
-    return {
-        "pictures": len(pictures),
-        "frechet_distance": frechet_distance(images, reference.features),
-        "clip_score": clip_score(images, texts),
-        "retrieval_r1": retrieval_r1(images, captions, pool, among),
-        "retrieval_among": among,
-        "reference": {
-            "pictures": len(reference.captions),
-            "clip_score": clip_score(reference.features, encoder.text_features(reference.captions)),
-            "retrieval_r1": retrieval_r1(reference.features, reference.captions, pool, among),
-        },
-    }
+def _prompts(options: EvaluateOptions, reference: Statistics | Finished) -> list[str]:
+    if options.prompts:
+        prompts = read_prompts(options.prompts)
+    elif isinstance(reference, Finished) and reference.captions:
+        prompts = reference.captions
+    elif all(are_pictures(model) for model in named(options.models).values()):
+        prompts = []
+    else:
+        raise InputError(f"reference {options.reference} has no captions to draw; give --prompts")
+    return list(prompts[: options.limit])
 
 
-def _generation(options: EvaluateOptions, prompts: list[str], out: Path) -> GenerateOptions:
-    shared = ("model", "images_per_prompt", "steps", "guidance", "seed", "batch_size", "precision", "device")
-    return GenerateOptions(
-        out=str(out / "pictures"), prompt=prompts, **{name: getattr(options, name) for name in shared}
+def _distractors(options: EvaluateOptions) -> list[str]:
+    own = options.reference.partition("/")[0]
+    given = options.distractors or (f"{own}/train" if own in EMBEDDED else None)
+    return read_prompts(given) if given else []
+
+
+def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | Finished]:
+    sampling = Sampling(options.steps, options.guidance, options.batch_size, options.precision, options.device)
+    sources: dict[str, Drawn | Finished] = {}
+    for name, model in named(options.models).items():
+        if are_pictures(model):
+            given = prompts if options.prompts else None
+            sources[name] = Finished.of(Path(model), given, one_size=True)
+            continue
+        requests = numbered(prompts, options.images_per_prompt, options.seed)
+        kept = range(len(requests)) if options.keep_pictures else shown(len(requests))
+        sources[name] = Drawn(model, requests, sampling, _folder(options, name) / "pictures", set(kept))
+    return sources
+
+
+def shown(count: int) -> list[int]:
+    """Numbers of the pictures that a report shows, of `count`: spread over all."""
+    return list(range(0, count, max(1, count // GRID_ROWS)))[:GRID_ROWS]
+
+
+def _folder(options: EvaluateOptions, name: str) -> Path:
+    return Path(options.out) / "models" / name
+
+
+def _check_comparable(sources: Mapping[str, Drawn | Finished], teacher: str | None) -> None:
+    """Refuse a teacher whose inputs a model does not take."""
+    for model in [source.model for source in sources.values() if isinstance(source, Drawn) and teacher]:
+        ours, theirs = load_unet_config(model), load_unet_config(str(teacher))
+        for key in ("in_channels", "out_channels", "cross_attention_dim"):
+            if ours.get(key) != theirs.get(key):
+                raise InputError(
+                    f"teacher {teacher} and model {model} do not take the same inputs "
+                    f"({key}: {theirs.get(key)} and {ours.get(key)}); give the teacher that the model was made from"
+                )
+
+
+def _fitting(
+    protocol: Protocol,
+    networks: Networks,
+    sources: Mapping[str, Drawn | Finished],
+    reference: Statistics | Finished,
+) -> Protocol:
+    """The protocol, as far as this reference allows; what does not fit together is refused before anything starts."""
+    counts = [(f"model {name}", len(source)) for name, source in sources.items()]
+    if isinstance(reference, Statistics):
+        protocol = protocol.of_statistics(str(reference.path))
+        reference.check(networks.size)
+    else:
+        counts.append(("the reference", len(reference)))
+    for what, count in counts:
+        if count < 2:
+            raise InputError(f"{what} has {count} picture; a distance between distributions needs two or more")
+    if "frechet_distance" in protocol.scores and not protocol.asked:
+        check_counts(counts, networks.size)
+    for source in sources.values():
+        if isinstance(source, Drawn):
+            source.check()
+    return protocol
+
+
+def _real(protocol: Protocol, networks: Networks, reference: Statistics | Finished, out: Path) -> RealFeatures:
+    if isinstance(reference, Statistics):
+        return RealFeatures(gaussian=reference.gaussian)
+    compares = "frechet_distance" in protocol.scores
+    real = RealFeatures.of(reference, networks, protocol.prepare_real, out / "reference", gaussian=compares)
+    if real.gaussian and processes().main:
+        real.gaussian.save(out / "reference" / "statistics.npz")
+    return real
+
+
+def _look(name: str, source: Drawn | Finished, protocol: Protocol, networks: Networks, out: Path) -> Blocks:
+    """Draw and look at what is missing of a model's pictures."""
+    folder, group = out / "models" / name, processes()
+    settings = {"source": source.digest, "networks": networks.digest, "preparation": protocol.preparation}
+    check_free(folder, "evaluate a model", settings)
+    group.wait()
+    if group.main:
+        open_run(folder, "evaluate a model", settings)
+    prepare = protocol.prepare_generated if isinstance(source, Drawn) else protocol.prepare_real
+
+    def look(numbers: range) -> Mapping[str, Tensor]:
+        pictures = [prepare(picture) for picture in source.pictures(numbers)]
+        captions = source.captions
+        return networks.look(pictures, captions and captions[numbers.start : numbers.stop])
+
+    blocks = Blocks(folder / "features", len(source))
+    blocks.fill(look, f"pictures of {name}")
+    if isinstance(source, Drawn):
+        source.release()
+        if group.main:
+            source.list_kept()
+    return blocks
+
+
+def _write(
+    options: EvaluateOptions,
+    protocol: Protocol,
+    scoring: Scoring,
+    sources: Mapping[str, Drawn | Finished],
+    seen: Mapping[str, Blocks],
+    reference: Statistics | Finished,
+) -> None:
+    out = Path(options.out)
+    errors = _output_errors(options, protocol, sources, reference)
+    estimates = {}
+    for name, source in sources.items():
+        repeats = options.images_per_prompt if isinstance(source, Drawn) else 1
+        estimates[name] = scoring.of_pictures(name, source, seen[name], repeats, errors.get(name))
+        rows = seen[name].rows(FEATURES)
+        if rows and "frechet_distance" in protocol.scores:
+            Gaussian.of(rows).save(_folder(options, name) / "statistics.npz")
+    lacking = [name for name in protocol.scores if all(name not in found for found in estimates.values())]
+    if lacking:
+        say(f"without {', '.join(lacking)}: the pictures have no captions, or the reference has no pictures")
+    drawn = {name: source.model for name, source in sources.items() if isinstance(source, Drawn)}
+    worths = worth(
+        drawn,
+        steps=options.steps,
+        guidance=options.guidance,
+        rounds=options.latency,
+        precision=options.precision,
+        device=options.device,
     )
+    result = {
+        "models": {
+            name: {
+                "model": model,
+                "pictures": len(sources[name]),
+                "scores": {score: estimate.to_dict() for score, estimate in estimates[name].items()},
+                **worths.get(name, {}),
+            }
+            for name, model in named(options.models).items()
+        },
+        "reference": {
+            "pictures": len(reference) if isinstance(reference, Finished) else None,
+            "scores": {score: estimate.to_dict() for score, estimate in scoring.of_reference().items()},
+        },
+        "differences": [item.to_dict() for item in differences(estimates)],
+        "protocol": protocol.to_dict() | _drawing(options) | {"retrieval_among": scoring.among},
+        "safety_checker": False,
+        "made_by": provenance(),
+    }
+    write_text(out / "scores.json", json.dumps(result, indent=2) + "\n")
+    write_evaluation(out, result, _rows(sources, reference))
+
+
+def _drawing(options: EvaluateOptions) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in _SAID}
+
+
+def _output_errors(
+    options: EvaluateOptions,
+    protocol: Protocol,
+    sources: Mapping[str, Drawn | Finished],
+    reference: Statistics | Finished,
+) -> dict[str, Tensor]:
+    """How far every model's outputs are from the teacher's on the real pictures, one number each."""
+    if "output_error" not in protocol.scores or isinstance(reference, Statistics) or not reference.captions:
+        return {}
+    device = choose_device(options.device)
+    teacher = load_pipeline(str(options.teacher)).to(device)
+    found = {}
+    for name, source in sources.items():
+        if isinstance(source, Drawn):
+            student = load_pipeline(source.model).unet.to(device)
+            found[name] = output_errors(student, teacher, reference.entries)
+    return found
+
+
+def _rows(
+    sources: Mapping[str, Drawn | Finished], reference: Statistics | Finished
+) -> list[tuple[str, Path | None, list[Path]]]:
+    """Some prompts, with the real picture where it is the prompt's own, and every model's picture."""
+    drawn = [source for source in sources.values() if isinstance(source, Drawn)]
+    if not drawn:
+        return []
+    captions = drawn[0].captions
+    own = isinstance(reference, Finished) and reference.captions == captions
+    rows = []
+    for number in shown(len(captions)):
+        real = reference.entries[number].path if own and isinstance(reference, Finished) else None
+        rows.append((captions[number], real, [source.path(number) for source in drawn]))
+    return rows

@@ -1,26 +1,51 @@
-"""Scores as a table for a terminal."""
+"""Scores as a table, for a terminal, a page or a spreadsheet."""
 
+import csv
+import io
 from collections.abc import Mapping
 from typing import Any
 
-COLUMNS = {
-    "frechet_distance": "Frechet distance",
-    "clip_score": "CLIP score",
-    "retrieval_r1": "R@1",
-    "output_error": "output error",
-}
+from bksdm.evaluate.scores import KINDS
+
+_FIELDS = ("value", "deviation", "low", "high")
 
 
-def text_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a model; the real pictures' own scores last."""
-    rows = [["model", *COLUMNS.values()]]
-    for name, values in scores.items():
-        rows.append([name, *(_number(values.get(key)) for key in COLUMNS)])
-    reference = next(iter(scores.values()))["reference"]
-    rows.append(["real pictures", *(_number(reference.get(key)) for key in COLUMNS)])
+def columns(result: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> title of the scores that any model of the result has."""
+    found = {name for model in result["models"].values() for name in model["scores"]}
+    return {name: kind.title for name, kind in KINDS.items() if name in found}
+
+
+def text_table(result: Mapping[str, Any]) -> str:
+    """One line a model, each score with half its 95 % interval; the real pictures' own scores last.
+
+    Arguments:
+        result: What `evaluate` returns.
+    """
+    titles = columns(result)
+    rows = [["model", *titles.values()]]
+    for name, model in [*result["models"].items(), ("real pictures", result["reference"])]:
+        rows.append([name, *(cell(model["scores"].get(score)) for score in titles)])
+    if not result["reference"]["scores"]:
+        rows.pop()
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def cell(score: Mapping[str, float] | None) -> str:
+    """A value and half of its interval, to the digits that the interval leaves."""
+    if score is None:
+        return ""
+    half = score["high"] - score["value"]
+    return f"{score['value']:.4g} ± {half:.2g}" if half else f"{score['value']:.4g}"
+
+
+def csv_table(result: Mapping[str, Any]) -> str:
+    """One line a model and score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "score", *_FIELDS])
+    for name, model in [*result["models"].items(), ("real pictures", result["reference"])]:
+        for score, values in model["scores"].items():
+            writer.writerow([name, score, *(values[field] for field in _FIELDS)])
+    return text.getvalue()

@@ -1,0 +1,96 @@
+"""Features on the disk, a file for a block of pictures: they never sit in memory whole.
+
+A block is written when all its pictures have been looked at, so an evaluation that was killed goes on
+with the blocks that are missing, and several processes share the blocks. What is in a block, and in which
+batches it was made, does not depend on who made it or when: scores stay the same to the last digit.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bksdm.errors import InputError
+from bksdm.processes import processes
+from bksdm.progress import bar
+
+BLOCK = 64  # pictures
+
+
+class Blocks:
+    """Features of `count` pictures in `folder`."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+
+    def file(self, start: int) -> Path:
+        """The file of the block whose first picture is number `start`."""
+        return self.folder / f"{start // BLOCK:05d}.safetensors"
+
+    def fill(self, look: Callable[[range], Mapping[str, Tensor]], what: str) -> None:
+        """Make what is missing; of several processes, each makes its share.
+
+        Arguments:
+            look: Gives named features of the pictures with these numbers, (n, ...) each.
+            what: Shown before the bar.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        group = processes()
+        missing = [start for start in range(0, self.count, BLOCK) if not self.file(start).exists()]
+        group.wait()  # until all have looked at the folder as it was
+        if missing:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            done = sum(self._length(start) for start in range(0, self.count, BLOCK) if start not in set(missing))
+            with bar(self.count, what, done) as progress:
+                for start in group.share(missing):
+                    self._write(start, look(range(start, start + self._length(start))))
+                    progress.advance(group.count * self._length(start))
+        group.wait()
+
+    def rows(self, name: str) -> "BlockRows | None":
+        """The features with this name, or None where the blocks have none."""
+        with safe_open(self.file(0), framework="pt") as opened:
+            if name not in opened.keys():  # noqa: SIM118 - not a dictionary
+                return None
+            return BlockRows(self, name, tuple(opened.get_slice(name).get_shape()[1:]))
+
+    def _length(self, start: int) -> int:
+        return min(BLOCK, self.count - start)
+
+    def _write(self, start: int, features: Mapping[str, Tensor]) -> None:
+        file = self.file(start)
+        partial = file.with_suffix(f".{processes().rank}.partial")
+        try:
+            save_file(dict(features), partial)
+            partial.replace(file)
+        except Exception as error:  # safetensors raises its own on a full disk
+            partial.unlink(missing_ok=True)
+            raise InputError(f"cannot write {file}: {error}; make room, and give the same command again") from error
+
+
+class BlockRows:
+    """Features with shape (N, ...), of which slices are read from the disk."""
+
+    def __init__(self, blocks: Blocks, name: str, shape: tuple[int, ...]) -> None:
+        self._blocks = blocks
+        self._name = name
+        self.shape = (blocks.count, *shape)
+
+    def __len__(self) -> int:
+        return self._blocks.count
+
+    def __getitem__(self, wanted: slice) -> Tensor:
+        start, stop, step = wanted.indices(len(self))
+        assert step == 1, "rows are read in their order"
+        found = [torch.empty(0, *self.shape[1:])]
+        for first in range(start - start % BLOCK, stop, BLOCK):
+            with safe_open(self._blocks.file(first), framework="pt") as opened:
+                part = opened.get_slice(self._name)
+                found.append(part[max(start - first, 0) : min(stop - first, BLOCK)])
+        return torch.cat(found)

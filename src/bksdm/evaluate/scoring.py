@@ -1,0 +1,137 @@
+"""From features to scores: the one place that knows which score needs what."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bksdm.evaluate.blocks import BlockRows, Blocks
+from bksdm.evaluate.networks import FEATURES, IMAGE, LOGITS, TEXT, Networks
+from bksdm.evaluate.reference import RealFeatures
+from bksdm.evaluate.scores import (
+    KINDS,
+    Estimate,
+    Resampling,
+    Weighted,
+    cosines,
+    frechet,
+    inception,
+    kernel,
+    mean_of,
+    near,
+    retrieval_hits,
+)
+from bksdm.evaluate.sources import Source
+from bksdm.progress import bar
+
+RETRIEVAL_AMONG = 100
+_BOOTSTRAP = 0  # its seed; that of the pictures is an option
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What pictures are scored against.
+
+    Attributes:
+        scores: Names of the scores.
+        networks: Gave the features.
+        real: Features of the real pictures.
+        prompts: The prompts that models draw.
+        distractors: Captions that join those of pictures and reference in the pool of the retrieval.
+        resamples: Of the bootstrap.
+    """
+
+    scores: Sequence[str]
+    networks: Networks
+    real: RealFeatures
+    prompts: Sequence[str]
+    distractors: Sequence[str]
+    resamples: int
+
+    def of_pictures(
+        self, name: str, source: Source, blocks: Blocks, repeats: int = 1, errors: Tensor | None = None
+    ) -> dict[str, Estimate]:
+        """Scores of one model's pictures.
+
+        Arguments:
+            name: Of the model, for the bar.
+            source: The pictures.
+            blocks: Their features.
+            repeats: Pictures of every prompt, which follow each other.
+            errors: Distance of the model's outputs from the teacher's, one a real picture.
+        """
+        own = Resampling.of(units(source.captions, len(source)), self.resamples, _BOOTSTRAP, repeats)
+        of_real = self._of_real
+        features = blocks.rows(FEATURES)
+        pairs = {"precision": own, "recall": of_real}
+        found: dict[str, Estimate] = {}
+        with bar(len(self.scores), f"scores of {name}") as progress:
+            for score in self.scores:
+                if score in pairs and score not in found and features and self.real.rows:
+                    both = near(features, self.real.rows)
+                    for (kind, how), values in zip(pairs.items(), both, strict=True):
+                        if kind in self.scores and how:
+                            found[kind] = how.estimate(mean_of(values))
+                elif score == "output_error":
+                    if errors is not None and of_real:
+                        found[score] = of_real.estimate(mean_of(errors))
+                elif weighted := self._weighted(score, features, blocks, source.captions):
+                    found[score] = own.estimate(weighted)
+                progress.advance()
+        return {score: found[score] for score in KINDS if score in found}
+
+    def of_reference(self) -> dict[str, Estimate]:
+        """Scores of the real pictures with their own captions."""
+        real, how = self.real, self._of_real
+        if not (how and real.images and real.texts):
+            return {}
+        found = {"clip_score": cosines(real.images, real.texts)}
+        if "retrieval_r1" in self.scores:
+            found["retrieval_r1"] = retrieval_hits(real.images, real.captions, self.pool, self.among)
+        return {name: how.estimate(mean_of(values)) for name, values in found.items() if name in self.scores}
+
+    @property
+    def among(self) -> int:
+        """Of how many captions the retrieval chooses."""
+        return min(RETRIEVAL_AMONG, len(self._captions))
+
+    @property
+    def pool(self) -> Mapping[str, Tensor]:
+        """Features by caption of everything that a picture's own caption may compete with."""
+        assert self.networks.encoder
+        features = self.networks.encoder.text_features(self._captions).cpu()
+        return dict(zip(self._captions, features, strict=True))
+
+    @property
+    def _captions(self) -> list[str]:
+        return list(dict.fromkeys([*self.prompts, *self.real.captions, *self.distractors]))
+
+    @property
+    def _of_real(self) -> Resampling | None:
+        count = len(self.real.rows or self.real.images or ())
+        return Resampling.of(units(self.real.captions, count), self.resamples, _BOOTSTRAP) if count else None
+
+    def _weighted(
+        self, score: str, features: BlockRows | None, blocks: Blocks, captions: Sequence[str] | None
+    ) -> Weighted | None:
+        """A score of all pictures together, or None where something that it needs is not there."""
+        if score == "frechet_distance" and features and self.real.gaussian:
+            return frechet(features, self.real.gaussian)
+        if score == "kernel_distance" and features and self.real.rows:
+            return kernel(features, self.real.rows)
+        logits, images, texts = (blocks.rows(name) for name in (LOGITS, IMAGE, TEXT))
+        if score == "inception_score" and logits:
+            return inception(logits)
+        if score == "clip_score" and images and texts:
+            return mean_of(cosines(images, texts))
+        if score == "retrieval_r1" and images and captions:
+            return mean_of(retrieval_hits(images, captions, self.pool, self.among))
+        return None
+
+
+def units(captions: Sequence[str] | None, count: int) -> list[int]:
+    """What the bootstrap draws: pictures of one caption go together; without captions, each goes alone."""
+    if not captions:
+        return list(range(count))
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(caption, len(numbers)) for caption in captions]

@@ -1,0 +1,230 @@
+"""Where the pictures that are scored come from: a model draws them, or they are finished and lie in a folder."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from bksdm.data.folder import captions_digest, list_pictures, read_captions
+from bksdm.data.pictures import Captioned, open_picture
+from bksdm.devices import choose_device, choose_precision
+from bksdm.errors import InputError
+from bksdm.generate import save_picture
+from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
+from bksdm.options import Precision
+from bksdm.runs import digest, write_text
+from bksdm.sampling import Request, sample
+
+_NAME = re.compile(r"[\w.-]+")
+
+
+class Source(Protocol):
+    """Pictures in a fixed order, with captions or without.
+
+    Attributes:
+        captions: One a picture, or None.
+        digest: A short name for what the pictures are.
+    """
+
+    @property
+    def captions(self) -> list[str] | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def pictures(self, numbers: range) -> list[Image.Image]:
+        """The pictures with these numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model draws; see `sample`."""
+
+    steps: int
+    guidance: float
+    batch_size: int
+    precision: Precision
+    device: str
+
+
+@dataclass
+class Drawn:
+    """Pictures that a model draws when they are asked for. The safety checker is off: it would black out some.
+
+    Attributes:
+        model: The MODEL.
+        requests: Prompts and seeds.
+        sampling: How it draws.
+        folder: Where pictures are kept.
+        kept: Numbers of those that are.
+    """
+
+    model: str
+    requests: list[Request]
+    sampling: Sampling
+    folder: Path
+    kept: Collection[int] = ()
+    captions: list[str] = field(init=False)
+    digest: str = field(init=False)
+    _loaded: StableDiffusionPipeline | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.captions = [request.prompt for request in self.requests]
+        how = dataclasses.asdict(self.sampling)
+        drawn = [how[name] for name in ("steps", "guidance", "precision")]
+        asked = [[request.prompt, request.seed] for request in self.requests]
+        self.digest = digest([self.model, fingerprint(self.model), drawn, asked])
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def pictures(self, numbers: range) -> list[Image.Image]:
+        pipeline, how = self._pipeline(), self.sampling
+        side = image_size(pipeline)
+        batches = sample(
+            pipeline,
+            [self.requests[number] for number in numbers],
+            steps=how.steps,
+            guidance=how.guidance,
+            batch_size=how.batch_size,
+            height=side,
+            width=side,
+        )
+        made = [picture for batch in batches for picture in batch]
+        for number, picture in zip(numbers, made, strict=True):
+            if number in self.kept:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                request = self.requests[number]
+                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model}
+                save_picture(picture, self.path(number), about | {"steps": how.steps, "guidance": how.guidance})
+        return made
+
+    def path(self, number: int) -> Path:
+        """Where picture `number` lies, if it is kept."""
+        return self.folder / f"{number:05d}.png"
+
+    def list_kept(self) -> None:
+        """Write `metadata.jsonl` beside the pictures, so that they are a folder of captioned pictures."""
+        lines = [
+            {"file_name": self.path(number).name, "text": request.prompt, "seed": request.seed}
+            for number, request in enumerate(self.requests)
+            if number in self.kept
+        ]
+        if lines:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            write_text(self.folder / "metadata.jsonl", text)
+
+    def check(self) -> None:
+        """Load the model once, so that one that cannot draw is refused early.
+
+        Raises:
+            InputError: It is incomplete, damaged, or no text-to-image model.
+        """
+        check_text_to_image(load_pipeline(self.model), self.model)
+
+    def release(self) -> None:
+        """Let the model go."""
+        self._loaded = None
+
+    def _pipeline(self) -> StableDiffusionPipeline:
+        if self._loaded is None:
+            device = choose_device(self.sampling.device)
+            pipeline = load_pipeline(self.model, choose_precision(self.sampling.precision, device, training=False))
+            pipeline.safety_checker = None
+            self._loaded = pipeline.to(device)
+        return self._loaded
+
+
+@dataclass
+class Finished:
+    """Pictures that lie in a folder, in the order of its metadata file or of their names."""
+
+    entries: Sequence[Captioned]
+    captions: list[str] | None
+    digest: str
+
+    @classmethod
+    def of(cls, folder: Path, prompts: Sequence[str] | None = None, *, one_size: bool) -> "Finished":
+        """The pictures of a folder.
+
+        Arguments:
+            folder: The folder; with `metadata.csv` or `metadata.jsonl`, its captions are the pictures' own.
+            prompts: Captions for pictures that have none, in the order of their names.
+            one_size: Whether all must have one size, as pictures of one model have.
+
+        Raises:
+            InputError: There are no pictures, or not as many as prompts, or they have mixed sizes.
+        """
+        if any((folder / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
+            entries: list[Captioned] = read_captions(folder)
+            captions: list[str] | None = [entry.text for entry in entries]
+        else:
+            paths = list_pictures(folder)
+            if prompts is not None and len(prompts) != len(paths):
+                raise InputError(
+                    f"{folder} has {len(paths)} pictures and no metadata.jsonl, and there are {len(prompts)} prompts; "
+                    f"give a prompt for each, in the order of the pictures' names"
+                )
+            captions = None if prompts is None else list(prompts)
+            entries = [Captioned(path, text) for path, text in zip(paths, captions or [""] * len(paths), strict=True)]
+        if one_size:
+            _check_one_size(entries)
+        return cls(entries, captions, captions_digest(entries))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def pictures(self, numbers: range) -> list[Image.Image]:
+        return [self.entries[number].open() for number in numbers]
+
+
+def are_pictures(model: str) -> bool:
+    """Whether MODEL is a folder of finished pictures, and no pipeline."""
+    folder = Path(model)
+    return folder.is_dir() and not (folder / "model_index.json").exists() and bool(list_pictures(folder, check=False))
+
+
+def named(models: Sequence[str]) -> dict[str, str]:
+    """Name -> MODEL, from what the command line gives: NAME=MODEL, or a MODEL that gets a name from its path.
+
+    That is the last two parts of its path, which also serve as the name of a folder.
+
+    Raises:
+        InputError: Two have one name.
+    """
+    found: dict[str, str] = {}
+    for given in models:
+        name, equals, model = given.partition("=")
+        if not (equals and _NAME.fullmatch(name)):
+            model = given
+            path = Path(model)
+            parts = (path.with_suffix("") if path.suffix == ".safetensors" else path).parts
+            name = "-".join(part for part in parts[-2:] if part.strip("/."))
+        if name in found:
+            raise InputError(f"two models have the name {name!r}; write NAME=MODEL, such as first={model}")
+        found[name] = model
+    return found
+
+
+def _check_one_size(entries: Sequence[Captioned]) -> None:
+    first = open_picture(entries[0].path).size
+    for entry in entries:
+        try:
+            with Image.open(entry.path) as opened:
+                size = opened.size
+        except OSError:
+            continue  # refused with its reason when it is read
+        if size != first:
+            raise InputError(
+                f"{entries[0].path.parent} has pictures of mixed sizes ({entries[0].path.name} {first[0]}x{first[1]}, "
+                f"{entry.path.name} {size[0]}x{size[1]}); give pictures of one size"
+            )

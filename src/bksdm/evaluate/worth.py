@@ -1,0 +1,39 @@
+"""What a model costs, to be held against what its pictures are worth."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bksdm.benchmark import latencies
+from bksdm.cost import unet_cost
+from bksdm.devices import choose_device, choose_precision
+from bksdm.models import context_tokens, load_pipeline, load_unet_config
+from bksdm.options import Precision
+
+
+def worth(
+    models: Mapping[str, str], *, steps: int, guidance: float, rounds: int, precision: Precision, device: str
+) -> dict[str, dict[str, Any]]:
+    """Parameters, MACs and seconds a picture.
+
+    Arguments:
+        models: MODELs by their short names.
+        steps: Denoising steps of a timed picture.
+        guidance: Its guidance scale.
+        rounds: Timed pictures of every model, which take turns; 0 to time none.
+        precision: Type of the weights.
+        device: Where.
+
+    Returns:
+        By short name: `params`, `gmacs_modules` and `gmacs_all` of the U-Net, and the median `seconds_per_picture`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        cost = unet_cost(load_unet_config(model), tokens=context_tokens(model))
+        found[name] = {"params": cost.params, "gmacs_modules": cost.gmacs_modules, "gmacs_all": cost.gmacs_all}
+    if rounds and models:
+        there = choose_device(device)
+        dtype = choose_precision(precision, there, training=False)
+        pipelines = {name: load_pipeline(model, dtype).to(there) for name, model in models.items()}
+        for name, seconds in latencies(pipelines, rounds=rounds, steps=steps, guidance=guidance).items():
+            found[name]["seconds_per_picture"] = seconds.median
+    return found
