@@ -6,7 +6,6 @@ retrained student, score all three, and write it down as one page.
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from rich.console import Console
 
+from bksdm.benchmark import latencies
 from bksdm.data.folder import data_folder, read_captions, read_prompts
 from bksdm.describe import Description, describe
 from bksdm.devices import choose_device, choose_precision
@@ -31,12 +30,11 @@ from bksdm.prune import prune
 from bksdm.recipe import load_recipe
 from bksdm.report import Model, write_report
 from bksdm.runs import open_run, provenance, write_text
-from bksdm.sampling import Request, sample
 
 TEACHER = "emoji"
 HELD_OUT = "emoji/heldout"
 STEPS, GUIDANCE = 25, 2.5
-_LATENCY_RUNS = 5
+_LATENCY_ROUNDS = 5
 
 
 def quickstart(options: QuickstartOptions) -> Path:
@@ -71,7 +69,7 @@ def quickstart(options: QuickstartOptions) -> Path:
         device = choose_device()
         dtype = choose_precision("auto", device, training=False)
         timed = {name: load_pipeline(models[name], dtype).to(device) for name in ("teacher", "retrained")}
-        latencies = side_by_side_latency(timed)
+        pace = latencies(timed, steps=STEPS, guidance=GUIDANCE, rounds=_LATENCY_ROUNDS)
 
     closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
     results = {
@@ -80,7 +78,7 @@ def quickstart(options: QuickstartOptions) -> Path:
         "scores": scores,
         "gap_closed": closed,
         "sampling": {"denoising_steps": STEPS, "guidance": GUIDANCE},
-        "seconds_per_picture": latencies,
+        "seconds_per_picture": {name: spread.median for name, spread in pace.items()},
         "device": str(device),
         "seconds": clock.seconds,
         **made_by,
@@ -136,18 +134,6 @@ def gap_closed(scores: dict[str, dict[str, Any]], score: str) -> float:
     """Share of the distance from just-pruned to teacher that retraining closed; for scores where less is better."""
     pruned, retrained = scores["pruned"][score], scores["retrained"][score]
     return float((pruned - retrained) / (pruned - scores["teacher"][score]))
-
-
-def side_by_side_latency(pipelines: dict[str, StableDiffusionPipeline]) -> dict[str, float]:
-    """Median seconds for one picture with guidance, the models taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in pipelines}
-    for turn in range(_LATENCY_RUNS + 1):
-        for name, pipeline in pipelines.items():
-            began = time.perf_counter()
-            list(sample(pipeline, [Request("red apple, noto style", 0)], steps=STEPS, guidance=GUIDANCE))
-            if turn:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _evaluation(model: str, out: Path) -> EvaluateOptions:
