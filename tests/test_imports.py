@@ -11,9 +11,9 @@ import bksdm
 FLOORS = {
     5: "cli __main__ api",
     4: "quickstart report",
-    3: "generate prepare evaluate.*",
+    3: "generate prepare evaluate.* benchmark",
     2: "distill.*",
-    1: "data.* models prune taps cost describe card page sampling",
+    1: "data.* models prune taps cost describe card page sampling timing peak",
     0: "recipe families.* losses options runs errors randomness devices processes progress assets",
 }
 PACKAGE = Path(bksdm.__file__).parent

@@ -26,7 +26,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "HELD_OUT", str(heldout))
         patch.setattr(story, "STEPS", 3)
-        patch.setattr(story, "_LATENCY_RUNS", 1)
+        patch.setattr(story, "_LATENCY_ROUNDS", 1)
         patch.setattr(story, "distillation", distillation)
         yield
 

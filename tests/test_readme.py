@@ -74,11 +74,12 @@ def test_the_files_that_the_readme_names_are_there() -> None:
 
 def test_the_public_surface() -> None:
     functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
-    functions |= {"quickstart", "sample"}
+    functions |= {"benchmark", "latencies", "quickstart", "sample"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
-    options |= {"QuickstartOptions"}
+    options |= {"BenchmarkOptions", "QuickstartOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
     kinds |= {"Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
+    kinds |= {"Benchmark"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

@@ -8,6 +8,7 @@
 Everything that raises `InputError` says in one line what to mend.
 """
 
+from bksdm.benchmark import Benchmark, benchmark, latencies
 from bksdm.describe import Description, describe
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Interrupted
@@ -22,6 +23,7 @@ from bksdm.generate import generate
 from bksdm.losses import LossWeights
 from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import (
+    BenchmarkOptions,
     DistillOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -36,6 +38,8 @@ from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.sampling import Request, sample
 
 __all__ = [
+    "Benchmark",
+    "BenchmarkOptions",
     "Conditions",
     "Description",
     "DistillOptions",
@@ -53,12 +57,14 @@ __all__ = [
     "QuickstartOptions",
     "Recipe",
     "Request",
+    "benchmark",
     "derive",
     "describe",
     "distill",
     "evaluate",
     "foresee",
     "generate",
+    "latencies",
     "load_pipeline",
     "load_recipe",
     "prepare",

@@ -67,6 +67,15 @@ def _evaluate(options: verbs.EvaluateOptions) -> None:
     _answer(result, options.json, f"{text_table(result)}\nreport in {options.out}/report.html")
 
 
+def _benchmark(options: verbs.BenchmarkOptions) -> None:
+    from bksdm.benchmark import benchmark
+
+    result = benchmark(options)
+    _answer(
+        result.to_dict(), options.json, result.text() + (f"\nbenchmark.json in {options.out}" if options.out else "")
+    )
+
+
 def _quickstart(options: verbs.QuickstartOptions) -> None:
     from bksdm.quickstart import quickstart
 
@@ -81,6 +90,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "distill": (verbs.DistillOptions, _distill),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
+    "benchmark": (verbs.BenchmarkOptions, _benchmark),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.
@@ -163,7 +173,8 @@ def parse(kind: type[Any], verb: str, given: list[str]) -> Any:
 def _spelled_out(kind: type[Any], given: list[str]) -> list[str]:
     """Short ways of writing, in the form that the parser takes.
 
-    `describe MODEL` means `describe --model MODEL`: a leading word is the verb's first option.
+    `describe MODEL` means `describe --model MODEL`: a leading word is the verb's first option, or several words
+    if that is a list.
     `--json` means `--json=true`, `--batch-size 3` means `--batch_size=3`, and `--prompt A B` or
     `--prompt A --prompt B` a list. A `--config` comes first, so that flags come on top of it wherever it stands.
     """

@@ -30,7 +30,7 @@ class UNetCost:
         params: Parameters.
         macs_modules: MACs of convolutions and linear layers.
         macs_attention: MACs of the matrix products inside attention.
-        latent_size: Side of the latents.
+        latent_size: Side of the latents; their height, where they are not square.
     """
 
     params: int
@@ -47,13 +47,16 @@ class UNetCost:
         return (self.macs_modules + self.macs_attention) / 1e9
 
 
-def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens: int = TOKENS) -> UNetCost:
+def unet_cost(
+    config: Mapping[str, Any], latent_size: int | None = None, tokens: int = TOKENS, latent_width: int | None = None
+) -> UNetCost:
     """Cost of the U-Net with this config.
 
     Arguments:
         config: A `UNet2DConditionModel` config.
         latent_size: Side of the latents; the config's `sample_size` by default (64 for 512 px).
         tokens: Length of the text context.
+        latent_width: Width of the latents, where they are not square.
 
     Raises:
         InputError: The config is not one of a U-Net that runs.
@@ -75,8 +78,8 @@ def _cost(config: str, size: int, tokens: int) -> UNetCost:
             counter = _MacCounter(unet)
             widths = unet.config.cross_attention_dim
             width = widths if isinstance(widths, int) else widths[0]
-            latents, context = torch.empty(1, unet.config.in_channels, size, size), torch.empty(1, tokens, width)
-            unet(latents, torch.empty(1, dtype=torch.long), context)
+            latents = torch.empty(1, unet.config.in_channels, size, latent_width or size)
+            unet(latents, torch.empty(1, dtype=torch.long), torch.empty(1, tokens, width))
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error

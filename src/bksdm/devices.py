@@ -1,6 +1,10 @@
-"""Which device, and which number format on it."""
+"""Which device, which number format on it, and how much of its memory was held."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -69,6 +73,44 @@ def peak_memory(device: torch.device) -> int:
 
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return held if sys.platform == "darwin" else held * 1024
+
+
+@dataclass
+class Peak:
+    """The most memory in bytes that was held in a block, known when it has ended; None where nothing tells."""
+
+    bytes: int | None = None
+
+
+@contextlib.contextmanager
+def peak_inside(device: torch.device) -> Iterator[Peak]:
+    """The most memory held inside the block: of a GPU's tensors, or, on Linux, of the whole process.
+
+    Apple's GPUs keep no peak; what their driver holds for the process at the end bounds it from above.
+    """
+    found, forget = Peak(), Path("/proc/self/clear_refs")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    elif forget.exists():
+        forget.write_text("5")
+    yield found
+    if device.type == "cuda":
+        found.bytes = torch.cuda.max_memory_allocated(device)
+    elif device.type == "mps":
+        found.bytes = torch.mps.driver_allocated_memory()
+    elif forget.exists():
+        status = Path("/proc/self/status").read_text().splitlines()
+        found.bytes = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, as a clock must."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _cpu_multiplies_bfloat16() -> bool:

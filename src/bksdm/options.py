@@ -3,7 +3,7 @@
 Only a verb's own function reads them; what it calls takes plain arguments.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -265,6 +265,39 @@ class EvaluateOptions:
     keep_pictures: bool = True
     resamples: int = 200
     latency: int = 3
+    precision: Precision = "auto"
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Measure latency, memory and cost of models side by side.
+
+    Attributes:
+        models: One model or several, each a folder, .safetensors file, Hub id, or 'emoji'; the first is compared with.
+        out: Folder for benchmark.json and benchmark.csv; the same command measures again.
+        batch_sizes: Pictures at a time, one number or several.
+        rounds: Timed rounds; in each, every model does everything once.
+        warmup: Rounds before those, which do not count.
+        steps: Denoising steps of a whole picture.
+        guidance: Guidance scale; 1 for none, which halves the work of the U-Net.
+        height: Height in pixels; each model's own by default.
+        width: Width in pixels; each model's own by default.
+        precision: Type of the weights.
+        device: cpu, cuda, mps; auto takes the best there is.
+        json: Print one JSON object and nothing else.
+    """
+
+    models: list[str]
+    out: str | None = None
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4])
+    rounds: int = 7
+    warmup: int = 1
+    steps: int = 25
+    guidance: float = 7.5
+    height: int | None = None
+    width: int | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.data.stream import Batch
+from bksdm.devices import peak_inside
 from bksdm.distill.data import Fields, Latents, Pictures
 from bksdm.distill.loop import optimize
 from bksdm.distill.pair import Formats, Pair
@@ -295,7 +295,7 @@ def measure(shapes: _Shapes, options: DistillOptions, formats: Formats) -> tuple
     state = pair.fresh_state(options)
     batch = shapes.batch(options.batch_size, formats.device)
     micro, whole = [], []
-    with _peak(formats.device) as peak:
+    with peak_inside(formats.device) as peak:
         for number in range(_MEASURED_STEPS):
             began = time.perf_counter()
             with torch.autocast(formats.device.type, formats.precision, enabled=formats.precision != torch.float32):
@@ -318,27 +318,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@dataclass
-class _Peak:
-    bytes: int | None = None
-
-
-@contextlib.contextmanager
-def _peak(device: torch.device) -> Iterator[_Peak]:
-    """The most memory held inside the block: of the GPU's tensors, or, on Linux, of the process."""
-    found, forget = _Peak(), Path("/proc/self/clear_refs")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif forget.exists():
-        forget.write_text("5")
-    yield found
-    if device.type == "cuda":
-        found.bytes = torch.cuda.max_memory_allocated(device)
-    elif forget.exists():
-        status = Path("/proc/self/status").read_text().splitlines()
-        found.bytes = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def _device(device: torch.device) -> tuple[str, int]:
