@@ -183,13 +183,13 @@ def scores_of(result: Any, model: str | None = None) -> dict[str, float]:
 
 def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Path) -> None:
     out = tmp_path / "scores"
-    reference = copy_pictures(HELD_OUT, tmp_path / "reference", 6)
+    reference = copy_pictures(HELD_OUT, tmp_path / "reference", 12)
     words = ("evaluate", "emoji", "--reference", reference, "--encoder", "emoji", "--teacher", "emoji", "--out", out)
     asked = ("frechet_distance", "kernel_distance", "precision", "recall", "clip_score", "retrieval_r1", "output_error")
     printed = done(*words, "--distractors", "emoji/train", "--scores", *asked, "--steps", 2, "--json").json
     assert printed == json.loads((out / "scores.json").read_text())
     model = printed["models"]["emoji"]
-    assert model["pictures"] == 6
+    assert model["pictures"] == 12
     assert list(model["scores"]) == list(asked)
     for item in model["scores"].values():
         assert item["low"] <= item["value"] <= item["high"]
@@ -199,7 +199,7 @@ def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Pat
     assert model["seconds_per_picture"] > 0
     assert set(printed["reference"]["scores"]) == {"clip_score", "retrieval_r1"}
     assert printed["protocol"]["retrieval_among"] == 100
-    assert len(list((out / "models" / "emoji" / "pictures").glob("*.png"))) == 6
+    assert len(list((out / "models" / "emoji" / "pictures").glob("*.png"))) == 12
     with Image.open(out / "quality.png") as plot:
         assert plot.format == "PNG"
     rows = list(csv.DictReader((out / "scores.csv").open()))
@@ -331,7 +331,7 @@ def test_statistics_stand_for_the_pictures_they_were_made_from(
 ) -> None:
     first = done("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "a", "--json").json
     made = tmp_path / "a" / "reference" / "statistics.npz"
-    assert set(np.load(made)) == {"mu", "sigma"}
+    assert set(np.load(made)) >= {"mu", "sigma"}
     words = (*QUICK, "--prompts", pictures, "--out", tmp_path / "b", "--json")
     again = done("evaluate", v1_folder, "--reference", made, *words).json
     assert scores_of(again) == scores_of(first)

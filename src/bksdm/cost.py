@@ -66,11 +66,11 @@ def unet_cost(
         raise InputError(
             f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
         )
-    return _cost(json.dumps(dict(config), sort_keys=True), size, tokens)
+    return _cost(json.dumps(dict(config), sort_keys=True), size, latent_width or size, tokens)
 
 
 @lru_cache(maxsize=64)
-def _cost(config: str, size: int, tokens: int) -> UNetCost:
+def _cost(config: str, size: int, latent_width: int, tokens: int) -> UNetCost:
     """The cost by the config's JSON: the same teacher is asked about again and again."""
     try:
         with torch.device("meta"), torch.no_grad():
@@ -78,7 +78,7 @@ def _cost(config: str, size: int, tokens: int) -> UNetCost:
             counter = _MacCounter(unet)
             widths = unet.config.cross_attention_dim
             width = widths if isinstance(widths, int) else widths[0]
-            latents = torch.empty(1, unet.config.in_channels, size, latent_width or size)
+            latents = torch.empty(1, unet.config.in_channels, size, latent_width)
             unet(latents, torch.empty(1, dtype=torch.long), torch.empty(1, tokens, width))
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
