@@ -156,13 +156,13 @@ class Benchmark:
     def _legend(self) -> list[str]:
         lines = [
             f"{self.device} ({self.hardware}), {self.precision}, {self.steps} steps, guidance {self.guidance:g}",
-            f"times are medians and quartiles of {self.rounds} rounds",
+            f"times: median (quartiles) of {self.rounds} rounds, for a whole batch",
         ]
         if len(self.models) > 1:
             confidence = self.models[0].batches[0].speedup["whole"].confidence
             lines.append(
-                f"(times as fast) as {self.models[0].model}: median of the rounds' ratios, and an interval that holds "
-                f"the true median with {confidence:.0%} confidence"
+                f"times as fast as {self.models[0].model}: median of the ratios within a round (interval around the "
+                f"true median, {confidence:.0%} confidence)"
             )
         return lines
 
