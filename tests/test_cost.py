@@ -82,6 +82,13 @@ def test_more_latents_cost_more_and_parameters_stay() -> None:
     assert 4 * small.macs_attention < large.macs_attention < 16 * small.macs_attention
 
 
+def test_latents_need_not_be_square() -> None:
+    config = UNETS["v1"] | {"block_out_channels": [32, 32, 32, 32]}
+    wide, tall = unet_cost(config, 16, latent_width=64), unet_cost(config, 64, latent_width=16)
+    assert (wide.macs_modules, wide.macs_attention) == (tall.macs_modules, tall.macs_attention)
+    assert wide.macs_attention == unet_cost(config, 32).macs_attention, "as many latents cost as much"
+
+
 def test_a_longer_text_costs_more() -> None:
     config = UNETS["v1"] | {"block_out_channels": [32, 32, 32, 32], "sample_size": 16}
     assert unet_cost(config, tokens=154).macs_attention > unet_cost(config, tokens=77).macs_attention

@@ -156,13 +156,13 @@ class Benchmark:
     def _legend(self) -> list[str]:
         lines = [
             f"{self.device} ({self.hardware}), {self.precision}, {self.steps} steps, guidance {self.guidance:g}",
-            f"times are medians and quartiles of {self.rounds} rounds",
+            f"times: median (quartiles) of {self.rounds} rounds, for a whole batch",
         ]
         if len(self.models) > 1:
             confidence = self.models[0].batches[0].speedup["whole"].confidence
             lines.append(
-                f"(times as fast) as {self.models[0].model}: median of the rounds' ratios, and an interval that holds "
-                f"the true median with {confidence:.0%} confidence"
+                f"times as fast as {self.models[0].model}: median of the ratios within a round (interval around the "
+                f"true median, {confidence:.0%} confidence)"
             )
         return lines
 
@@ -179,7 +179,8 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     models = [_Model.load(name, options, dtype) for name in options.models]
     costs = [model.cost() for model in models]
     precision = str(dtype).removeprefix("torch.")
-    files = _open_folder(options, {"device": str(device), "precision": precision}) if options.out else {}
+    out = Path(options.out) if options.out else None
+    files = _open_folder(out, options, {"device": str(device), "precision": precision}) if out else {}
     sizes = tuple(sorted(set(options.batch_sizes)))
     held = _peaks(models, sizes, device, precision)  # before the models themselves are on the device
     seconds = _seconds(models, sizes, device, options.rounds, options.warmup)
@@ -203,10 +204,10 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
             for number, model in enumerate(models)
         ),
     )
-    if options.out:
+    if out:
         files |= {"benchmark.json": json.dumps(result.to_dict(), indent=2) + "\n", "benchmark.csv": result.csv()}
         for name, text in files.items():
-            write_text(Path(options.out) / name, text)
+            write_text(out / name, text)
     return result
 
 
@@ -338,10 +339,10 @@ def _check(options: BenchmarkOptions) -> None:
     check_generation(GenerateOptions("", "", **{name: getattr(options, name) for name in shared}))
 
 
-def _open_folder(options: BenchmarkOptions, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Take the folder, and say which files tell what the run is made from."""
+def _open_folder(folder: Path, options: BenchmarkOptions, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Take the folder; returns the files, name -> content, that tell what the measurement is made from."""
     settings = dataclasses.asdict(options) | {"models_content": [fingerprint(model) for model in options.models]}
-    open_run(Path(options.out or ""), "benchmark", settings, may_change=("json",), chosen=chosen)
+    open_run(folder, "benchmark", settings, may_change=("json",), chosen=chosen)
     return run_files("benchmark", settings, chosen)
 
 
