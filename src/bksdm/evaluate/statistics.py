@@ -67,7 +67,8 @@ class Gaussian:
         if total < 2:
             raise InputError(f"statistics of {int(total)} pictures have no covariance; give two or more")
         mean = _sum(weight @ block for block, weight in _drawn_blocks(rows, row)) / total
-        scatter = _sum(_gram((block - mean) * weight.sqrt()[:, None]) for block, weight in _drawn_blocks(rows, row))
+        apart = ((block - mean, weight) for block, weight in _drawn_blocks(rows, row))
+        scatter = _sum(block.T @ (block * weight[:, None]) for block, weight in apart)
         return cls(mean, scatter / (total - 1), round(float(total)))
 
     def save(self, path: Path) -> None:
@@ -356,10 +357,6 @@ def _sum(parts: Iterator[Tensor]) -> Tensor:
     for part in parts:
         total += part
     return total
-
-
-def _gram(x: Tensor) -> Tensor:
-    return x.T @ x
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
