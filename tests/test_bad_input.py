@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from bksdm.assets import asset
+from bksdm.evaluate.inception import Inception
 from bksdm.models import save_pipeline
 from bksdm.options import DistillOptions, EvaluateOptions, GenerateOptions, PruneOptions, QuickstartOptions
 from bksdm.runs import open_run
@@ -94,6 +97,11 @@ class World:
         reference = reference or self.pictures
         given = ["--reference", reference, "--out", self.out, "--encoder", "emoji", "--steps", 1, "--latency", 0]
         return ["evaluate", model or self.teacher, *given, "--scores", "frechet_distance", "clip_score", *words]
+
+    def inception(self) -> Path:
+        """The weights of a random Inception network."""
+        save_file(Inception.random().state_dict(), self.tmp / "inception.safetensors")
+        return self.tmp / "inception.safetensors"
 
     def quickstart(self, *words: object) -> list[object]:
         return ["quickstart", self.out, "--steps", 1, *words]
@@ -508,6 +516,105 @@ ENCODERS = [
     case("missing teacher, evaluate", lambda w: w.evaluate("--teacher", w.tmp / "no"), "{tmp}/no does not exist"),
 ]
 
+
+def statistics(world: World, size: int) -> Path:
+    path = world.tmp / "statistics.npz"
+    np.savez(path, mu=np.zeros(size), sigma=np.eye(size))
+    return path
+
+
+def mixed(world: World) -> Path:
+    return captioned(world.tmp / "mixed", [Image.new("RGB", (32, 32)), Image.new("RGB", (48, 32))])
+
+
+EVALUATIONS = [
+    case(
+        "unknown score", lambda w: w.evaluate("--scores", "fid"), "unknown score 'fid'", "give one of frechet_distance"
+    ),
+    case(
+        "Inception Score of another network",
+        lambda w: w.evaluate("--scores", "inception_score"),
+        "scores has inception_score, which needs --features inception",
+    ),
+    case(
+        "output error without a teacher",
+        lambda w: w.evaluate("--scores", "output_error"),
+        "scores has output_error, which needs a --teacher",
+    ),
+    case(
+        "unknown features",
+        lambda w: w.evaluate("--features", "vgg"),
+        "features is 'vgg'; give inception, or the encoder (emoji)",
+    ),
+    case(
+        "statistics of another network",
+        lambda w: w.evaluate("--prompts", w.pictures, reference=statistics(w, 2048)),
+        "{tmp}/statistics.npz has statistics of 2048 features, and the pictures get 64",
+    ),
+    case(
+        "statistics where pictures are needed",
+        lambda w: w.evaluate("--prompts", w.pictures, "--scores", "recall", reference=statistics(w, 64)),
+        "scores has recall, which needs the pictures of the reference",
+    ),
+    case(
+        "a text as statistics",
+        lambda w: w.evaluate("--prompts", w.pictures, reference=w.file("x", "a.npz")),
+        "{tmp}/a.npz",
+    ),
+    case(
+        "finished pictures of mixed sizes",
+        lambda w: w.evaluate(model=mixed(w)),
+        "{tmp}/mixed has pictures of mixed sizes (0.png 32x32, 1.png 48x32)",
+    ),
+    case(
+        "real pictures of mixed sizes",
+        lambda w: [
+            *("evaluate", w.teacher, "--reference", mixed(w), "--out", w.out, "--steps", 1, "--preparation", "none"),
+            *("--inception_weights", w.inception(), "--scores", "frechet_distance"),
+        ],
+        "{tmp}/mixed has pictures of mixed sizes (0.png 32x32, 1.png 48x32)",
+    ),
+    case(
+        "fewer pictures than features",
+        lambda w: ["evaluate", w.teacher, "--reference", w.pictures, "--encoder", "emoji", "--out", w.out],
+        "the reference has 8 pictures, and the Fréchet distance compares 64 features",
+        "name the --scores that you want",
+    ),
+    case(
+        "weights of another network",
+        lambda w: [
+            *("evaluate", w.teacher, "--reference", w.pictures, "--out", w.out, "--scores", "frechet_distance"),
+            *("--inception_weights", w.file("x", "weights.pth")),
+        ],
+        "{tmp}/weights.pth is not the published Inception",
+    ),
+    case(
+        "prompts for some of the pictures",
+        lambda w: w.evaluate("--prompts", w.file("red"), model=bare(w)),
+        "{tmp}/bare has 2 pictures and no metadata.jsonl, and there are 1 prompts",
+    ),
+    case(
+        "annotations of objects",
+        lambda w: w.evaluate("--prompts", w.file('{"annotations": [{"image_id": 1, "bbox": []}]}', "instances.json")),
+        "{tmp}/instances.json annotation 0 has no caption",
+    ),
+    case(
+        "a JSON without annotations",
+        lambda w: w.evaluate("--prompts", w.file("[1]", "a.json")),
+        "{tmp}/a.json has no annotations",
+    ),
+    case("two of one name", lambda w: ["evaluate", w.teacher, w.teacher, "--out", w.out], "two models have the name"),
+    case("no prompts wanted", lambda w: w.evaluate("--limit", 0), "limit is 0; give at least 1"),
+    case("negative resamples", lambda w: w.evaluate("--resamples", -1), "resamples is -1; give 0 or more"),
+]
+
+
+def bare(world: World) -> Path:
+    folder = captioned(world.tmp / "bare", [Image.new("RGB", (32, 32))] * 2)
+    (folder / "metadata.jsonl").unlink()
+    return folder
+
+
 FOLDERS = [
     case("a file as folder, prune", lambda w: w.prune("--out", taken(w)), "{tmp}/out is a file"),
     case("a file as folder, distill", lambda w: w.distill("--out", taken(w)), "{tmp}/out is a file"),
@@ -559,7 +666,7 @@ FOLDERS = [
     case("the student as folder of the run", lambda w: w.distill("--out", w.student), "is not empty and holds no run"),
 ]
 
-EARLY = [*MODELS, *RECIPES, *OPTIONS, *PROMPTS, *DATA, *STUDENTS, *ENCODERS, *FOLDERS]
+EARLY = [*MODELS, *RECIPES, *OPTIONS, *PROMPTS, *DATA, *STUDENTS, *ENCODERS, *EVALUATIONS, *FOLDERS]
 
 
 def refused(run: Run, world: World, words: list[object], fragments: tuple[str, ...]) -> None:

@@ -66,7 +66,7 @@ def unet_cost(
         raise InputError(
             f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
         )
-    return _cost(json.dumps(dict(config), sort_keys=True), size, latent_width or size, tokens)
+    return _cost(json.dumps(dict(config), sort_keys=True, default=str), size, latent_width or size, tokens)
 
 
 @lru_cache(maxsize=64)

@@ -33,7 +33,7 @@ TEACHER = "emoji"
 HELD_OUT = "emoji/heldout"
 STEPS, GUIDANCE = 25, 2.5
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
-_LATENCY_RUNS = 5
+_LATENCY_ROUNDS = 5
 
 
 def quickstart(options: QuickstartOptions) -> Path:
@@ -151,7 +151,7 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
         steps=STEPS,
         guidance=GUIDANCE,
         batch_size=25,
-        latency=_LATENCY_RUNS,
+        latency=_LATENCY_ROUNDS,
     )
 
 

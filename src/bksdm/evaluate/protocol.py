@@ -102,12 +102,11 @@ class Protocol:
             InputError: One of them cannot be had.
         """
         by_inception = self.features == INCEPTION
-        network = None
-        if by_inception and self.compares_distributions:
-            network = Inception.load(self.inception_weights).to(device)
-        encoder = None
+        encoder = network = None
         if self.reads_captions or (not by_inception and self.compares_distributions):
             encoder = DualEncoder.load(self.encoder).to(device)
+        if by_inception and self.compares_distributions:
+            network = Inception.load(self.inception_weights).to(device)
         return Networks(device, encoder, network, logits="inception_score" in self.scores)
 
     @property

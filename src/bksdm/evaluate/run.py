@@ -168,7 +168,9 @@ def _fitting(
         protocol = protocol.of_statistics(str(reference.path))
         reference.check(networks.size)
     else:
-        counts.append(("the reference", len(reference)))
+        counts.insert(0, ("the reference", len(reference)))
+        if networks.inception and protocol.preparation == "none":
+            reference.check_one_size()
     for what, count in counts:
         if count < 2:
             raise InputError(f"{what} has {count} picture; a distance between distributions needs two or more")
@@ -235,14 +237,7 @@ def _write(
     if lacking:
         say(f"without {', '.join(lacking)}: the pictures have no captions, or the reference has no pictures")
     drawn = {name: source.model for name, source in sources.items() if isinstance(source, Drawn)}
-    worths = worth(
-        drawn,
-        steps=options.steps,
-        guidance=options.guidance,
-        rounds=options.latency,
-        precision=options.precision,
-        device=options.device,
-    )
+    worths = _worths(options, drawn)
     result = {
         "models": {
             name: {
@@ -264,6 +259,30 @@ def _write(
     }
     write_text(out / "scores.json", json.dumps(result, indent=2) + "\n")
     write_evaluation(out, result, _rows(sources, reference))
+
+
+def _worths(options: EvaluateOptions, drawn: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What the models cost; times stay those of an earlier call, if it timed all of these side by side."""
+    seconds = _seconds(options, drawn)
+    known = seconds.keys() == drawn.keys()
+    found = worth(
+        drawn,
+        steps=options.steps,
+        guidance=options.guidance,
+        rounds=0 if known else options.latency,
+        precision=options.precision,
+        device=options.device,
+    )
+    return {name: {**values, **(seconds[name] if known else {})} for name, values in found.items()}
+
+
+def _seconds(options: EvaluateOptions, drawn: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Seconds a picture as an earlier call measured them, by the name of the model."""
+    file, key = Path(options.out) / "scores.json", "seconds_per_picture"
+    if not (options.latency and file.is_file()):
+        return {}
+    models = json.loads(file.read_text(encoding="utf-8"))["models"]
+    return {name: {key: models[name][key]} for name in drawn if key in models.get(name, {})}
 
 
 def _drawing(options: EvaluateOptions) -> dict[str, Any]:

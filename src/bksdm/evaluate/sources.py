@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from bksdm.data.folder import captions_digest, list_pictures, read_captions
-from bksdm.data.pictures import Captioned, open_picture
+from bksdm.data.pictures import Captioned
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.generate import save_picture
@@ -176,15 +176,35 @@ class Finished:
                 )
             captions = None if prompts is None else list(prompts)
             entries = [Captioned(path, text) for path, text in zip(paths, captions or [""] * len(paths), strict=True)]
+        found = cls(entries, captions, captions_digest(entries))
         if one_size:
-            _check_one_size(entries)
-        return cls(entries, captions, captions_digest(entries))
+            found.check_one_size()
+        return found
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def pictures(self, numbers: range) -> list[Image.Image]:
         return [self.entries[number].open() for number in numbers]
+
+    def check_one_size(self) -> None:
+        """Refuse pictures of mixed sizes.
+
+        Raises:
+            InputError: Naming two of them.
+        """
+        first = self.entries[0].open().size
+        for entry in self.entries:
+            try:
+                with Image.open(entry.path) as opened:
+                    size = opened.size
+            except OSError:
+                continue  # refused with its reason when it is read
+            if size != first:
+                raise InputError(
+                    f"{entry.path.parent} has pictures of mixed sizes ({self.entries[0].path.name} "
+                    f"{first[0]}x{first[1]}, {entry.path.name} {size[0]}x{size[1]}); give pictures of one size"
+                )
 
 
 def are_pictures(model: str) -> bool:
@@ -213,18 +233,3 @@ def named(models: Sequence[str]) -> dict[str, str]:
             raise InputError(f"two models have the name {name!r}; write NAME=MODEL, such as first={model}")
         found[name] = model
     return found
-
-
-def _check_one_size(entries: Sequence[Captioned]) -> None:
-    first = open_picture(entries[0].path).size
-    for entry in entries:
-        try:
-            with Image.open(entry.path) as opened:
-                size = opened.size
-        except OSError:
-            continue  # refused with its reason when it is read
-        if size != first:
-            raise InputError(
-                f"{entries[0].path.parent} has pictures of mixed sizes ({entries[0].path.name} {first[0]}x{first[1]}, "
-                f"{entry.path.name} {size[0]}x{size[1]}); give pictures of one size"
-            )
