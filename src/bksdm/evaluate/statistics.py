@@ -429,11 +429,11 @@ def _read_npz(path: Path) -> dict[str, NDArray[np.float64]]:
     mend = "give a .npz as pytorch-fid --save-stats writes it"
     try:
         opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} holds one array and not statistics; {mend}")
-        with opened:
-            return {name: opened[name].astype(np.float64) for name in opened.files}
+        if isinstance(opened, np.lib.npyio.NpzFile):
+            with opened:
+                return {name: opened[name].astype(np.float64) for name in opened.files}
     except OSError as error:
         raise InputError(f"statistics {path} cannot be read: {error.strerror or error}; {mend}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} holds no statistics; {mend}") from error
+    raise InputError(f"{path} holds one array and no statistics; {mend}")
