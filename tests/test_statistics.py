@@ -107,6 +107,32 @@ def test_the_frechet_distance_to_oneself_is_zero_and_to_a_shifted_self_the_squar
     assert frechet_distances(rows + 3, here, ONE).item() == pytest.approx(8 * 9)
 
 
+def test_resamples_of_the_frechet_distance_lie_above_it_and_spread_as_other_pictures_would() -> None:
+    """They hold fewer different pictures, which has the same price as sampling: twice it in all."""
+    rng = np.random.default_rng(0)
+    real = Gaussian(torch.zeros(16).double(), torch.eye(16).double())
+
+    def pictures() -> Array:
+        return 1.3 * rng.standard_normal((400, 16)) + 0.5
+
+    truth = 16 * (0.5**2 + 0.3**2)
+    others = np.array([frechet_distances(pictures(), real, torch.ones(1, 400)).item() for _ in range(200)])
+    scores, means, spreads = np.transpose(
+        [
+            (found[0], found[1:].mean(), found[1:].std())
+            for found in (
+                frechet_distances(
+                    pictures(), real, torch.cat([torch.ones(1, 400), bootstrap_weights(range(400), 50, 0)])
+                )
+                for _ in range(10)
+            )
+        ]
+    )
+    assert (means > scores).all()
+    assert np.mean(means - scores) == pytest.approx(others.mean() - truth, rel=0.3)
+    assert np.mean(spreads) == pytest.approx(others.std(), rel=0.2)
+
+
 def test_statistics_are_numpys(rows: Array, block: int) -> None:
     found = Gaussian.of(rows)
     assert found.count == 60
@@ -328,7 +354,7 @@ def in_the_balls_of(others: Array, rows: Array, k: int) -> list[bool]:
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_precision_and_recall_are_their_definition(k: int, block: int) -> None:
     rng = np.random.default_rng(0)
-    rows, reference = rng.standard_normal((60, 4)), 0.8 * rng.standard_normal((50, 4)) + 0.5
+    rows, reference = rng.standard_normal((60, 6)), 0.8 * rng.standard_normal((50, 6)) + 0.7
     precise, recalled = precision_and_recall(rows, reference, k)
     assert precise.dtype == recalled.dtype == torch.bool
     assert precise.tolist() == in_the_balls_of(reference, rows, k)

@@ -131,6 +131,9 @@ class Gaussian:
 def frechet_distances(rows: Rows, reference: Gaussian, weights: Tensor) -> Tensor:
     """The Fréchet distance of weighted rows to a reference; see `Gaussian.distance`.
 
+    A resample has fewer different pictures than the set, so its distance is larger on average: take from resamples
+    their spread and not their percentiles (`docs/decisions/0009-scores-take-weights.md`).
+
     Arguments:
         rows: Features with shape (N, D).
         reference: Statistics of the real pictures.
@@ -249,7 +252,7 @@ def precision_and_recall(
         device: Where to compute.
 
     Returns:
-        Booleans with shapes (N,) and (M,).
+        Booleans with shapes (N,) and (M,), on `device`.
 
     Raises:
         InputError: The feature sizes differ, or a set has no k-th neighbours.
