@@ -54,10 +54,8 @@ def by_name(weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         kernel = weights[f"{name}.conv.weight"]
         padding = (0, 0) if valid else (kernel.shape[2] // 2, kernel.shape[3] // 2)
         x = F.conv2d(x, kernel, stride=stride, padding=padding)
-        mean, variance = weights[f"{name}.bn.running_mean"], weights[f"{name}.bn.running_var"]
-        return F.relu(
-            F.batch_norm(x, mean, variance, weights[f"{name}.bn.weight"], weights[f"{name}.bn.bias"], eps=1e-3)
-        )
+        normal = (weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.relu(F.batch_norm(x, *normal, eps=1e-3))
 
     def chain(x: Tensor, block: str, *names: str) -> Tensor:
         for name in names:
@@ -94,13 +92,8 @@ def by_name(weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     for block, pool in (("Mixed_7b", average), ("Mixed_7c", largest)):
         threes = chain(x, block, "branch3x3_1")
         twice = chain(x, block, "branch3x3dbl_1", "branch3x3dbl_2")
-        ends = [
-            (threes, "branch3x3_2a"),
-            (threes, "branch3x3_2b"),
-            (twice, "branch3x3dbl_3a"),
-            (twice, "branch3x3dbl_3b"),
-        ]
-        forks = [chain(inner, block, name) for inner, name in ends]
+        forks = [chain(threes, block, f"branch3x3_2{end}") for end in "ab"]
+        forks += [chain(twice, block, f"branch3x3dbl_3{end}") for end in "ab"]
         x = torch.cat([chain(x, block, "branch1x1"), *forks, chain(pool(x), block, "branch_pool")], 1)
     features = x.flatten(2).mean(dim=2)
     return features, features @ weights["fc.weight"].T
@@ -161,7 +154,7 @@ def test_torch_fidelity_resizes_as_tensorflow_1_does(height: int, width: int) ->
 def test_pytorch_fid_resizes_between_the_centres_of_pixels(height: int, width: int) -> None:
     pixels = pictures(height, width)
     expected = 2 * resized_like_pytorch(pixels.double() / 255) - 1
-    assert torch.allclose(inception._RESIZES["pytorch-fid"](pixels.float()).double(), expected, atol=1e-5)
+    assert torch.allclose(inception._RESIZES["pytorch-fid"](pixels.float()).double(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("resize", ["pytorch-fid", "torch-fidelity"])
@@ -189,28 +182,27 @@ def test_features_tell_pictures_apart(network: Inception) -> None:
     assert torch.pdist(features).min() > 0.1 * features.norm(dim=1).min()
 
 
-def test_random_weights_are_a_function_of_the_seed_and_leave_torchs_own_numbers_alone() -> None:
+def test_random_weights_follow_from_the_seed_and_leave_torchs_own_numbers_alone(network: Inception) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    one, same, other = (Inception.random(seed).state_dict()["Mixed_6b.branch7x7_2.conv.weight"] for seed in (0, 0, 1))
+    again, other = Inception.random(0), Inception.random(1)
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    name = "Mixed_6b.branch7x7_2.conv.weight"
+    assert torch.equal(again.state_dict()[name], network.state_dict()[name])
+    assert not torch.equal(other.state_dict()[name], network.state_dict()[name])
 
 
-def test_the_published_file_is_read_whatever_the_form_of_its_dictionary(
+def test_the_published_file_may_be_old_and_without_counters(
     network: Inception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_counters = network.state_dict()
-    assert any(name.endswith("num_batches_tracked") for name in with_counters)
-    plain = {name: nn.Parameter(with_counters[name]) for name in PARAMETERS}
-    for weights, how in ((with_counters, {}), (plain, {"_use_new_zipfile_serialization": False})):
-        digest = publish(tmp_path / "weights.pth", weights, monkeypatch, **how)
-        loaded = Inception.load(tmp_path / "weights.pth")
-        assert loaded.digest == digest
-        assert not any(parameter.requires_grad for parameter in loaded.parameters())
-        assert all(torch.equal(loaded.state_dict()[name], with_counters[name]) for name in PARAMETERS)
+    state = network.state_dict()
+    weights = {name: nn.Parameter(state[name]) for name in PARAMETERS}
+    digest = publish(tmp_path / "weights.pth", weights, monkeypatch, _use_new_zipfile_serialization=False)
+    loaded = Inception.load(tmp_path / "weights.pth")
+    assert loaded.digest == digest
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items() if name in PARAMETERS)
 
 
 def test_safetensors_are_known_by_names_and_shapes(network: Inception, tmp_path: Path) -> None:
@@ -225,7 +217,9 @@ def test_safetensors_are_known_by_names_and_shapes(network: Inception, tmp_path:
 def test_without_a_file_the_published_one_is_downloaded_once(
     network: Inception, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = publish(tmp_path / "there.pth", network.state_dict(), monkeypatch)
+    weights = network.state_dict()
+    assert any(name.endswith("num_batches_tracked") for name in weights), "counters in a file do no harm"
+    digest = publish(tmp_path / "there.pth", weights, monkeypatch)
     assert Inception.load().digest == digest
     (tmp_path / "there.pth").unlink()
     assert Inception.load().digest == digest
@@ -288,12 +282,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"AuxLogits.fc.bias": torch.zeros(1)}, r"AuxLogits\.fc\.bias: \(1,\) there, nothing wanted"),
     ],
 )
-def test_weights_of_another_network_are_refused(
-    network: Inception, tmp_path: Path, change: dict[str, Tensor | None], message: str
-) -> None:
-    weights = network.state_dict() | change
+def test_weights_of_another_network_are_refused(tmp_path: Path, change: dict[str, Tensor | None], message: str) -> None:
+    weights = {name: torch.zeros(shape, dtype=torch.uint8) for name, shape in PARAMETERS.items()} | change
     file = tmp_path / "other.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in weights.items() if tensor is not None}, file)
+    save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, file)
     with pytest.raises(InputError, match=message) as error:
         Inception.load(file)
     complaint(error)
@@ -306,9 +298,7 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
     complaint(error)
 
 
-@pytest.mark.parametrize(
-    "pixels", [torch.rand(1, 3, 8, 8), torch.zeros(3, 8, 8).byte(), torch.zeros(1, 1, 8, 8).byte()]
-)
+@pytest.mark.parametrize("pixels", [torch.rand(1, 3, 8, 8), pictures(8, 8)[0], pictures(8, 8)[:, :1]])
 def test_pixels_are_bytes_in_batches(network: Inception, pixels: Tensor) -> None:
     with pytest.raises(InputError, match=r"give uint8, \(B, 3, H, W\)"):
         network(pixels)

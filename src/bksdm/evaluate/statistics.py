@@ -131,6 +131,9 @@ class Gaussian:
 def frechet_distances(rows: Rows, reference: Gaussian, weights: Tensor) -> Tensor:
     """The Fréchet distance of weighted rows to a reference; see `Gaussian.distance`.
 
+    A resample has fewer different pictures than the set, so its distance is larger on average: take from resamples
+    their spread and not their percentiles (`docs/decisions/0009-scores-take-weights.md`).
+
     Arguments:
         rows: Features with shape (N, D).
         reference: Statistics of the real pictures.
@@ -249,7 +252,7 @@ def precision_and_recall(
         device: Where to compute.
 
     Returns:
-        Booleans with shapes (N,) and (M,).
+        Booleans with shapes (N,) and (M,), on `device`.
 
     Raises:
         InputError: The feature sizes differ, or a set has no k-th neighbours.
@@ -429,11 +432,11 @@ def _read_npz(path: Path) -> dict[str, NDArray[np.float64]]:
     mend = "give a .npz as pytorch-fid --save-stats writes it"
     try:
         opened = np.load(path, allow_pickle=False)
-        if not isinstance(opened, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} holds one array and not statistics; {mend}")
-        with opened:
-            return {name: opened[name].astype(np.float64) for name in opened.files}
+        if isinstance(opened, np.lib.npyio.NpzFile):
+            with opened:
+                return {name: opened[name].astype(np.float64) for name in opened.files}
     except OSError as error:
         raise InputError(f"statistics {path} cannot be read: {error.strerror or error}; {mend}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} holds no statistics; {mend}") from error
+    raise InputError(f"{path} holds one array and no statistics; {mend}")
