@@ -91,7 +91,6 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     from bksdm.distill import plan as module
     from bksdm.distill.data import open_data
     from bksdm.families import derive
-    from bksdm.losses import LossWeights
     from bksdm.models import load_config, load_unet_config
     from bksdm.prune import read_recipe
     from bksdm.randomness import Draws
@@ -102,7 +101,7 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     shapes = module._Shapes(teacher, derive(read_recipe(v1_student), teacher), vae, text, fields)
     pair = shapes.pair(Formats.choose(options))
     pair.set_up(gradient_checkpointing=False, shard_teacher=False)
-    objective, batch = pair.objective(LossWeights()), shapes.batch(1)
+    objective, batch = pair.objective(options), shapes.batch(1)
     networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
     before = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     with module._Alive([*before, *batch.values()]) as alive:
