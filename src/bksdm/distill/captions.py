@@ -2,8 +2,8 @@ r"""What becomes of the captions that a batch comes with: some are dropped, some
 
 A caption becomes the empty prompt with probability $p_\emptyset$, so that the student keeps what classifier-free
 guidance needs (Ho and Salimans, 2022, arXiv 2207.12598). Of the others, one becomes a random caption of a pool with
-probability $p(t) = e^{-k (1 - t / T)}$ at timestep t of T: near 1 where noise hides the picture, and $e^{-k}$ where there
-is none (random conditioning, arXiv 2504.02011; the rate k is a choice). Teacher and student see the same captions.
+probability $p(t) = e^{-k (1 - t / T)}$ at timestep t of T: near 1 where noise hides the picture, and $e^{-k}$ where
+there is none (random conditioning, arXiv 2504.02011; the rate k is a choice). Both U-Nets see the same captions.
 """
 
 from collections.abc import Callable
