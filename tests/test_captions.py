@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bksdm.distill.captions import Captions, Pool
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.randomness import Draws
 
 LENGTH, WIDTH, STEPS = 3, 2, 1000
@@ -19,9 +19,9 @@ def embed(tokens: Tensor) -> Tensor:
     return tokens[:, :1, None].float().expand(-1, LENGTH, WIDTH)
 
 
-def pool(size: int = 40, room: float = math.inf) -> Pool:
+def pool(size: int = 40, room: float = math.inf) -> CaptionPool:
     """Captions that are embedded as 1, 2, ..."""
-    return Pool(torch.arange(1, size + 1)[:, None].expand(-1, LENGTH), embed, room)
+    return CaptionPool(torch.arange(1, size + 1)[:, None].expand(-1, LENGTH), embed, room)
 
 
 def changed(

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from bksdm.distill.captions import Captions, Pool
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import Corrupted, NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -221,10 +221,10 @@ def empty() -> Tensor:
     return torch.randn(MAX_TOKENS, CONTEXT, generator=rng(6))
 
 
-def pool() -> Pool:
+def pool() -> CaptionPool:
     """Five captions, embedded as random numbers."""
     embedded = torch.randn(5, MAX_TOKENS, CONTEXT, generator=rng(7))
-    return Pool(torch.arange(5)[:, None], lambda tokens: embedded[tokens[:, 0]], 0)
+    return CaptionPool(torch.arange(5)[:, None], lambda tokens: embedded[tokens[:, 0]], 0)
 
 
 def many(count: int = 6) -> dict[str, Tensor]:

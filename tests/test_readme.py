@@ -79,6 +79,6 @@ def test_the_public_surface() -> None:
     options |= {"QuickstartOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
-    kinds |= {"Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
+    kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

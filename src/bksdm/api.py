@@ -9,6 +9,7 @@ Everything that raises `InputError` says in one line what to mend.
 """
 
 from bksdm.describe import Description, describe
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
@@ -36,6 +37,8 @@ from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.sampling import Request, sample
 
 __all__ = [
+    "CaptionPool",
+    "Captions",
     "Conditions",
     "Description",
     "DistillOptions",

@@ -18,7 +18,7 @@ _CHUNK = 32
 Embed = Callable[[Tensor], Tensor]
 
 
-class Pool:
+class CaptionPool:
     """Captions to draw from, embedded at once if that fits in `room` bytes, or else when they are drawn.
 
     Arguments:
@@ -55,7 +55,13 @@ class Captions:
     """
 
     def __init__(
-        self, empty: Tensor, *, dropout: float = 0.0, pool: Pool | None = None, rate: float = 0.0, timesteps: int = 1000
+        self,
+        empty: Tensor,
+        *,
+        dropout: float = 0.0,
+        pool: CaptionPool | None = None,
+        rate: float = 0.0,
+        timesteps: int = 1000,
     ) -> None:
         self.empty = empty
         self._dropout = dropout

@@ -17,7 +17,7 @@ from bksdm.devices import (
     choose_precision,
     plain_attention_is_faster,
 )
-from bksdm.distill.captions import Captions, Pool
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -120,7 +120,7 @@ class Pair:
         return Captions(
             embed(tokens[:1])[0],
             dropout=options.caption_dropout,
-            pool=None if rate is None else Pool(tokens[1:], embed, options.cache_gb * 2**30),
+            pool=None if rate is None else CaptionPool(tokens[1:], embed, options.cache_gb * 2**30),
             rate=rate or 0.0,
             timesteps=len(self.schedule),
         )
