@@ -68,9 +68,9 @@ def feature_kd_losses(
         student: Features with shape (B, ...) by path.
         teacher: What they should be.
         normalize: Whether a sample's error is divided by the mean square of the teacher's feature,
-            $\|f_T - f_S\|^2 / \|f_T\|^2$, so that no tap dominates (as LAPTOP-Diff, arXiv 2404.11098).
+            $\|f_T - f_S\|^2 / \|f_T\|^2$, so that no tap dominates (after LAPTOP-Diff, arXiv 2404.11098).
         mask: Elements where the teacher's feature is more than this many standard deviations from its mean, both taken
-            over a sample, are left out of all means (as TinyFusion, arXiv 2412.01199, with 2); None for none.
+            over a sample, are left out of all means (after TinyFusion, arXiv 2412.01199, which has 2); None for none.
     """
     return {
         name: _feature_error(feature.float(), wanted.detach().float(), normalize, mask)

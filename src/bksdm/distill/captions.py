@@ -30,10 +30,8 @@ class CaptionPool:
     def __init__(self, tokens: Tensor, embed: Embed, room: float) -> None:
         self._tokens = tokens
         self._embed = embed
-        first = embed(tokens[:1])
-        fits = len(tokens) * first.numel() * 4 <= room
-        chunks = torch.split(tokens, _CHUNK) if fits else ()
-        self._kept = torch.cat([embed(chunk).float().cpu() for chunk in chunks]) if fits else None
+        fits = len(tokens) * embed(tokens[:1]).numel() * 4 <= room
+        self._kept = torch.cat([embed(chunk).float().cpu() for chunk in torch.split(tokens, _CHUNK)]) if fits else None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -79,7 +77,7 @@ class Captions:
         count, device = len(context), context.device
         dropped = draws.also("caption dropout").uniform((count,)).to(device) < self._dropout
         replaced = None
-        if self._pool:
+        if self._pool is not None:
             numbers = draws.also("random conditioning")
             likely = torch.exp(-self._rate * (1 - timesteps / self._timesteps))
             replaced = (numbers.uniform((count,)).to(device) < likely) & ~dropped

@@ -297,22 +297,23 @@ def _attention_taps(teacher_config: Config, key_map: Mapping[str, str]) -> Itera
 def _self_attending(config: Config) -> Iterator[tuple[str, int]]:
     """Every attention of a U-Net, by path, and its number of transformer blocks that attend to themselves."""
     unet = _UNet.of(config)
-    depths = _by_stage(config.get("transformer_layers_per_block", 1), unet.stages)
-    depths_up = _by_stage(config.get("reverse_transformer_layers_per_block") or depths[::-1], unet.stages)[::-1]
-    only_cross = _by_stage(config.get("only_cross_attention", False), unet.stages)
+    depths = _listed(config.get("transformer_layers_per_block", 1), unet.stages)
+    depths_up = _listed(config.get("reverse_transformer_layers_per_block") or depths[::-1], unet.stages)[::-1]
+    only_cross = _listed(config.get("only_cross_attention", False), unet.stages)
     for i in range(unet.stages):
         for path, attends, depth, layers in (
             (f"down_blocks.{i}", unet.attends_down[i], depths[i], unet.layers[i]),
             (unet.up_path(i), unet.attends_up[i], depths_up[i], unet.layers[i] + 1),
         ):
             if attends and not only_cross[i]:
-                for layer, count in enumerate(_by_stage(depth, layers)):
+                for layer, count in enumerate(_listed(depth, layers)):
                     yield f"{path}.attentions.{layer}", count
     if config.get("mid_block_type", _MID_TYPES[0]) == "UNetMidBlock2DCrossAttn":
-        yield "mid_block.attentions.0", _by_stage(depths[-1], 1)[0]
+        yield "mid_block.attentions.0", _listed(depths[-1], 1)[0]
 
 
-def _by_stage(value: Any, count: int) -> list[Any]:
+def _listed(value: Any, count: int) -> list[Any]:
+    """An entry of a config that holds one value for all, or one for each of `count`."""
     return list(value) if isinstance(value, (list, tuple)) else [value] * count
 
 
