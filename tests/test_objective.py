@@ -8,10 +8,12 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import Corrupted, NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.losses import LossWeights
+from bksdm.options import Taps
 from bksdm.prune import prune_unet
 from bksdm.randomness import Draws
 from bksdm.recipe import Tap, load_recipe
@@ -46,6 +48,8 @@ def setting(
     *,
     checkpointing: bool = False,
     teacher_dtype: torch.dtype = torch.float32,
+    taps: Taps = "stages",
+    **choices: object,
 ) -> Setting:
     teacher = copy.deepcopy(pipeline.unet)
     student, pruning = prune_unet(teacher, load_recipe(recipe))
@@ -55,7 +59,8 @@ def setting(
     teacher.to(teacher_dtype)
     conditions = Conditions(copy.deepcopy(pipeline.vae), copy.deepcopy(pipeline.text_encoder))
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
-    objective = Distillation(student, teacher.train(), pruning.taps, conditions, schedule, weights)
+    chosen = pruning.chosen_taps(taps)
+    objective = Distillation(student, teacher.train(), chosen, conditions, schedule, weights, **choices)
     return Setting(teacher, student, conditions, schedule, objective)
 
 
@@ -207,6 +212,170 @@ def test_a_weight_of_zero_removes_a_term(
 
 def gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+# Choices beyond the paper's
+
+
+def empty() -> Tensor:
+    return torch.randn(MAX_TOKENS, CONTEXT, generator=rng(6))
+
+
+def pool() -> CaptionPool:
+    """Five captions, embedded as random numbers."""
+    embedded = torch.randn(5, MAX_TOKENS, CONTEXT, generator=rng(7))
+    return CaptionPool(torch.arange(5)[:, None], lambda tokens: embedded[tokens[:, 0]], 0)
+
+
+def many(count: int = 6) -> dict[str, Tensor]:
+    return {name: value.repeat(count // 2, *[1] * (value.ndim - 1)) for name, value in latents_and_context().items()}
+
+
+ALL: dict[str, object] = {"taps": "both", "normalize_features": True, "mask_features": 2.0, "guided_output": 3.0}
+
+
+def all_choices() -> dict[str, object]:
+    return ALL | {"captions": Captions(empty(), dropout=0.3, pool=pool(), rate=1.0)}
+
+
+def test_choices_that_are_off_leave_every_bit(v1_teacher: StableDiffusionPipeline) -> None:
+    plain, off = setting(v1_teacher, "tiny"), setting(v1_teacher, "tiny", captions=Captions(empty()))
+    losses, others = plain.losses(), off.losses()
+    assert losses.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in losses.items())
+    losses["loss"].backward()
+    others["loss"].backward()
+    for first, second in zip(plain.student.parameters(), off.student.parameters(), strict=True):
+        assert torch.equal(first.grad, second.grad)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recipe", ["base", "tiny"])
+def test_every_self_attention_teaches_what_comes_before_it(
+    v1_teacher: StableDiffusionPipeline, recipe: str, checkpointing: bool
+) -> None:
+    made = setting(v1_teacher, recipe, checkpointing=checkpointing, taps="self_attention")
+    with torch.no_grad():  # up to its first self-attention, a fresh student is its teacher
+        made.student.conv_in.weight *= 1.5
+    losses = made.losses()
+    paths = [name.removeprefix("tap/") for name in losses if name.startswith("tap/")]
+    assert len(paths) == {"base": 10, "tiny": 9}[recipe]
+    for path in paths:
+        made.student.zero_grad(set_to_none=True)
+        losses[f"tap/{path}"].backward(retain_graph=True)
+        gradients = [parameter.grad for parameter in made.student.get_submodule(path).parameters()]
+        assert all(gradient is not None and gradient.any() for gradient in gradients), path
+        assert made.student.conv_in.weight.grad.any(), path
+        assert made.student.conv_out.weight.grad is None, path
+
+
+def test_gradient_checkpointing_changes_no_gradient_of_any_choice(v1_teacher: StableDiffusionPipeline) -> None:
+    made = [setting(v1_teacher, "small", checkpointing=on, **all_choices()) for on in (False, True)]
+    for one in made:
+        one.losses()["loss"].backward()
+    saved = dict(made[1].student.named_parameters())
+    for name, parameter in made[0].student.named_parameters():
+        assert torch.allclose(parameter.grad, saved[name].grad, rtol=1e-4, atol=1e-6), name
+
+
+def test_self_attentions_are_matched_by_the_formula(v1_teacher: StableDiffusionPipeline) -> None:
+    made, batch = setting(v1_teacher, "tiny", taps="self_attention"), latents_and_context()
+    losses, noisy = made.losses(batch=batch), made.noisy(batch)
+    teachers, students = ([getattr(tap, side) for tap in made.objective.taps] for side in ("teacher", "student"))
+    _, *wanted = outputs(made.teacher, teachers, noisy, batch["context"])
+    _, *learnt = outputs(made.student, students, noisy, batch["context"])
+    for path, first, second in zip(students, learnt, wanted, strict=True):
+        assert losses[f"tap/{path}"].item() == pytest.approx(mean_squared_error(first, second), rel=1e-5)
+
+
+def test_normalized_taps_do_not_feel_the_scale_of_the_features(v1_teacher: StableDiffusionPipeline) -> None:
+    """Convolutions twice as large, in both, double what the stages give that end in them."""
+    plain, scaled = (setting(v1_teacher, "small", normalize_features=True) for _ in range(2))
+    with torch.no_grad():
+        for network in (scaled.teacher, scaled.student):
+            upsampler = network.up_blocks[0].upsamplers[0].conv
+            upsampler.weight *= 2
+            upsampler.bias *= 2
+    first, second = (made.losses()["tap/up_blocks.0"].item() for made in (plain, scaled))
+    assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_guided_outputs_are_compared_by_the_formula(v1_teacher: StableDiffusionPipeline) -> None:
+    weights = LossWeights(0.5, 2.0, 3.0)
+    made = setting(v1_teacher, "tiny", weights, guided_output=3.0, captions=Captions(empty()))
+    batch = latents_and_context()
+    losses, noisy = made.losses(batch=batch), made.noisy(batch)
+
+    def answer(unet: UNet2DConditionModel) -> Tensor:
+        with_caption, without = (outputs(unet, [], noisy, c)[0] for c in (batch["context"], empty().expand(2, -1, -1)))
+        return without + 3.0 * (with_caption - without)
+
+    wanted = mean_squared_error(answer(made.student), answer(made.teacher))
+    assert losses["guided_kd"].item() == pytest.approx(wanted, rel=1e-4)
+    plain = setting(v1_teacher, "tiny", weights).losses(batch=batch)
+    for name in plain.keys() - {"loss"}:
+        assert losses[name].item() == pytest.approx(plain[name].item(), rel=1e-4), name
+    assert losses["loss"].item() == pytest.approx(plain["loss"].item() + 2.0 * wanted, rel=1e-4)
+
+
+def test_guidance_needs_the_empty_prompt(v1_teacher: StableDiffusionPipeline) -> None:
+    with pytest.raises(ValueError, match="guided_output needs captions"):
+        setting(v1_teacher, "tiny", guided_output=3.0)
+
+
+def contexts_seen(made: Setting) -> dict[str, Tensor]:
+    """The embedded captions that either U-Net is given in a step."""
+    seen: dict[str, Tensor] = {}
+    for name, unet in (("teacher", made.teacher), ("student", made.student)):
+        unet.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[2]}))
+    made.losses(batch=many(12))
+    return seen
+
+
+def test_teacher_and_student_see_the_same_captions(v1_teacher: StableDiffusionPipeline) -> None:
+    captions = Captions(empty(), dropout=0.3, pool=pool(), rate=0.5)
+    seen = contexts_seen(setting(v1_teacher, "tiny", captions=captions))
+    assert torch.equal(seen["teacher"], seen["student"])
+    assert not torch.equal(seen["teacher"], many(12)["context"])
+    dropped = (seen["teacher"] == empty()).flatten(1).all(dim=1)
+    assert 0 < int(dropped.sum()) < 12
+
+
+def test_the_task_leaves_out_pictures_whose_caption_is_replaced(v1_teacher: StableDiffusionPipeline) -> None:
+    made = setting(v1_teacher, "tiny", captions=Captions(empty(), pool=pool(), rate=0.0))
+    losses = made.losses()
+    assert losses["task"] == 0
+    assert losses["output_kd"] > 0
+    losses["task"].backward()
+    assert not any(gradient(parameter).any() for parameter in made.student.parameters())
+
+
+def test_the_task_keeps_pictures_whose_caption_is_dropped(v1_teacher: StableDiffusionPipeline) -> None:
+    batch = latents_and_context()
+    dropped = setting(v1_teacher, "tiny", captions=Captions(empty(), dropout=1.0)).losses(batch=batch)
+    batch["context"] = empty().expand(2, -1, -1)
+    assert dropped["task"].item() == pytest.approx(setting(v1_teacher, "tiny").losses(batch=batch)["task"].item())
+
+
+def test_the_feature_loss_has_the_weight_that_remains(v1_teacher: StableDiffusionPipeline) -> None:
+    left = iter((1.0, 0.25, 0.0))
+    made = setting(v1_teacher, "tiny", LossWeights(1, 1, 4), remaining=lambda: next(left))
+    for share in (1.0, 0.25, 0.0):
+        losses = {name: value.item() for name, value in made.losses().items()}
+        expected = losses["task"] + losses["output_kd"] + 4 * share * losses["feature_kd"]
+        assert losses["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_how_draws_are_split_into_batches_does_not_matter_to_any_choice(v1_teacher: StableDiffusionPipeline) -> None:
+    made, batch = setting(v1_teacher, "tiny", **all_choices()), many(6)
+    whole = made.objective(batch, Draws(0, "test", 10))
+    parts = [
+        made.objective({name: value[i : i + 2] for name, value in batch.items()}, Draws(0, "test", 10 + i))
+        for i in (0, 2, 4)
+    ]
+    assert len(whole) == 5 + 6 + 9
+    for name, value in whole.items():
+        assert value.item() == pytest.approx(sum(part[name].item() for part in parts) / 3, rel=1e-4), name
 
 
 # The teacher

@@ -57,6 +57,19 @@ def test_the_work_is_a_forward_pass_of_the_teacher_and_three_of_the_student(
     assert plan.flops_per_step == pytest.approx(wanted, rel=0.03)  # the first layer needs no gradient of its input
 
 
+def test_what_is_compared_under_guidance_passes_twice(
+    plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
+) -> None:
+    choices = {"guided_output": 3.0, "random_conditioning": 5.0, "mask_features": 2.0, "taps": "both"}
+    assert planned(v1_folder, v1_student, pictures, **choices).flops_per_step == 2 * plan.flops_per_step
+
+
+@pytest.mark.slow
+def test_a_run_with_every_choice_is_measured(v1_folder: Path, v1_student: Path, pictures: Path) -> None:
+    choices = {"guided_output": 3.0, "random_conditioning": 5.0, "normalize_features": True, "feature_decay": True}
+    assert planned(v1_folder, v1_student, pictures, peak_tflops=None, **choices).seconds_per_step > 0
+
+
 def test_what_is_held_are_weights_average_and_moments(
     plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path, v1_teacher: object
 ) -> None:
@@ -92,7 +105,6 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     from bksdm.distill import plan as module
     from bksdm.distill.data import open_data
     from bksdm.families import derive
-    from bksdm.losses import LossWeights
     from bksdm.models import load_config, load_unet_config
     from bksdm.prune import read_recipe
     from bksdm.randomness import Draws
@@ -103,7 +115,7 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     shapes = module._Shapes(teacher, derive(read_recipe(v1_student), teacher), vae, text, fields)
     pair = shapes.pair(Formats.choose(options))
     pair.set_up(gradient_checkpointing=False, shard_teacher=False)
-    objective, batch = pair.objective(LossWeights()), shapes.batch(1)
+    objective, batch = pair.objective(options), shapes.batch(1)
     networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
     before = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     with module._Alive([*before, *batch.values()]) as alive:

@@ -79,7 +79,7 @@ def test_the_public_surface() -> None:
     options |= {"BenchmarkOptions", "QuickstartOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
-    kinds |= {"Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     kinds |= {"Benchmark"}
+    kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

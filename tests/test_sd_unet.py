@@ -104,6 +104,74 @@ def test_removed_and_inherited_tensors_are_all_of_the_teachers(version: str, rec
     assert inherited | removed == shapes(UNETS[version]).keys()
 
 
+# Self-attentions
+
+
+def self_attentions(config: dict) -> set[str]:
+    """Paths of the modules of a U-Net that attend to themselves, as diffusers builds it."""
+    with torch.device("meta"):
+        model = UNet2DConditionModel.from_config(config)
+    found = {path for path, module in model.named_modules() if path.endswith(".attn1")}
+    return {path for path in found if model.get_submodule(path).to_k.in_features == model.get_submodule(path).query_dim}
+
+
+def assert_attention_taps(pruning: Pruning, config: dict) -> None:
+    """Each self-attention of the student once, with the teacher's that its weights come from."""
+    students = [tap.student for tap in pruning.attention_taps]
+    assert len(set(students)) == len(students)
+    assert set(students) == self_attentions(pruning.student_config)
+    for tap in pruning.attention_taps:
+        assert pruning.teacher_key(f"{tap.student}.to_k.weight") == f"{tap.teacher}.to_k.weight"
+    assert {tap.teacher for tap in pruning.attention_taps} <= self_attentions(config)
+
+
+@every_published_student
+def test_every_self_attention_that_stays_has_its_teachers(version: str, recipe: str) -> None:
+    assert_attention_taps(pruned(version, recipe), UNETS[version])
+
+
+def test_self_attentions_of_a_published_student() -> None:
+    taps = {tap.student: tap.teacher for tap in pruned("v1", "tiny").attention_taps}
+    assert len(taps) == 9
+    assert taps["up_blocks.0.attentions.1.transformer_blocks.0.attn1"] == (
+        "up_blocks.1.attentions.2.transformer_blocks.0.attn1"
+    )
+    assert [tap.student for tap in pruned("v1", "base").attention_taps][-1] == (
+        "mid_block.attentions.0.transformer_blocks.0.attn1"
+    )
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"transformer_layers_per_block": 2},
+        {"transformer_layers_per_block": [1, 2, 3, 4]},
+        {"transformer_layers_per_block": [1, 2, 1, 1], "reverse_transformer_layers_per_block": [3, 1, 2, 1]},
+        {"only_cross_attention": [False, True, False, False], "cross_attention_dim": 24},
+        {"mid_block_type": "UNetMidBlock2D"},
+        {"mid_block_type": None},
+    ],
+)
+@pytest.mark.parametrize("recipe", [WHOLE, load_recipe("tiny")])
+def test_transformers_of_every_depth_are_followed(recipe: Recipe, layout: dict) -> None:
+    config = unet((16, 32, 32, 32), **layout)
+    assert_attention_taps(derive(recipe, config), config)
+
+
+def test_both_kinds_of_taps_may_be_chosen() -> None:
+    pruning = pruned("v1", "small")
+    assert pruning.chosen_taps("stages") == pruning.taps
+    assert pruning.chosen_taps("self_attention") == pruning.attention_taps
+    assert pruning.chosen_taps("both") == pruning.taps + pruning.attention_taps
+
+
+def test_a_student_without_self_attention_has_none_to_match() -> None:
+    plain = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "mid_block_type": None}
+    pruning = derive(load_recipe("small"), unet((16, 32), **plain))
+    with pytest.raises(InputError, match="taps is self_attention, and recipe 'small' leaves no self-attention"):
+        pruning.chosen_taps("self_attention")
+
+
 def test_deriving_leaves_the_teachers_config_as_it_is() -> None:
     before = {key: list(value) if isinstance(value, list) else value for key, value in UNETS["v2"].items()}
     derive(load_recipe("tiny"), UNETS["v2"])

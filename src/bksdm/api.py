@@ -10,6 +10,7 @@ Everything that raises `InputError` says in one line what to mend.
 
 from bksdm.benchmark import Benchmark, benchmark, latencies
 from bksdm.describe import Description, describe
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
@@ -40,6 +41,8 @@ from bksdm.sampling import Request, sample
 __all__ = [
     "Benchmark",
     "BenchmarkOptions",
+    "CaptionPool",
+    "Captions",
     "Conditions",
     "Description",
     "DistillOptions",

@@ -1,13 +1,19 @@
 r"""The losses of retraining (BK-SDM, arXiv 2305.15798, section 3.2), in float32.
 
 $L = \lambda_{task} L_{task} + \lambda_{out} L_{outKD} + \lambda_{feat} L_{featKD}$
+
+Whatever is left out or weighed is so for each sample by itself, so that losses do not depend on how samples are split
+into batches and over processes.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_SMALLEST = 1e-12  # mean square of a feature that counts as nothing
 
 
 @dataclass(frozen=True)
@@ -19,9 +25,15 @@ class LossWeights:
     feature_kd: float = 1.0
 
 
-def task_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error to the noise or the velocity (eq. 1); tensors with shape (B, C, H, W)."""
-    return F.mse_loss(predicted.float(), target.float())
+def task_loss(predicted: Tensor, target: Tensor, left_out: Tensor | None = None) -> Tensor:
+    """Mean squared error to the noise or the velocity (eq. 1); tensors with shape (B, C, H, W).
+
+    The samples that `left_out`, booleans with shape (B,), names count as zeros in the mean.
+    """
+    if left_out is None:
+        return F.mse_loss(predicted.float(), target.float())
+    errors = F.mse_loss(predicted.float(), target.float(), reduction="none").flatten(1).mean(dim=1)
+    return errors.masked_fill(left_out, 0).mean()
 
 
 def output_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -29,9 +41,62 @@ def output_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.detach().float())
 
 
-def feature_kd_losses(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mean squared error of every tap (eq. 3, whose sum over taps is the term); both mappings in the same order."""
+def guided(outputs: Tensor, scale: float) -> Tensor:
+    r"""Classifier-free guidance, $\epsilon_\emptyset + g\,(\epsilon_c - \epsilon_\emptyset)$ (arXiv 2207.12598).
+
+    Arguments:
+        outputs: Answers to B captions, then to the empty prompt on the same latents, with shape (2 B, C, H, W).
+        scale: g.
+
+    Returns:
+        Float32 with shape (B, C, H, W).
+    """
+    captioned, empty = outputs.float().chunk(2)
+    return empty + scale * (captioned - empty)
+
+
+def feature_kd_losses(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    *,
+    normalize: bool = False,
+    mask: float | None = None,
+) -> dict[str, Tensor]:
+    r"""Mean squared error of every tap (eq. 3, whose sum over taps is the term); both mappings in the same order.
+
+    Arguments:
+        student: Features with shape (B, ...) by path.
+        teacher: What they should be.
+        normalize: Whether a sample's error is divided by the mean square of the teacher's feature,
+            $\|f_T - f_S\|^2 / \|f_T\|^2$, so that no tap dominates (after LAPTOP-Diff, arXiv 2404.11098).
+        mask: Elements where the teacher's feature is more than this many standard deviations from its mean, both taken
+            over a sample, are left out of all means (after TinyFusion, arXiv 2412.01199, which has 2); None for none.
+    """
     return {
-        name: F.mse_loss(feature.float(), wanted.detach().float())
+        name: _feature_error(feature.float(), wanted.detach().float(), normalize, mask)
         for (name, feature), wanted in zip(student.items(), teacher.values(), strict=True)
     }
+
+
+def _feature_error(student: Tensor, teacher: Tensor, normalize: bool, mask: float | None) -> Tensor:
+    if not normalize and mask is None:
+        return F.mse_loss(student, teacher)
+    student, teacher = student.flatten(1), teacher.flatten(1)
+    squares, scale = (student - teacher).square(), teacher.square()
+    if mask is not None:
+        stays = _within(teacher, mask)
+        squares, scale = (_mean_of(values, stays) for values in (squares, scale))
+    else:
+        squares, scale = squares.mean(dim=1), scale.mean(dim=1)
+    return (squares / scale.clamp(min=_SMALLEST) if normalize else squares).mean()
+
+
+def _within(values: Tensor, deviations: float) -> Tensor:
+    """Which elements of each row lie within so many of its standard deviations from its mean."""
+    distance = values - values.mean(dim=1, keepdim=True)
+    return distance.abs() <= deviations * distance.square().mean(dim=1, keepdim=True).sqrt()
+
+
+def _mean_of(values: Tensor, stays: Tensor) -> Tensor:
+    """Mean of the elements of each row that stay."""
+    return torch.where(stays, values, 0).sum(dim=1) / stays.sum(dim=1).clamp(min=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Taps = Literal["stages", "self_attention", "both"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,15 @@ class DistillOptions:
         task_weight: Weight of the error to the noise.
         output_weight: Weight of the error to the teacher's output.
         feature_weight: Weight of the summed error to the teacher's features.
+        feature_decay: Let feature_weight fall to zero in a straight line over the run.
+        taps: Features to match: outputs of the stages, of the self-attentions that stay, or of both.
+        normalize_features: Divide the error of a feature by the mean square of the teacher's, so that no tap dominates.
+        mask_features: Leave out of a feature what is more than this many standard deviations, such as 2, off its mean.
+        guided_output: Compare the outputs under this guidance scale too, such as 7.5; twice the work of the U-Nets.
+        caption_dropout: Share of the captions that become the empty prompt.
+        random_conditioning: Rate k, such as 5; at timestep t of T a caption becomes a random one of the pool with
+            probability exp(-k (1 - t / T)), and its picture is left out of the task loss.
+        caption_pool: File with one caption a line for random_conditioning; captions of the data by default.
         weight_decay: AdamW's decoupled weight decay.
         max_grad_norm: Largest 2-norm of the gradient; 0 for none.
         ema_decay: Decay of the averaged weights, which become the student; 0 for none.
@@ -141,6 +151,14 @@ class DistillOptions:
     task_weight: float = 1.0
     output_weight: float = 1.0
     feature_weight: float = 1.0
+    feature_decay: bool = False
+    taps: Taps = "stages"
+    normalize_features: bool = False
+    mask_features: float | None = None
+    guided_output: float | None = None
+    caption_dropout: float = 0.0
+    random_conditioning: float | None = None
+    caption_pool: str | None = None
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999

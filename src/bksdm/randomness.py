@@ -52,6 +52,10 @@ class Draws:
         """Whole numbers in [0, high) with shape (count,), on the CPU."""
         return torch.stack([torch.randint(high, (), generator=rng) for rng in self._rows(count)])
 
+    def also(self, purpose: str) -> "Draws":
+        """Other numbers for the same rows: these go on as if nothing had been asked of those."""
+        return Draws(self._seed, f"{self._purpose}/{purpose}", self._first)
+
     def _rows(self, count: int) -> Iterator[torch.Generator]:
         for row in range(len(self._generators), count):
             self._generators.append(generator(self._seed, self._purpose, self._first + row))

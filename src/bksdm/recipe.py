@@ -16,6 +16,7 @@ import yaml
 
 from bksdm.assets import asset
 from bksdm.errors import InputError
+from bksdm.options import Taps
 
 Config = Mapping[str, Any]
 Layers = tuple[tuple[int, ...], ...] | tuple[int, ...] | Literal["all"]
@@ -117,11 +118,12 @@ class Pruning:
         student_config: Config of the student's U-Net.
         key_map: Path prefix in the student -> path prefix in the teacher, for every kept layer and sampler;
             what is not named here has the same path in both.
-        taps: Pairs of modules to match.
+        taps: Pairs of modules to match, as published: the outputs of the stages.
         removed: Paths of the teacher's modules that go.
         down: Down stages, outermost first.
         up: Up stages, outermost first.
         mid: The middle block as a stage, or None where the teacher has none.
+        attention_taps: Pairs of self-attentions, of all layers that stay.
     """
 
     recipe: Recipe
@@ -132,6 +134,19 @@ class Pruning:
     down: tuple[Stage, ...]
     up: tuple[Stage, ...]
     mid: Stage | None
+    attention_taps: tuple[Tap, ...] = ()
+
+    def chosen_taps(self, taps: Taps) -> tuple[Tap, ...]:
+        """The pairs of modules that an option names.
+
+        Raises:
+            InputError: It names self-attentions, and none stays.
+        """
+        if taps == "stages":
+            return self.taps
+        if not self.attention_taps:
+            raise InputError(f"taps is {taps}, and recipe {self.recipe.name!r} leaves no self-attention; give stages")
+        return self.attention_taps if taps == "self_attention" else self.taps + self.attention_taps
 
     def teacher_key(self, student_key: str) -> str:
         """Name of the teacher's parameter that a student's parameter is inherited from."""

@@ -2,31 +2,65 @@ r"""Retraining a student by its teacher: a batch gives the task, output and feat
 
 $L = \lambda_{task} \|\epsilon - \epsilon_S\|^2 + \lambda_{out} \|\epsilon_T - \epsilon_S\|^2
 + \lambda_{feat} \sum_l \|f_T^l - f_S^l\|^2$, teacher and student on the same noisy latents
-(BK-SDM, arXiv 2305.15798, eq. 1-4).
+(BK-SDM, arXiv 2305.15798, eq. 1-4). What may differ from the paper is an argument that is off by default, and
+described in docs/distillation-options.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from bksdm.data.stream import Batch
+from bksdm.distill.captions import Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
-from bksdm.losses import LossWeights, feature_kd_losses, output_kd_loss, task_loss
+from bksdm.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
 from bksdm.randomness import Draws
 from bksdm.recipe import Tap
 from bksdm.taps import Features
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What both U-Nets are asked.
+
+    Attributes:
+        latents, timesteps, context: Their inputs: B samples with captions; under guidance, then the same with the empty
+            prompt.
+        target: What answers the task, for B samples.
+        replaced: Which captions do not belong to their picture, with shape (B,); None where all do.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    context: Tensor
+    target: Tensor
+    replaced: Tensor | None
+
+
 class Distillation:
     """The objective of retraining. It owns the frozen teacher and watches the student.
 
-    Where several processes train, `replica` wraps the student and is called in its place.
-
     Called with a batch (see `Conditions`) and random numbers, it returns `loss`, `task`,
-    `output_kd`, `feature_kd`, and `tap/PATH` for every tap by its student path, unweighted.
+    `output_kd`, `feature_kd`, and `tap/PATH` for every tap by its student path, unweighted; and
+    `guided_kd` where outputs are compared under guidance.
+
+    Arguments:
+        student: The student.
+        teacher: The teacher; frozen here.
+        taps: Features to match.
+        conditions: What turns a batch into latents and embedded captions.
+        noise_schedule: The forward process.
+        weights: Weights of the terms.
+        replica: Where several processes train, what wraps the student and is called in its place.
+        normalize_features, mask_features: See `feature_kd_losses`.
+        captions: What becomes of the captions. Where one is replaced by another, the task loss leaves its sample out.
+        guided_output: Guidance scale at which the outputs are compared as well, with the weight of the output loss; it
+            takes two forward passes of each U-Net, and `captions` for the empty prompt.
+        remaining: The share of its weight that the feature loss has left, asked at every call.
     """
 
     def __init__(
@@ -38,7 +72,15 @@ class Distillation:
         noise_schedule: NoiseSchedule,
         weights: LossWeights | None = None,
         replica: nn.Module | None = None,
+        *,
+        normalize_features: bool = False,
+        mask_features: float | None = None,
+        captions: Captions | None = None,
+        guided_output: float | None = None,
+        remaining: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        if guided_output is not None and captions is None:
+            raise ValueError("guided_output needs captions, for the empty prompt")
         self.student = student
         self._call_student = replica or student
         self.teacher = teacher.eval().requires_grad_(False)
@@ -46,26 +88,52 @@ class Distillation:
         self.noise_schedule = noise_schedule
         self.weights = weights or LossWeights()
         self.taps = tuple(taps)
+        self.normalize_features = normalize_features
+        self.mask_features = mask_features
+        self.captions = captions
+        self.guided_output = guided_output
+        self._remaining = remaining
         self._student_features = Features(student, [tap.student for tap in taps])
         self._teacher_features = Features(teacher, [tap.teacher for tap in taps])
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws)
-        context = self.conditions.context(batch)
+        asked = self._question(batch, draws)
         with torch.no_grad(), self._teacher_features.recording() as wanted:
-            taught = self._taught(noisy.latents, noisy.timesteps, context)
+            taught = self._taught(asked)
         with self._student_features.recording() as learnt:
-            predicted = self._call_student(noisy.latents, noisy.timesteps, context.float()).sample
+            predicted = self._call_student(asked.latents, asked.timesteps, asked.context.float()).sample
 
         per_tap = feature_kd_losses(
-            {tap.student: learnt[tap.student] for tap in self.taps},
-            {tap.teacher: wanted[tap.teacher] for tap in self.taps},
+            {tap.student: self._captioned(learnt[tap.student]) for tap in self.taps},
+            {tap.teacher: self._captioned(wanted[tap.teacher]) for tap in self.taps},
+            normalize=self.normalize_features,
+            mask=self.mask_features,
         )
-        task, output_kd = task_loss(predicted, noisy.target), output_kd_loss(predicted, taught)
+        task = task_loss(self._captioned(predicted), asked.target, asked.replaced)
+        output_kd = output_kd_loss(self._captioned(predicted), self._captioned(taught))
         feature_kd = torch.stack(list(per_tap.values())).sum()
-        loss = self.weights.task * task + self.weights.output_kd * output_kd + self.weights.feature_kd * feature_kd
+        weights, feature_weight = self.weights, self.weights.feature_kd * self._remaining()
+        loss = weights.task * task + weights.output_kd * output_kd + feature_weight * feature_kd
         terms = {"loss": loss, "task": task, "output_kd": output_kd, "feature_kd": feature_kd}
+        if self.guided_output is not None:
+            terms["guided_kd"] = output_kd_loss(*(guided(out, self.guided_output) for out in (predicted, taught)))
+            terms["loss"] = loss + weights.output_kd * terms["guided_kd"]
         return terms | {f"tap/{path}": value for path, value in per_tap.items()}
+
+    def _question(self, batch: Batch, draws: Draws) -> _Question:
+        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws)
+        latents, timesteps, context, replaced = noisy.latents, noisy.timesteps, self.conditions.context(batch), None
+        if self.captions:
+            context, replaced = self.captions(context, timesteps, draws)
+            if self.guided_output is not None:
+                empty = self.captions.empty.to(context).expand_as(context)
+                latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
+                context = torch.cat([context, empty])
+        return _Question(latents, timesteps, context, noisy.target, replaced)
+
+    def _captioned(self, answers: Tensor) -> Tensor:
+        """Those of the samples with captions."""
+        return answers if self.guided_output is None else answers.chunk(2)[0]
 
     def compile_teacher(self, batch: Batch, draws: Draws) -> float:
         """Compile the teacher for batches like `batch`.
@@ -74,11 +142,10 @@ class Distillation:
             How far its output and its features then are from what they were: the largest relative 2-norm of a
             difference. Where that is more than rounding, call `uncompile_teacher`.
         """
-        noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws)
-        inputs = (noisy.latents, noisy.timesteps, self.conditions.context(batch))
-        before = self._teacher_answers(*inputs)
+        asked = self._question(batch, draws)
+        before = self._teacher_answers(asked)
         self.teacher.compile(dynamic=False)
-        after = self._teacher_answers(*inputs)
+        after = self._teacher_answers(asked)
         return max(
             float((now - then).norm() / then.norm().clamp(min=1e-12)) for then, now in zip(before, after, strict=True)
         )
@@ -88,14 +155,14 @@ class Distillation:
         self.teacher._compiled_call_impl = None
 
     @torch.no_grad()
-    def _teacher_answers(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> list[Tensor]:
+    def _teacher_answers(self, asked: _Question) -> list[Tensor]:
         with self._teacher_features.recording() as features:
-            output = self._taught(latents, timesteps, context)
+            output = self._taught(asked)
         return [value.float() for value in (output, *features.values())]
 
-    def _taught(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def _taught(self, asked: _Question) -> Tensor:
         """The teacher's output, computed in the teacher's own number format."""
         own = self.teacher.dtype
-        with torch.autocast(latents.device.type, enabled=False):
-            output: Tensor = self.teacher(latents.to(own), timesteps, context.to(own)).sample
+        with torch.autocast(asked.latents.device.type, enabled=False):
+            output: Tensor = self.teacher(asked.latents.to(own), asked.timesteps, asked.context.to(own)).sample
         return output

@@ -1,11 +1,12 @@
 """A teacher and its student on their device, set up to compute as fast as it can."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from torch import Tensor, nn
 
 from bksdm.describe import Description, describe_config
 from bksdm.devices import (
@@ -16,6 +17,7 @@ from bksdm.devices import (
     choose_precision,
     plain_attention_is_faster,
 )
+from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -84,12 +86,54 @@ class Pair:
         if gradient_checkpointing:
             self.student.enable_gradient_checkpointing()
 
-    def objective(self, weights: LossWeights, replica: nn.Module | None = None) -> Distillation:
-        """The objective of retraining the student by the teacher."""
-        teacher = self.teacher
-        conditions = Conditions(teacher.vae, teacher.text_encoder)
-        schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
-        return Distillation(self.student, teacher.unet, self.pruning.taps, conditions, schedule, weights, replica)
+    def objective(
+        self,
+        options: DistillOptions,
+        captions: Captions | None = None,
+        replica: nn.Module | None = None,
+        remaining: Callable[[], float] = lambda: 1.0,
+    ) -> Distillation:
+        """The objective that the options ask for; the other arguments are those of `Distillation`."""
+        return Distillation(
+            self.student,
+            self.teacher.unet,
+            self.pruning.chosen_taps(options.taps),
+            self.conditions,
+            self.schedule,
+            LossWeights(options.task_weight, options.output_weight, options.feature_weight),
+            replica,
+            normalize_features=options.normalize_features,
+            mask_features=options.mask_features,
+            captions=captions,
+            guided_output=options.guided_output,
+            remaining=remaining,
+        )
+
+    def captions(self, options: DistillOptions, tokens: Tensor) -> Captions:
+        """What the options make of captions, from the tokens of the empty prompt and then of the pool, (1 + N, L)."""
+        device, conditions = self.formats.device, self.conditions
+
+        def embed(tokens: Tensor) -> Tensor:
+            return conditions.embedding(tokens.to(device))
+
+        rate = options.random_conditioning
+        return Captions(
+            embed(tokens[:1])[0],
+            dropout=options.caption_dropout,
+            pool=None if rate is None else CaptionPool(tokens[1:], embed, options.cache_gb * 2**30),
+            rate=rate or 0.0,
+            timesteps=len(self.schedule),
+        )
+
+    @property
+    def conditions(self) -> Conditions:
+        """The teacher's VAE encoder and text encoder."""
+        return Conditions(self.teacher.vae, self.teacher.text_encoder)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The forward process that the teacher was trained on."""
+        return NoiseSchedule.from_scheduler(self.teacher.scheduler)
 
     def fresh_state(self, options: DistillOptions) -> TrainState:
         """The student before its first step."""
@@ -105,3 +149,8 @@ class Pair:
     def description(self) -> Description:
         tokens = self.teacher.text_encoder.config.max_position_embeddings
         return describe_config(dict(self.teacher.unet.config), self.pruning.recipe, tokens)
+
+
+def changes_captions(options: DistillOptions) -> bool:
+    """Whether the options ask for other captions than those of the data, the empty prompt included."""
+    return bool(options.caption_dropout) or options.random_conditioning is not None or options.guided_output is not None

@@ -25,10 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.data.stream import Batch
 from bksdm.devices import peak_inside
+from bksdm.distill.captions import Captions
 from bksdm.distill.data import Fields, Latents, Pictures
 from bksdm.distill.loop import optimize
-from bksdm.distill.pair import Formats, Pair
-from bksdm.losses import LossWeights
+from bksdm.distill.pair import Formats, Pair, changes_captions
 from bksdm.models import load_config, load_unet_config
 from bksdm.options import DistillOptions
 from bksdm.processes import processes
@@ -165,6 +165,11 @@ class _Shapes:
         student = UNet2DConditionModel.from_config(self.pruning.student_config)
         return Pair(pipeline, student, self.pruning, formats)
 
+    def captions(self, pair: Pair, options: DistillOptions) -> Captions | None:
+        """What becomes of the captions, with a pool of one: its size does not matter."""
+        length = self.text_encoder["max_position_embeddings"]
+        return pair.captions(options, torch.zeros(2, length, dtype=torch.long)) if changes_captions(options) else None
+
     def batch(self, size: int, device: torch.device | str = "cpu") -> Batch:
         """Random numbers of the right shapes; tokens are all the same."""
         whole = {"input_ids"}
@@ -240,7 +245,7 @@ class _Simulation:
             pair.student.train()
             if saving:
                 pair.student.enable_gradient_checkpointing()
-            objective = pair.objective(LossWeights())
+            objective = pair.objective(options, self._shapes.captions(pair, options))
             batch = self._shapes.batch(batch_size)
             networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
             held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
@@ -291,7 +296,7 @@ def measure(shapes: _Shapes, options: DistillOptions, formats: Formats) -> tuple
     """Seconds of a step of this process, and the most memory in bytes that it held, where the system tells."""
     pair = shapes.pair(formats)
     pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
-    objective = pair.objective(LossWeights())
+    objective = pair.objective(options, shapes.captions(pair, options))
     state = pair.fresh_state(options)
     batch = shapes.batch(options.batch_size, formats.device)
     micro, whole = [], []

@@ -7,7 +7,7 @@ from bksdm.distill.record import read_metrics
 from bksdm.page import curves, write_page
 
 _GRIDS = 12
-_TERMS = ("loss", "task", "output_kd", "feature_kd")
+_TERMS = ("loss", "task", "output_kd", "guided_kd", "feature_kd")
 _PACE = {
     "learning rate": "lr",
     "norm of the gradient": "grad_norm",
@@ -46,7 +46,7 @@ def write_run_report(
         steps=steps,
         step=int(lines[-1]["step"]),
         last=lines[-1],
-        losses=curves(lines, {name: [name] for name in _TERMS}),
+        losses=curves(lines, {name: [name] for name in _TERMS if name in lines[-1]}),
         taps=curves(lines, {name.removeprefix("tap/"): [name] for name in taps}),
         pace=curves(lines, {title: [name] for title, name in _PACE.items()}, linear=list(_PACE)[2:]),
         spikes=[line for line in lines if "spike" in line],

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,26 @@ from bksdm.card import model_card
 from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Samples, Stream
+from bksdm.distill.captions import Captions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.grids import SampleGrids
 from bksdm.distill.loop import Schedule, replicate, train
 from bksdm.distill.objective import Distillation
-from bksdm.distill.pair import Formats, Pair
+from bksdm.distill.pair import Formats, Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.record import Record
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
-from bksdm.losses import LossWeights
-from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline, load_unet_config
+from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline, load_unet_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.processes import processes
 from bksdm.progress import bar, say
 from bksdm.prune import read_recipe, save_student, with_unet
 from bksdm.randomness import Draws
 from bksdm.recipe import Config, Pruning
-from bksdm.runs import check_free, open_run
+from bksdm.runs import check_free, digest, open_run
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
@@ -57,6 +58,18 @@ _ON_CARD = (
     "ema_decay",
     "seed",
 )
+# On the card where they are not the paper's.
+_CHOICES = (
+    "feature_decay",
+    "taps",
+    "normalize_features",
+    "mask_features",
+    "guided_output",
+    "caption_dropout",
+    "random_conditioning",
+    "caption_pool",
+)
+_MOST_CAPTIONS = 10_000  # of the data's own that make a pool
 # Samples follow from their position in the run, so how a step's samples are split does not matter.
 _MAY_CHANGE = (
     "batch_size",
@@ -87,7 +100,8 @@ def distill(options: DistillOptions) -> Path:
     run = Path(options.out)
     data = open_data(options.data, options.resolution, options.flip, options.cache_gb)
     settings = _settings(options, data)
-    may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")  # steps decide how a cosine falls
+    falls = options.cosine or options.feature_decay  # by the number of steps, which then may not change
+    may_change = _MAY_CHANGE if falls else (*_MAY_CHANGE, "steps")
     group = processes()
     check_free(run, "distill", settings, may_change)
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
@@ -138,6 +152,7 @@ def _settings(options: DistillOptions, data: Pictures | Latents) -> dict[str, An
         "teacher_content": fingerprint(options.teacher),
         "student_content": fingerprint(options.student),
         "data_content": data.digest,
+        "pool_content": None if options.caption_pool is None else digest(read_prompts(options.caption_pool)),
     }
 
 
@@ -165,9 +180,8 @@ def _train(
 ) -> None:
     """Bring `state` to the last step, with a bar, records and sample grids."""
     run, main = Path(options.out), processes().main
-    weights = LossWeights(options.task_weight, options.output_weight, options.feature_weight)
     replica = replicate(pair.student)
-    objective = pair.objective(weights, replica)
+    objective = pair.objective(options, _captions(options, pair, data), replica, _remaining(options, state))
     samples = data.samples(pair.teacher)
     if options.compile_teacher:
         _compile_teacher(objective, samples, options, pair)
@@ -199,6 +213,24 @@ def _train(
         finally:  # also of a run that was stopped or went wrong
             if main:
                 page.write()
+
+
+def _captions(options: DistillOptions, pair: Pair, data: Pictures | Latents) -> Captions | None:
+    """What becomes of the captions; None where they stay as they are."""
+    if not changes_captions(options):
+        return None
+    pool: list[str] = []
+    if options.caption_pool is not None:
+        pool = read_prompts(options.caption_pool)
+    elif options.random_conditioning is not None:
+        pool = data.captions(min(len(data), _MOST_CAPTIONS))
+    tokenize = tokenizing(pair.teacher.tokenizer)
+    return pair.captions(options, torch.stack([tokenize(text) for text in ("", *dict.fromkeys(pool))]))
+
+
+def _remaining(options: DistillOptions, state: TrainState) -> Callable[[], float]:
+    """The share of the weight of the feature loss that the step under way has."""
+    return lambda: 1 - state.step / options.steps if options.feature_decay else 1.0
 
 
 class _Page:
@@ -256,6 +288,24 @@ def _check(options: DistillOptions) -> None:
     if not 0 <= options.ema_decay < 1:
         raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
     check_resolution(options.resolution)
+    _check_choices(options)
+
+
+def _check_choices(options: DistillOptions) -> None:
+    if options.mask_features is not None and not options.mask_features >= 1:
+        raise InputError(f"mask_features is {options.mask_features}; give 1 or more standard deviations")
+    if options.guided_output is not None and not options.guided_output > 1:
+        raise InputError(f"guided_output is {options.guided_output}; give more than 1, or leave it out")
+    if not 0 <= options.caption_dropout < 1:
+        raise InputError(f"caption_dropout is {options.caption_dropout}; give a number from 0 to below 1")
+    if options.random_conditioning is not None and not options.random_conditioning >= 0:
+        raise InputError(f"random_conditioning is {options.random_conditioning}; give 0 or more")
+    if options.caption_pool is not None:
+        if options.random_conditioning is None:
+            raise InputError(
+                f"caption_pool is {options.caption_pool}, and nothing draws from it; give --random_conditioning too"
+            )
+        read_prompts(options.caption_pool)
 
 
 def _check_steps(options: DistillOptions, checkpoints: Checkpoints) -> None:
@@ -277,6 +327,7 @@ def _pruning(options: DistillOptions, teacher: Config, student: Config) -> Pruni
                 f"student {options.student} was not made from teacher {options.teacher}: "
                 f"its {key} is {actual}, and its recipe gives {expected}"
             )
+    pruning.chosen_taps(options.taps)  # says where there are none
     return pruning
 
 
@@ -300,7 +351,9 @@ def _save_student(folder: Path, pair: Pair, state: TrainState, options: DistillO
     teacher, recipe = pair.teacher, pair.pruning.recipe
     unet = pair.student.eval()
     unet.set_default_attn_processor()
-    card = model_card(pair.description, options.teacher, {name: getattr(options, name) for name in _ON_CARD})
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    shown = (*_ON_CARD, *(name for name in _CHOICES if getattr(options, name) != usual[name]))
+    card = model_card(pair.description, options.teacher, {name: getattr(options, name) for name in shown})
     with averaged(state):
         files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
         save_student(with_unet(teacher, unet), recipe, card, folder, files)

@@ -7,7 +7,7 @@ the stage outside, with that stage's width. So the first and the last layer of a
 shapes of their own, which is why recipes keep these two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,7 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
         down=tuple(_stage(teacher, "down", i, down[i] if i < stages else ()) for i in range(teacher.stages)),
         up=tuple(_stage(teacher, "up", i, up[i] if i < stages else ()) for i in range(teacher.stages)),
         mid=Stage("mid_block", teacher.widths[-1], (("RAR", student.has_mid),)) if teacher.has_mid else None,
+        attention_taps=tuple(_attention_taps(teacher_config, key_map)),
     )
 
 
@@ -280,6 +281,40 @@ def _taps(teacher: _UNet, student: _UNet) -> Iterator[Tap]:
             yield Tap(f"down_blocks.{i}", f"down_blocks.{i}")
     for i in reversed(range(student.stages)):
         yield Tap(teacher.up_path(i), student.up_path(i))
+
+
+def _attention_taps(teacher_config: Config, key_map: Mapping[str, str]) -> Iterator[Tap]:
+    """The self-attention of every transformer block that stays (KOALA, arXiv 2312.04005)."""
+    blocks = dict(_self_attending(teacher_config))
+    for here, there in key_map.items():
+        for path, count in blocks.items():
+            if path == there or path.startswith(f"{there}."):
+                for number in range(count):
+                    module = f"transformer_blocks.{number}.attn1"
+                    yield Tap(f"{path}.{module}", f"{here}{path.removeprefix(there)}.{module}")
+
+
+def _self_attending(config: Config) -> Iterator[tuple[str, int]]:
+    """Every attention of a U-Net, by path, and its number of transformer blocks that attend to themselves."""
+    unet = _UNet.of(config)
+    depths = _listed(config.get("transformer_layers_per_block", 1), unet.stages)
+    depths_up = _listed(config.get("reverse_transformer_layers_per_block") or depths[::-1], unet.stages)[::-1]
+    only_cross = _listed(config.get("only_cross_attention", False), unet.stages)
+    for i in range(unet.stages):
+        for path, attends, depth, layers in (
+            (f"down_blocks.{i}", unet.attends_down[i], depths[i], unet.layers[i]),
+            (unet.up_path(i), unet.attends_up[i], depths_up[i], unet.layers[i] + 1),
+        ):
+            if attends and not only_cross[i]:
+                for layer, count in enumerate(_listed(depth, layers)):
+                    yield f"{path}.attentions.{layer}", count
+    if config.get("mid_block_type", _MID_TYPES[0]) == "UNetMidBlock2DCrossAttn":
+        yield "mid_block.attentions.0", _listed(depths[-1], 1)[0]
+
+
+def _listed(value: Any, count: int) -> list[Any]:
+    """An entry of a config that holds one value for all, or one for each of `count`."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] * count
 
 
 def _stage(teacher: _UNet, side: str, i: int, kept: tuple[int, ...]) -> Stage:
