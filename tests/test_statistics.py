@@ -72,9 +72,6 @@ class Given(nn.Module):
         return features
 
 
-# Frechet distance
-
-
 def frechet_by_the_product(a: Array, b: Array) -> float:
     """tr (S S')^1/2 as the sum of the roots of the eigenvalues of the product, which is not symmetric."""
     s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -236,9 +233,6 @@ def test_a_file_that_is_no_npz_is_refused(damage: Callable[[Path], None], messag
     assert "\n" not in str(error.value)
 
 
-# Kernel distance
-
-
 def kernel_distance_by_pairs(x: Array, y: Array, w: Sequence[float]) -> float:
     def k(a: Array, b: Array) -> float:
         return float((a @ b / len(a) + 1) ** 3)
@@ -275,9 +269,6 @@ def test_the_kernel_distance_of_pictures_from_one_source_is_zero_on_average_resa
     ]
     mean, error = np.mean(values, axis=0), np.std(values, axis=0) / np.sqrt(len(values))
     assert (np.abs(mean) < 3 * error).all()
-
-
-# Inception Score
 
 
 def inception_score_by_splits(logits: Array, splits: int) -> float:
@@ -335,9 +326,6 @@ def test_pictures_of_all_classes_score_their_number_and_of_one_class_one() -> No
     assert inception_scores(certain[[3] * 8], torch.ones(1, 8), splits=1).item() == pytest.approx(1)
 
 
-# Means, precision and recall
-
-
 def test_weighted_means_are_those_of_the_pictures_drawn(weights: Tensor) -> None:
     values = torch.rand(60, generator=torch.Generator().manual_seed(0))
     expected = [repeated(values.numpy(), row).mean() for row in weights]
@@ -371,9 +359,6 @@ def test_the_same_pictures_are_all_precise_and_recalled_and_far_ones_none(rows: 
 def test_one_picture_over_and_over_is_as_near_as_itself() -> None:
     copies = np.repeat(features(1, 64, 0, scale=30), 10, axis=0)
     assert all(found.all() for found in precision_and_recall(copies, copies[:5]))
-
-
-# Rows and weights
 
 
 SCORES: dict[str, Callable[[object, Tensor], Tensor]] = {
@@ -459,11 +444,8 @@ def test_too_few_pictures_are_refused(rows: Array, reference: Array) -> None:
         kernel_distances(rows, reference[:1], ONE)
     with pytest.raises(InputError, match="60 pictures cannot be in 61 splits; choose from 1 to 60"):
         inception_scores(rows, ONE, splits=61)
-    with pytest.raises(InputError, match="k 3 asks for a 3-th neighbour among 60 and 3 pictures; choose k from 1 to 2"):
+    with pytest.raises(InputError, match="k 3 wants sets of more than 3 pictures, and these have 60 and 3"):
         precision_and_recall(rows, reference[:3])
-
-
-# Bootstrap
 
 
 def test_pictures_of_a_prompt_are_drawn_together_and_as_many_prompts_as_there_are() -> None:

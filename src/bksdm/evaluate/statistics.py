@@ -260,8 +260,8 @@ def precision_and_recall(
     _check_size(_size(rows), _size(reference_rows))
     if not 1 <= k < min(len(rows), len(reference_rows)):
         raise InputError(
-            f"k {k} asks for a {k}-th neighbour among {len(rows)} and {len(reference_rows)} pictures; "
-            f"choose k from 1 to {min(len(rows), len(reference_rows)) - 1}"
+            f"k {k} wants sets of more than {max(k, 1)} pictures, and these have {len(rows)} and "
+            f"{len(reference_rows)}; give more pictures or another k from 1 up"
         )
     device = torch.device(device)
     radii, reference_radii = (_squared_radii(of, k, device) for of in (rows, reference_rows))
