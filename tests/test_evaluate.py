@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bksdm.assets import asset
@@ -21,6 +22,7 @@ from bksdm.data.folder import read_captions, read_prompts
 from bksdm.evaluate import blocks
 from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.encoder import DualEncoder, cosine
+from bksdm.evaluate.inception import Inception, Outputs
 from bksdm.evaluate.output_error import output_error
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.scores import (
@@ -325,6 +327,48 @@ def test_an_encoder_may_be_given_as_a_folder(done: Run, v1_folder: Path, referen
     folder = asset("emoji", "encoder")
     given = done(*words, "--out", tmp_path / "b", "--encoder", folder, "--features", folder).json
     assert given["models"] == embedded["models"]
+
+
+def test_the_papers_protocol_by_hand(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    network, weights = Inception.random(), tmp_path / "inception.safetensors"
+    save_file(network.state_dict(), weights)
+    asked = ("frechet_distance", "kernel_distance", "inception_score")
+    words = ("--reference", pictures, "--inception_weights", weights, "--scores", *asked, "--limit", 5, "--steps", 1)
+    words += ("--latency", 0, "--resamples", 0, "--out", tmp_path / "scores", "--json")
+    drawn = done("evaluate", f"drawn={v1_folder}", *words).json
+    kept = tmp_path / "scores" / "models" / "drawn" / "pictures"
+    finished = done("evaluate", f"finished={kept}", *words).json
+    assert scores_of(finished) == scores_of(drawn)
+
+    def seen(files: list[Path], *, real: bool) -> Outputs:
+        prepared = []
+        for file in files:
+            step = Image.open(file)
+            if not real:
+                step.save(tmp_path / "step.jpg")
+                step = Image.open(tmp_path / "step.jpg")
+            step.resize((256, 256)).save(tmp_path / "last.jpg")
+            prepared.append(np.asarray(Image.open(tmp_path / "last.jpg")))
+        pixels = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2)
+        return Outputs(network(pixels).features.double(), network(pixels, "torch-fidelity").logits.double())
+
+    ours = seen(sorted(kept.glob("*.png")), real=False)
+    real = seen([entry.path for entry in read_captions(pictures)], real=True)
+    by_hand = scores_of(drawn)
+    a, b = ours.features.numpy(), real.features.numpy()
+    # The trace of the root of a product of low rank, by the singular values of the centred features' product.
+    centred = (a - a.mean(0)) / np.sqrt(len(a) - 1), (b - b.mean(0)) / np.sqrt(len(b) - 1)
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    traces = sum(np.square(part).sum() for part in centred)
+    assert by_hand["frechet_distance"] == pytest.approx(
+        np.square(a.mean(0) - b.mean(0)).sum() + traces - 2 * cross, rel=1e-4
+    )
+    within = [(x @ x.T / 2048 + 1) ** 3 for x in (a, b)]
+    pairs = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
+    assert by_hand["kernel_distance"] == pytest.approx(
+        sum(pairs) - 2 * ((a @ b.T / 2048 + 1) ** 3).mean(), rel=1e-3, abs=1e-6
+    )
+    assert by_hand["inception_score"] == pytest.approx(1, abs=1e-6)  # five pictures are a split each
 
 
 def test_statistics_stand_for_the_pictures_they_were_made_from(

@@ -68,6 +68,23 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
         raise InputError(f"{shown} is not a readable picture ({reason}); replace or remove it") from error
 
 
+def open_as_it_is(path: Path) -> Image.Image:
+    """A picture as its file has it: neither turned upright nor converted; its `format` says what the file is.
+
+    Raises:
+        InputError: The file is missing or is not a readable picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return opened
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except Exception as error:  # on damaged files, Pillow's decoders raise errors of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not a readable picture ({reason}); replace or remove it") from error
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))

@@ -6,18 +6,16 @@ the embedded encoder takes the place of both networks, and pictures are looked a
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 
 from bksdm.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import Inception
 from bksdm.evaluate.networks import Networks
-from bksdm.evaluate.preparation import prepare_generated, prepare_real
 from bksdm.evaluate.scores import KINDS
 from bksdm.models import EMBEDDED
 from bksdm.options import EvaluateOptions
@@ -29,8 +27,6 @@ _OF_CAPTIONS = ("clip_score", "retrieval_r1")
 _BY_ENCODER = ("frechet_distance", "kernel_distance", "clip_score", "retrieval_r1")
 _BY_INCEPTION = (*_DISTANCES, "clip_score")
 _OF_SAMPLES = ("kernel_distance", "precision", "recall")  # statistics of the reference do not suffice for these
-
-Prepare = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -109,14 +105,6 @@ class Protocol:
             network = Inception.load(self.inception_weights).to(device)
         return Networks(device, encoder, network, logits="inception_score" in self.scores)
 
-    @property
-    def prepare_generated(self) -> Prepare:
-        return prepare_generated if self.preparation == "paper" else _as_it_is
-
-    @property
-    def prepare_real(self) -> Prepare:
-        return prepare_real if self.preparation == "paper" else _as_it_is
-
     def of_statistics(self, reference: str) -> "Protocol":
         """The same, as far as it can be had where the reference is no more than a mean and a covariance.
 
@@ -156,7 +144,3 @@ def check_counts(counts: Sequence[tuple[str, int]], size: int) -> None:
 
 def _is_embedded(reference: str) -> bool:
     return reference.partition("/")[0] in EMBEDDED
-
-
-def _as_it_is(picture: Image.Image) -> Image.Image:
-    return picture

@@ -10,7 +10,6 @@ from bksdm.data.folder import data_folder
 from bksdm.errors import InputError
 from bksdm.evaluate.blocks import BlockRows, Blocks
 from bksdm.evaluate.networks import FEATURES, IMAGE, TEXT, Networks
-from bksdm.evaluate.protocol import Prepare
 from bksdm.evaluate.sources import Finished
 from bksdm.evaluate.statistics import Gaussian
 from bksdm.runs import files_digest
@@ -60,7 +59,7 @@ def open_reference(reference: str) -> Statistics | Finished:
         raise InputError(
             f"reference {reference} is not a folder; give a folder of pictures or the .npz statistics of pytorch-fid"
         )
-    return Finished.of(path, one_size=False)
+    return Finished.of(path, real=True)
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,14 @@ class RealFeatures:
 
     @classmethod
     def of(
-        cls, source: Finished, networks: Networks, prepare: Prepare, folder: Path, *, gaussian: bool
+        cls, source: Finished, networks: Networks, preparation: str, folder: Path, *, gaussian: bool
     ) -> "RealFeatures":
         """Look at the pictures, or read what was seen of them before."""
         blocks = Blocks(folder / "features", len(source))
         captions = source.captions
 
         def look(numbers: range) -> Mapping[str, Tensor]:
-            pictures = [prepare(picture) for picture in source.pictures(numbers)]
+            pictures = source.pictures(numbers, preparation)
             return networks.look(pictures, captions and captions[numbers.start : numbers.stop])
 
         blocks.fill(look, "real pictures")

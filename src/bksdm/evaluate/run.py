@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bksdm.data.folder import read_prompts
@@ -74,7 +75,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "distractors_content": digest(distractors),
     }
     check_free(out, "evaluate", settings, _MAY_CHANGE)
-    networks = protocol.networks(device)
+    networks = _networks(protocol, device)
     protocol = _fitting(protocol, networks, sources, reference)
 
     group = processes()
@@ -127,7 +128,7 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
     for name, model in named(options.models).items():
         if are_pictures(model):
             given = prompts if options.prompts else None
-            sources[name] = Finished.of(Path(model), given, one_size=True)
+            sources[name] = Finished.of(Path(model), given, real=False)
             continue
         requests = numbered(prompts, options.images_per_prompt, options.seed)
         kept = range(len(requests)) if options.keep_pictures else shown(len(requests))
@@ -154,6 +155,18 @@ def _check_comparable(sources: Mapping[str, Drawn | Finished], teacher: str | No
                     f"teacher {teacher} and model {model} do not take the same inputs "
                     f"({key}: {theirs.get(key)} and {ours.get(key)}); give the teacher that the model was made from"
                 )
+
+
+def _networks(protocol: Protocol, device: torch.device) -> Networks:
+    """The networks of the protocol; of several processes the main one goes first, and may have to download them."""
+    group = processes()
+    if group.main:
+        networks = protocol.networks(device)
+        group.wait()
+    else:
+        group.wait()
+        networks = protocol.networks(device)
+    return networks
 
 
 def _fitting(
@@ -186,7 +199,7 @@ def _real(protocol: Protocol, networks: Networks, reference: Statistics | Finish
     if isinstance(reference, Statistics):
         return RealFeatures(gaussian=reference.gaussian)
     compares = "frechet_distance" in protocol.scores
-    real = RealFeatures.of(reference, networks, protocol.prepare_real, out / "reference", gaussian=compares)
+    real = RealFeatures.of(reference, networks, protocol.preparation, out / "reference", gaussian=compares)
     if real.gaussian and processes().main:
         real.gaussian.save(out / "reference" / "statistics.npz")
     return real
@@ -200,10 +213,9 @@ def _look(name: str, source: Drawn | Finished, protocol: Protocol, networks: Net
     group.wait()
     if group.main:
         open_run(folder, "evaluate a model", settings)
-    prepare = protocol.prepare_generated if isinstance(source, Drawn) else protocol.prepare_real
 
     def look(numbers: range) -> Mapping[str, Tensor]:
-        pictures = [prepare(picture) for picture in source.pictures(numbers)]
+        pictures = source.pictures(numbers, protocol.preparation)
         captions = source.captions
         return networks.look(pictures, captions and captions[numbers.start : numbers.stop])
 

@@ -24,10 +24,12 @@ from bksdm.evaluate.statistics import (
     inception_scores,
     kernel_distances,
     precision_and_recall,
+    torch_fidelity_order,
     weighted_means,
 )
 
 _CHUNK = 1024
+_SPLITS = 10
 _Z = 1.96  # standard errors to either side of a 95 % interval
 
 Weighted = Callable[[Tensor], Tensor]
@@ -105,7 +107,9 @@ class Resampling:
     resamples: int
 
     @classmethod
-    def of(cls, units: Sequence[int], resamples: int, seed: int, repeats: int = 1) -> "Resampling":
+    def of(
+        cls, units: Sequence[int], resamples: int, seed: int, repeats: int = 1, device: torch.device | str = "cpu"
+    ) -> "Resampling":
         """Weights for N pictures.
 
         Arguments:
@@ -113,6 +117,7 @@ class Resampling:
             resamples: R.
             seed: Of the bootstrap. The same units and seed give the same weights.
             repeats: Pictures of every prompt, which follow each other.
+            device: Where scores are computed.
         """
         weights = [torch.ones(1, len(units), dtype=torch.float64)]
         if resamples:
@@ -120,11 +125,11 @@ class Resampling:
         if repeats > 1:
             number = torch.arange(len(units)) % repeats
             weights.append(torch.stack([number == repeat for repeat in range(repeats)]).double())
-        return cls(torch.cat(weights), resamples)
+        return cls(torch.cat(weights).to(device), resamples)
 
     def estimate(self, score: Weighted) -> Estimate:
         """The score with its uncertainty."""
-        values = score(self.weights).double()
+        values = score(self.weights).double().cpu()
         resampled = values[1 : 1 + self.resamples]
         return Estimate(
             value=float(values[0]),
@@ -187,19 +192,20 @@ def kernel(rows: Rows, reference: Rows) -> Weighted:
 
 
 def inception(logits: Rows) -> Weighted:
-    """Inception Score (arXiv 1606.03498)."""
-    return lambda weights: inception_scores(logits, weights)
+    """Inception Score (arXiv 1606.03498), over the splits of torch-fidelity; fewer than ten of fewer pictures."""
+    splits, order = min(_SPLITS, len(logits)), torch_fidelity_order(len(logits))
+    return lambda weights: inception_scores(logits, weights, splits, order)
 
 
 def mean_of(values: Tensor) -> Weighted:
     """The mean of a value that every picture has."""
-    return lambda weights: weighted_means(values, weights)
+    return lambda weights: weighted_means(values.to(weights.device), weights)
 
 
-def near(rows: Rows, reference: Rows) -> tuple[Tensor, Tensor]:
+def near(rows: Rows, reference: Rows, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """For every picture whether it lies among the real ones, and the other way round (arXiv 1904.06991)."""
-    precise, recalled = precision_and_recall(rows, reference)
-    return precise.double(), recalled.double()
+    precise, recalled = precision_and_recall(rows, reference, device=device)
+    return precise.double().cpu(), recalled.double().cpu()
 
 
 def cosines(images: Rows, texts: Rows) -> Tensor:

@@ -60,7 +60,7 @@ class Scoring:
             repeats: Pictures of every prompt, which follow each other.
             errors: Distance of the model's outputs from the teacher's, one a real picture.
         """
-        own = Resampling.of(units(source.captions, len(source)), self.resamples, _BOOTSTRAP, repeats)
+        own = self._resampling(units(source.captions, len(source)), repeats)
         of_real = self._of_real
         features = blocks.rows(FEATURES)
         pairs = {"precision": own, "recall": of_real}
@@ -68,7 +68,7 @@ class Scoring:
         with bar(len(self.scores), f"scores of {name}") as progress:
             for score in self.scores:
                 if score in pairs and score not in found and features and self.real.rows:
-                    both = near(features, self.real.rows)
+                    both = near(features, self.real.rows, own.weights.device)
                     for (kind, how), values in zip(pairs.items(), both, strict=True):
                         if kind in self.scores and how:
                             found[kind] = how.estimate(mean_of(values))
@@ -109,7 +109,11 @@ class Scoring:
     @property
     def _of_real(self) -> Resampling | None:
         count = len(self.real.rows or self.real.images or ())
-        return Resampling.of(units(self.real.captions, count), self.resamples, _BOOTSTRAP) if count else None
+        return self._resampling(units(self.real.captions, count)) if count else None
+
+    def _resampling(self, drawn: Sequence[int], repeats: int = 1) -> Resampling:
+        device = self.networks.device if self.networks.device.type == "cuda" else "cpu"  # MPS has no float64
+        return Resampling.of(drawn, self.resamples, _BOOTSTRAP, repeats, device)
 
     def _weighted(
         self, score: str, features: BlockRows | None, blocks: Blocks, captions: Sequence[str] | None

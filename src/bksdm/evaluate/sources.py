@@ -12,15 +12,17 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from bksdm.data.folder import captions_digest, list_pictures, read_captions
-from bksdm.data.pictures import Captioned
+from bksdm.data.pictures import Captioned, open_as_it_is
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
+from bksdm.evaluate.preparation import prepare_generated, prepare_real
 from bksdm.generate import save_picture
 from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
 from bksdm.options import Precision
 from bksdm.runs import digest, write_text
 from bksdm.sampling import Request, sample
 
+PAPER = "paper"
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -40,8 +42,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def pictures(self, numbers: range) -> list[Image.Image]:
-        """The pictures with these numbers."""
+    def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
+        """The pictures with these numbers, prepared as they are or as in the `paper`."""
         ...
 
 
@@ -87,7 +89,7 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.requests)
 
-    def pictures(self, numbers: range) -> list[Image.Image]:
+    def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
         pipeline, how = self._pipeline(), self.sampling
         side = image_size(pipeline)
         batches = sample(
@@ -106,7 +108,7 @@ class Drawn:
                 request = self.requests[number]
                 about = {"prompt": request.prompt, "seed": request.seed, "model": self.model}
                 save_picture(picture, self.path(number), about | {"steps": how.steps, "guidance": how.guidance})
-        return made
+        return [prepare_generated(picture) for picture in made] if preparation == PAPER else made
 
     def path(self, number: int) -> Path:
         """Where picture `number` lies, if it is kept."""
@@ -146,20 +148,28 @@ class Drawn:
 
 @dataclass
 class Finished:
-    """Pictures that lie in a folder, in the order of its metadata file or of their names."""
+    """Pictures that lie in a folder, in the order of its metadata file or of their names.
+
+    Attributes:
+        entries: Their files.
+        captions: One a picture, or None.
+        digest: A short name for what they are.
+        real: Whether they are photographs or the like, and not some model's.
+    """
 
     entries: Sequence[Captioned]
     captions: list[str] | None
     digest: str
+    real: bool
 
     @classmethod
-    def of(cls, folder: Path, prompts: Sequence[str] | None = None, *, one_size: bool) -> "Finished":
+    def of(cls, folder: Path, prompts: Sequence[str] | None = None, *, real: bool) -> "Finished":
         """The pictures of a folder.
 
         Arguments:
             folder: The folder; with `metadata.csv` or `metadata.jsonl`, its captions are the pictures' own.
             prompts: Captions for pictures that have none, in the order of their names.
-            one_size: Whether all must have one size, as pictures of one model have.
+            real: Whether they are real; pictures of one model must have one size.
 
         Raises:
             InputError: There are no pictures, or not as many as prompts, or they have mixed sizes.
@@ -176,16 +186,25 @@ class Finished:
                 )
             captions = None if prompts is None else list(prompts)
             entries = [Captioned(path, text) for path, text in zip(paths, captions or [""] * len(paths), strict=True)]
-        found = cls(entries, captions, captions_digest(entries))
-        if one_size:
+        found = cls(entries, captions, captions_digest(entries), real)
+        if not real:
             found.check_one_size()
         return found
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def pictures(self, numbers: range) -> list[Image.Image]:
-        return [self.entries[number].open() for number in numbers]
+    def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
+        files = [self.entries[number] for number in numbers]
+        if preparation != PAPER:
+            return [file.open() for file in files]
+        return [self._prepared(open_as_it_is(file.path)) for file in files]
+
+    def _prepared(self, picture: Image.Image) -> Image.Image:
+        """Through JPEG twice in all, as pictures of a model that were kept as PNG have yet to go."""
+        if self.real or picture.format == "JPEG":
+            return prepare_real(picture)
+        return prepare_generated(picture.convert("RGB"))
 
     def check_one_size(self) -> None:
         """Refuse pictures of mixed sizes.
