@@ -1,4 +1,4 @@
-"""What a U-Net costs: parameters and multiply-accumulates, from its config alone.
+"""What a U-Net and parts of it cost: parameters and multiply-accumulates, from its config alone.
 
 The U-Net is built and run on the meta device, where tensors have shapes and no data. Two
 conventions are in use for the multiply-accumulates (MACs): `modules` counts convolutions and
@@ -6,8 +6,10 @@ linear layers, as the paper and common counters do; `all` adds the two matrix pr
 attention.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +58,44 @@ def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens:
     Raises:
         InputError: The config is not one of a U-Net that runs.
     """
+    unet, counter, size = _counted(config, latent_size, tokens)
+    params = sum(p.numel() for p in unet.parameters())
+    return UNetCost(params, counter.modules.total(), counter.attention.total(), size)
+
+
+def parts_cost(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Sequence[str]],
+    latent_size: int | None = None,
+    tokens: int = TOKENS,
+) -> dict[str, UNetCost]:
+    """What parts of that U-Net cost in it.
+
+    Arguments:
+        config: As in `unet_cost`, with `latent_size` and `tokens`.
+        parts: Name -> paths of the modules that make up the part.
+
+    Raises:
+        InputError: The config is not one of a U-Net that runs.
+    """
+    unet, counter, size = _counted(config, latent_size, tokens)
+    costs = {}
+    for name, paths in parts.items():
+        inside = tuple(f"{path}." for path in paths)
+        params = sum(p.numel() for key, p in unet.named_parameters() if key.startswith(inside))
+        macs = (_total(counts, inside) for counts in (counter.modules, counter.attention))
+        costs[name] = UNetCost(params, *macs, size)
+    return costs
+
+
+def _total(counts: Mapping[str, int], inside: tuple[str, ...]) -> int:
+    return sum(count for path, count in counts.items() if f"{path}.".startswith(inside))
+
+
+def _counted(
+    config: Mapping[str, Any], latent_size: int | None, tokens: int
+) -> tuple[UNet2DConditionModel, "_MacCounter", int]:
+    """The U-Net after one pass without data, what was counted in it, and the side of its latents."""
     size = latent_size or config.get("sample_size")
     if not isinstance(size, int):
         raise InputError(
@@ -72,31 +112,39 @@ def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens:
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
-    params = sum(p.numel() for p in unet.parameters())
-    return UNetCost(params, counter.modules, counter.attention, size)
+    return unet, counter, size
 
 
 class _MacCounter:
+    """MACs of a model's modules by their paths, of all passes from now on."""
+
     def __init__(self, model: nn.Module) -> None:
-        self.modules = 0
-        self.attention = 0
-        for module in model.modules():
+        self.modules: Counter[str] = Counter()
+        self.attention: Counter[str] = Counter()
+        for path, module in model.named_modules():
             if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(self._convolution)
+                module.register_forward_hook(partial(self._convolution, path))
             elif isinstance(module, nn.Linear):
-                module.register_forward_hook(self._linear)
+                module.register_forward_hook(partial(self._linear, path))
             elif isinstance(module, Attention):
-                module.register_forward_hook(self._attention, with_kwargs=True)
+                module.register_forward_hook(partial(self._attention, path), with_kwargs=True)
 
-    def _convolution(self, module: nn.Conv2d, args: Any, output: Tensor) -> None:  # noqa: ARG002
+    def _convolution(self, path: str, module: nn.Conv2d, args: Any, output: Tensor) -> None:  # noqa: ARG002
         height, width = module.kernel_size
-        self.modules += output.numel() * module.in_channels // module.groups * height * width
+        self.modules[path] += output.numel() * module.in_channels // module.groups * height * width
 
-    def _linear(self, module: nn.Linear, args: Any, output: Tensor) -> None:  # noqa: ARG002
-        self.modules += output.numel() * module.in_features
+    def _linear(self, path: str, module: nn.Linear, args: Any, output: Tensor) -> None:  # noqa: ARG002
+        self.modules[path] += output.numel() * module.in_features
 
-    def _attention(self, module: Attention, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> None:  # noqa: ARG002
+    def _attention(
+        self,
+        path: str,
+        module: Attention,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,  # noqa: ARG002
+    ) -> None:
         queries = args[0] if args else kwargs["hidden_states"]
         context = kwargs.get("encoder_hidden_states")
         keys = queries if context is None else context
-        self.attention += 2 * queries.shape[0] * queries.shape[1] * keys.shape[1] * module.inner_dim
+        self.attention[path] += 2 * queries.shape[0] * queries.shape[1] * keys.shape[1] * module.inner_dim
