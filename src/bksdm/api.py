@@ -28,12 +28,15 @@ from bksdm.options import (
     PrepareOptions,
     PruneOptions,
     QuickstartOptions,
+    SensitivityOptions,
 )
 from bksdm.prepare import prepare
 from bksdm.prune import prune, prune_unet
 from bksdm.quickstart import quickstart
 from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.sampling import Request, sample
+from bksdm.sensitivity.outcome import Sensitivity
+from bksdm.sensitivity.run import sensitivity
 
 __all__ = [
     "Conditions",
@@ -53,6 +56,8 @@ __all__ = [
     "QuickstartOptions",
     "Recipe",
     "Request",
+    "Sensitivity",
+    "SensitivityOptions",
     "derive",
     "describe",
     "distill",
@@ -67,4 +72,5 @@ __all__ = [
     "quickstart",
     "sample",
     "save_pipeline",
+    "sensitivity",
 ]

@@ -67,6 +67,15 @@ def _evaluate(options: verbs.EvaluateOptions) -> None:
     _answer(scores, options.json, text_table({options.model: scores}))
 
 
+def _sensitivity(options: verbs.SensitivityOptions) -> None:
+    from bksdm.sensitivity.run import sensitivity
+
+    found = sensitivity(options)
+    recipe = f"\nrecipe in {options.out}/recipe.yaml" if found.choice else ""
+    text = f"{found.text()}{recipe}\nreport in {options.out}/report.html"
+    _answer({"out": options.out, **found.to_dict()}, options.json, text)
+
+
 def _quickstart(options: verbs.QuickstartOptions) -> None:
     from bksdm.quickstart import quickstart
 
@@ -81,6 +90,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "distill": (verbs.DistillOptions, _distill),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
+    "sensitivity": (verbs.SensitivityOptions, _sensitivity),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.

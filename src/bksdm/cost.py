@@ -83,8 +83,8 @@ def parts_cost(
     for name, paths in parts.items():
         inside = tuple(f"{path}." for path in paths)
         params = sum(p.numel() for key, p in unet.named_parameters() if key.startswith(inside))
-        macs = (_total(counts, inside) for counts in (counter.modules, counter.attention))
-        costs[name] = UNetCost(params, *macs, size)
+        modules, attention = _total(counter.modules, inside), _total(counter.attention, inside)
+        costs[name] = UNetCost(params, modules, attention, size)
     return costs
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
     shown = lines[:: max(1, math.ceil(len(lines) / _POINTS))]
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9}):
+    with style():
         figure = Figure(figsize=(_WIDTH, 2.5 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (title, names) in zip(grid, panels.items(), strict=False):
@@ -56,10 +57,19 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
                 axes.legend(fontsize=7)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+        return svg(figure)
+
+
+def style() -> AbstractContextManager[None]:
+    """How figures are drawn and saved here; the same values give the same SVG."""
+    return mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9})
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an element of a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _inline(path: Path) -> str:
