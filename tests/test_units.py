@@ -1,9 +1,7 @@
 """What a U-Net can lose, and that running without it is what pruning makes of it."""
 
 import copy
-from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import product
 
 import pytest
 import torch
@@ -12,10 +10,11 @@ from torch import Tensor
 
 from bksdm.errors import InputError
 from bksdm.families import bypassed, derive, recipe_without, removals, units
-from bksdm.families.units import Names, Unit
+from bksdm.families.units import Names
 from bksdm.prune import prune_unet
 from bksdm.recipe import Recipe, load_recipe
 from published import RECIPES, UNETS
+from removable import all_sets, named, single_choices
 from tiny_models import V1_UNET, V2_UNET, random_inputs
 
 
@@ -44,23 +43,6 @@ every_shape = pytest.mark.parametrize("changes", UNUSUAL.values(), ids=UNUSUAL)
 @torch.no_grad()
 def output(unet: UNet2DConditionModel) -> Tensor:
     return unet(*random_inputs()).sample
-
-
-def named(config: dict, names: Iterable[str]) -> list[Unit]:
-    return [unit for unit in units(config) if unit.name in set(names)]
-
-
-def all_sets(config: dict) -> Iterator[Names]:
-    """Every set of units that recipes for this U-Net can remove."""
-    for kind in removals(config):
-        for chosen in product(*kind.groups):
-            yield frozenset().union(kind.always, *chosen)
-
-
-def single_choices(config: dict) -> Iterator[Names]:
-    """Of these sets, those with a choice in one group at most."""
-    for kind in removals(config):
-        yield from {kind.always | names for group in kind.groups for names in group}
 
 
 # What is there

@@ -11,6 +11,7 @@ from bksdm.runs import write_bytes
 from bksdm.sensitivity.outcome import TITLES, Sensitivity
 
 _COLOURS = {"down": "#2563eb", "mid": "#7c3aed", "innermost": "#c026d3", "up": "#0d9488"}
+_LOGARITHMIC = 100  # ratio of the ends from which bars are drawn on a logarithmic scale
 _HATCH, _EDGE = "///", "white"
 
 
@@ -62,6 +63,8 @@ def _chart(found: Sensitivity) -> Figure:
             if not unit.removable:
                 bar[0].set(hatch=_HATCH, edgecolor=_EDGE)
         axes.set_title(TITLES[name], loc="left", fontsize=9)
+        lowest, highest = (ends(score.value for score in values.values()) for ends in (min, max))
+        axes.set_yscale("log" if highest > _LOGARITHMIC * lowest > 0 else "linear")
         axes.axhline(0, color="#9ca3af", linewidth=0.8)
         axes.grid(axis="y", alpha=0.3)
     rows[-1].set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
