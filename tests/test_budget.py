@@ -20,11 +20,10 @@ from tiny_models import V1_UNET, V2_UNET
 FULL = {"down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]}
 FULL |= {"up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
 CONFIGS = {
-    "v1": V1_UNET | FULL,
     "v2": V2_UNET | FULL,
     "uneven": V1_UNET | FULL | {"layers_per_block": (2, 1, 3, 2)},
 }
-every_budget = pytest.mark.parametrize(("name", "what"), [("v1", "gmacs"), ("v2", "params"), ("uneven", "params")])
+every_budget = pytest.mark.parametrize(("name", "what"), [("v2", "gmacs"), ("uneven", "params")])
 
 
 @cache
@@ -73,7 +72,7 @@ def test_no_recipe_within_the_budget_loses_less(name: str, what: What) -> None:
 @every_budget
 def test_what_a_recipe_is_reckoned_to_cost_is_what_it_costs(name: str, what: What) -> None:
     costs = reckoned(name, what)
-    for names in list(costs)[:: len(costs) // 6]:
+    for names in list(costs)[2 :: len(costs) // 3]:
         assert_costs(name, what, names)
 
 
@@ -91,15 +90,12 @@ def assert_costs(name: str, what: What, names: Names) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_at_a_published_recipes_share_what_is_chosen_is_no_larger_and_loses_no_more(recipe: str) -> None:
-    config, found = CONFIGS["v1"], budget("v1", "gmacs")
-    pruning = derive(load_recipe(recipe), config)
-    macs = unet_cost(pruning.student_config, tokens=8).macs_modules
+    config, found = CONFIGS["v2"], budget("v2", "gmacs")
+    wanted = derive(load_recipe(recipe), config).key_map
     published = next(
-        names
-        for names in all_sets(config)
-        if derive(recipe_without(config, names, recipe), config).key_map == pruning.key_map
+        names for names in all_sets(config) if derive(recipe_without(config, names, recipe), config).key_map == wanted
     )
-    assert reckoned("v1", "gmacs")[published] == macs
+    macs = reckoned("v2", "gmacs")[published]
     for seed in range(5):
         importance = random_importance(config, seed)
         choice = found.choose(macs / found.whole, importance, "mine")
@@ -133,20 +129,19 @@ def test_the_smallest_share_that_is_named_is_possible_and_nothing_below_is(name:
 @pytest.mark.parametrize("share", [-0.5, 0, 1, 1.5, float("nan")])
 def test_a_budget_is_a_share(share: float) -> None:
     with pytest.raises(InputError, match=f"^params is {share}; .* between 0 and 1"):
-        budget("v2", "params").check(share)
+        budget("uneven", "params").check(share)
 
 
 def test_the_parts_of_a_unet_cost_what_the_whole_costs() -> None:
     parts = {"down": ["down_blocks"], "mid": ["mid_block"], "up": ["up_blocks"]}
     rest = ["conv_in", "time_embedding", "conv_norm_out", "conv_out"]
-    found = parts_cost(CONFIGS["v1"], parts | {"rest": rest}, tokens=8)
-    whole = unet_cost(CONFIGS["v1"], tokens=8)
+    found = parts_cost(CONFIGS["v2"], parts | {"rest": rest}, tokens=8)
+    whole = unet_cost(CONFIGS["v2"], tokens=8)
     for figure in ("params", "macs_modules", "macs_attention"):
         assert sum(getattr(cost, figure) for cost in found.values()) == getattr(whole, figure)
 
 
 def test_a_part_is_named_by_whole_words_of_its_path() -> None:
-    config = CONFIGS["v1"] | {"block_out_channels": (32,) * 12}
-    config |= {"down_block_types": ["DownBlock2D"] * 12, "up_block_types": ["UpBlock2D"] * 12, "sample_size": 2048}
-    found = parts_cost(config, {"one": ["down_blocks.1"], "two": ["down_blocks.2"]})
-    assert found["one"].params == found["two"].params
+    parts = {"whole": ["down_blocks.0.resnets.1"], "cut short": ["down_blocks.0.resnets.1".removesuffix("s.1")]}
+    found = parts_cost(CONFIGS["v2"], parts, tokens=8)
+    assert found["whole"].params > found["cut short"].params == 0

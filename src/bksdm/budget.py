@@ -68,13 +68,15 @@ class Budget:
         def count(cost: UNetCost) -> int:
             return cost.params if what == "params" else cost.macs_modules
 
-        whole = count(unet_cost(config, tokens=tokens))
         parts = parts_cost(config, {unit.name: unit.paths for unit in units(config)}, tokens=tokens)
-        frames = []
-        for kind in removals(config):
-            left = derive(recipe_without(config, kind.always, "frame"), config).student_config
-            frames.append((kind, whole - count(unet_cost(left, tokens=tokens))))
-        return cls(config, what, whole, {name: count(cost) for name, cost in parts.items()}, tuple(frames))
+        left = {
+            kind: derive(recipe_without(config, kind.always, "frame"), config).student_config
+            for kind in removals(config)
+        }
+        costs = {kind: count(unet_cost(student, tokens=tokens)) for kind, student in left.items()}
+        whole = max(costs.values())  # one way is to take out neither
+        frames = tuple((kind, whole - cost) for kind, cost in costs.items())
+        return cls(config, what, whole, {name: count(cost) for name, cost in parts.items()}, frames)
 
     @property
     def smallest(self) -> float:
@@ -91,8 +93,7 @@ class Budget:
         Raises:
             InputError: Naming the smallest share that one can.
         """
-        if not 0 < share < 1:
-            raise InputError(f"{self.what} is {share}; give a share of the teacher's U-Net between 0 and 1")
+        check_share(self.what, share)
         if self._limit(share) < round(self.smallest * self.whole):
             least = math.ceil(self.smallest * 1e4) / 1e4
             raise InputError(
@@ -132,6 +133,16 @@ class Budget:
     def _limit(self, share: float) -> int:
         """The nearest whole number, so that the share that a recipe was seen to keep lets this recipe in."""
         return round(share * self.whole)
+
+
+def check_share(what: What, share: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        InputError: Naming it.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"{what} is {share}; give a share of the teacher's U-Net between 0 and 1")
 
 
 def _sum(importance: Mapping[str, float], names: Names) -> float:

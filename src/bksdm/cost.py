@@ -6,10 +6,11 @@ linear layers, as the paper and common counters do; `all` adds the two matrix pr
 attention.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -58,9 +59,9 @@ def unet_cost(config: Mapping[str, Any], latent_size: int | None = None, tokens:
     Raises:
         InputError: The config is not one of a U-Net that runs.
     """
-    unet, counter, size = _counted(config, latent_size, tokens)
-    params = sum(p.numel() for p in unet.parameters())
-    return UNetCost(params, counter.modules.total(), counter.attention.total(), size)
+    size = _size(config, latent_size)
+    counts = _counted(json.dumps(dict(config), default=str), size, tokens)
+    return UNetCost(counts.params.total(), counts.modules.total(), counts.attention.total(), size)
 
 
 def parts_cost(
@@ -78,32 +79,43 @@ def parts_cost(
     Raises:
         InputError: The config is not one of a U-Net that runs.
     """
-    unet, counter, size = _counted(config, latent_size, tokens)
+    size = _size(config, latent_size)
+    counts = _counted(json.dumps(dict(config), default=str), size, tokens)
     costs = {}
     for name, paths in parts.items():
         inside = tuple(f"{path}." for path in paths)
-        params = sum(p.numel() for key, p in unet.named_parameters() if key.startswith(inside))
-        modules, attention = _total(counter.modules, inside), _total(counter.attention, inside)
+        params, modules, attention = (
+            sum(count for path, count in counter.items() if f"{path}.".startswith(inside))
+            for counter in (counts.params, counts.modules, counts.attention)
+        )
         costs[name] = UNetCost(params, modules, attention, size)
     return costs
 
 
-def _total(counts: Mapping[str, int], inside: tuple[str, ...]) -> int:
-    return sum(count for path, count in counts.items() if f"{path}.".startswith(inside))
+@dataclass(frozen=True)
+class _Counts:
+    """Parameters and MACs of the modules of a U-Net by their paths."""
+
+    params: Counter[str]
+    modules: Counter[str]
+    attention: Counter[str]
 
 
-def _counted(
-    config: Mapping[str, Any], latent_size: int | None, tokens: int
-) -> tuple[UNet2DConditionModel, "_MacCounter", int]:
-    """The U-Net after one pass without data, what was counted in it, and the side of its latents."""
+def _size(config: Mapping[str, Any], latent_size: int | None) -> int:
     size = latent_size or config.get("sample_size")
     if not isinstance(size, int):
         raise InputError(
             f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
         )
+    return size
+
+
+@lru_cache(maxsize=32)  # a pass without data takes a second, and the same few U-Nets are asked for again and again
+def _counted(config: str, size: int, tokens: int) -> _Counts:
+    """Count in one pass of the U-Net with this config, as JSON."""
     try:
         with torch.device("meta"), torch.no_grad():
-            unet = UNet2DConditionModel.from_config(dict(config))
+            unet = UNet2DConditionModel.from_config(json.loads(config))
             counter = _MacCounter(unet)
             widths = unet.config.cross_attention_dim
             width = widths if isinstance(widths, int) else widths[0]
@@ -112,7 +124,8 @@ def _counted(
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
-    return unet, counter, size
+    params = Counter({name: parameter.numel() for name, parameter in unet.named_parameters()})
+    return _Counts(params, counter.modules, counter.attention)
 
 
 class _MacCounter:

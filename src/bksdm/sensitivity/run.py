@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from bksdm.budget import Budget, What
+from bksdm.budget import Budget, What, check_share
 from bksdm.cost import parts_cost
 from bksdm.data.pictures import Picture
 from bksdm.data.source import Source, read_source
@@ -31,7 +31,8 @@ from bksdm.sensitivity.measures import Score
 from bksdm.sensitivity.outcome import TITLES, Sensitivity
 from bksdm.sensitivity.report import write_chart, write_sensitivity_report
 
-_MAY_CHANGE = ("json", "batch_size", "device", "scores", "params", "gmacs", "budget_score")
+# A score depends on none of these, so that another budget, or more scores, go on from what is there.
+_MAY_CHANGE = ("json", "out", "batch_size", "device", "scores", "params", "gmacs", "budget_score")
 _REFERENCE = 1000  # real pictures at most; more cost time and change little
 _WHOLE = "whole"
 
@@ -132,11 +133,15 @@ def _check(options: SensitivityOptions) -> list[str]:
         raise InputError(f"pictures is {options.pictures}; a standard error needs at least 2")
     if options.params is not None and options.gmacs is not None:
         raise InputError(f"params is {options.params} and gmacs {options.gmacs}; give one budget")
-    scores = list(dict.fromkeys(options.scores or TITLES))
-    budgeted = options.params is not None or options.gmacs is not None
-    if budgeted and options.budget_score not in scores:
-        raise InputError(f"budget_score is {options.budget_score}, and scores are {', '.join(scores)}; add it there")
-    return [name for name in TITLES if name in scores]
+    scores = [name for name in TITLES if name in (options.scores or TITLES)]
+    wanted = _share(options)
+    if wanted:
+        check_share(*wanted)
+        if options.budget_score not in scores:
+            raise InputError(
+                f"budget_score is {options.budget_score}, and scores are {', '.join(scores)}; add it there"
+            )
+    return scores
 
 
 def _share(options: SensitivityOptions) -> tuple[What, float] | None:
