@@ -21,9 +21,9 @@ FULL = {"down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]}
 FULL |= {"up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
 CONFIGS = {
     "v2": V2_UNET | FULL,
-    "uneven": V1_UNET | FULL | {"layers_per_block": (2, 1, 3, 2)},
+    "uneven": V1_UNET | FULL | {"layers_per_block": (2, 3, 1, 1)},
 }
-every_budget = pytest.mark.parametrize(("name", "what"), [("v2", "gmacs"), ("uneven", "params")])
+every_budget = pytest.mark.parametrize(("name", "what"), [("v2", "params"), ("uneven", "gmacs")])
 
 
 @cache
@@ -76,10 +76,17 @@ def test_what_a_recipe_is_reckoned_to_cost_is_what_it_costs(name: str, what: Wha
         assert_costs(name, what, names)
 
 
+def test_removing_more_may_cost_more() -> None:
+    """Without the innermost stage, the middle block works on larger latents."""
+    found = budget("uneven", "gmacs")
+    assert found.whole == unet_cost(CONFIGS["uneven"], tokens=8).macs_modules
+    assert min(saved for _, saved in found.frames) < 0
+
+
 @pytest.mark.slow
 @every_budget
-def test_what_any_recipe_is_reckoned_to_cost_is_what_it_costs(name: str, what: What) -> None:
-    for names in reckoned(name, what):
+def test_what_many_recipes_are_reckoned_to_cost_is_what_they_cost(name: str, what: What) -> None:
+    for names in list(reckoned(name, what))[::5]:
         assert_costs(name, what, names)
 
 
@@ -90,16 +97,16 @@ def assert_costs(name: str, what: What, names: Names) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_at_a_published_recipes_share_what_is_chosen_is_no_larger_and_loses_no_more(recipe: str) -> None:
-    config, found = CONFIGS["v2"], budget("v2", "gmacs")
+    config, found = CONFIGS["v2"], budget("v2", "params")
     wanted = derive(load_recipe(recipe), config).key_map
     published = next(
         names for names in all_sets(config) if derive(recipe_without(config, names, recipe), config).key_map == wanted
     )
-    macs = reckoned("v2", "gmacs")[published]
+    params = reckoned("v2", "params")[published]
     for seed in range(5):
         importance = random_importance(config, seed)
-        choice = found.choose(macs / found.whole, importance, "mine")
-        assert choice.cost <= macs
+        choice = found.choose(params / found.whole, importance, "mine")
+        assert choice.cost <= params
         assert choice.loses <= sum(importance[unit] for unit in published) + 1e-9
 
 
@@ -129,7 +136,7 @@ def test_the_smallest_share_that_is_named_is_possible_and_nothing_below_is(name:
 @pytest.mark.parametrize("share", [-0.5, 0, 1, 1.5, float("nan")])
 def test_a_budget_is_a_share(share: float) -> None:
     with pytest.raises(InputError, match=f"^params is {share}; .* between 0 and 1"):
-        budget("uneven", "params").check(share)
+        budget("v2", "params").check(share)
 
 
 def test_the_parts_of_a_unet_cost_what_the_whole_costs() -> None:

@@ -322,6 +322,16 @@ def test_bad_options_are_refused_in_one_line_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_of_another_kind_is_refused_before_anything_is_written(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    save_pipeline(build_pipeline(UNET | {"in_channels": 9}), tmp_path / "teacher")
+    outcome = run("sensitivity", tmp_path / "teacher", "--data", pictures, "--out", tmp_path / "out", *WORDS)
+    assert (outcome.code, len(outcome.said)) == (2, 1)
+    assert "give a text-to-image model, not one for inpainting" in outcome.said[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_another_run_is_refused(run: Run, copied: Path, small_folder: Path, pictures: Path) -> None:
     outcome = run("sensitivity", small_folder, "--data", pictures, "--out", copied, *WORDS, "--seed", 1)
     assert outcome.code == 2

@@ -17,7 +17,6 @@ from bksdm.knapsack import Item, least_loss
 from bksdm.recipe import Config, Recipe
 
 What = Literal["params", "gmacs"]
-_WORDS = {"params": "parameters", "gmacs": "multiply-accumulates"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Budget:
         what: Whether parameters count, or the multiply-accumulates of convolutions and linear layers.
         whole: What the U-Net costs.
         saves: What a unit costs where everything around it stays, by its name.
-        frames: Each way with the middle and the innermost stages, and what that alone saves.
+        frames: Each way with the middle and the innermost stages, and what that alone saves. It may be less than
+            nothing: without the stages inside of it, the middle block works on larger latents.
     """
 
     config: Config
@@ -69,14 +69,16 @@ class Budget:
             return cost.params if what == "params" else cost.macs_modules
 
         parts = parts_cost(config, {unit.name: unit.paths for unit in units(config)}, tokens=tokens)
-        left = {
-            kind: derive(recipe_without(config, kind.always, "frame"), config).student_config
-            for kind in removals(config)
-        }
-        costs = {kind: count(unet_cost(student, tokens=tokens)) for kind, student in left.items()}
-        whole = max(costs.values())  # one way is to take out neither
-        frames = tuple((kind, whole - cost) for kind, cost in costs.items())
-        return cls(config, what, whole, {name: count(cost) for name, cost in parts.items()}, frames)
+        whole, frames = count(unet_cost(config, tokens=tokens)), []
+        for kind in removals(config):
+            left = derive(recipe_without(config, kind.always, "frame"), config).student_config
+            frames.append((kind, whole - count(unet_cost(left, tokens=tokens))))
+        return cls(config, what, whole, {name: count(cost) for name, cost in parts.items()}, tuple(frames))
+
+    @property
+    def words(self) -> str:
+        """What counts, for people."""
+        return {"params": "parameters", "gmacs": "multiply-accumulates"}[self.what]
 
     @property
     def smallest(self) -> float:
@@ -98,7 +100,7 @@ class Budget:
             least = math.ceil(self.smallest * 1e4) / 1e4
             raise InputError(
                 f"{self.what} is {share}, and the smallest recipe keeps {least:.4f} of this U-Net's "
-                f"{_WORDS[self.what]}; give that or more"
+                f"{self.words}; give that or more"
             )
 
     def choose(self, share: float, importance: Mapping[str, float], name: str, summary: str = "") -> Choice:

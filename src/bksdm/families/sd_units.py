@@ -6,8 +6,9 @@ bypassed repeats the skip connection before its own. So layers go together if th
 skip connection of the student once, in order: then the teacher with bypassed layers *is* the pruned student.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
+from typing import Literal
 
 from bksdm.errors import InputError
 from bksdm.families.sd_unet import UNetShape, derive, layer_paths
@@ -21,14 +22,10 @@ _Layers = tuple[int, ...]
 def units(config: Config) -> tuple[Unit, ...]:
     """The units of the U-Net with this config, down, middle and up; those that no recipe removes are among them."""
     shape = UNetShape.of(config)
-    down = [_down_unit(shape, stage, layer) for stage in range(shape.stages) for layer in range(shape.layers[stage])]
+    down = [unit for stage in range(shape.stages) for unit in _layer_units(shape, stage, "down")]
     mid = [Unit(_MID, "mid", (_MID,))] if shape.has_mid else []
     innermost = [Unit(_innermost(n), "innermost", tuple(_stage_paths(shape, n))) for n in _droppable(shape)]
-    up = [
-        _up_unit(shape, stage, layer)
-        for stage in reversed(range(shape.stages))
-        for layer in range(shape.layers[stage] + 1)
-    ]
+    up = [unit for stage in reversed(range(shape.stages)) for unit in _layer_units(shape, stage, "up")]
     return (*down, *mid, *innermost, *up)
 
 
@@ -71,24 +68,20 @@ def _derives(recipe: Recipe, config: Config) -> bool:
     return True
 
 
-def _down_unit(shape: UNetShape, stage: int, layer: int) -> Unit:
-    path = _down_path(stage)
-    passes = _passes_down(shape, stage, layer)
-    stays = "" if any(layer in down for down, _ in _choices(shape, stage)) else _why(shape, stage, passes)
-    return Unit(
-        _layer(path, layer), "down", tuple(layer_paths(path, layer, shape.attends_down[stage])), not passes, stays
-    )
+def _layer_units(shape: UNetShape, stage: int, kind: Literal["down", "up"]) -> Iterator[Unit]:
+    """The layers of a down stage, or of the up stage of its width."""
+    down = kind == "down"
+    path, passes = (_down_path(stage), _passes_down) if down else (shape.up_path(stage), _passes_up)
+    attends = (shape.attends_down if down else shape.attends_up)[stage]
+    removable = {layer for choice in _choices(shape, stage) for layer in choice[0 if down else 1]}
+    for layer in range(shape.layers[stage] + (0 if down else 1)):
+        fits = passes(shape, stage, layer)
+        stays = "" if layer in removable else _why(shape, stage, fits)
+        yield Unit(_layer(path, layer), kind, tuple(layer_paths(path, layer, attends)), not fits, stays)
 
 
-def _up_unit(shape: UNetShape, stage: int, layer: int) -> Unit:
-    path = shape.up_path(stage)
-    passes = _passes_up(shape, stage, layer)
-    stays = "" if any(layer in up for _, up in _choices(shape, stage)) else _why(shape, stage, passes)
-    return Unit(_layer(path, layer), "up", tuple(layer_paths(path, layer, shape.attends_up[stage])), not passes, stays)
-
-
-def _why(shape: UNetShape, stage: int, passes: bool) -> str:
-    if not passes:
+def _why(shape: UNetShape, stage: int, fits: bool) -> str:
+    if not fits:
         return "the hidden states change their channels there"
     if shape.layers[stage] == 1:
         return "a stage keeps one layer down and two up"
@@ -134,7 +127,7 @@ def _droppable(shape: UNetShape) -> list[int]:
     return [n for n in range(1, shape.stages) if len(set(shape.widths[-1 - n :])) == 1]
 
 
-def _stage_paths(shape: UNetShape, dropped: int) -> Iterable[str]:
+def _stage_paths(shape: UNetShape, dropped: int) -> Iterator[str]:
     """Modules that go with the innermost stages: also the samplers that led to them."""
     first = shape.stages - dropped
     yield f"{_down_path(first - 1)}.downsamplers"

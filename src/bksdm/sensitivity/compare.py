@@ -1,6 +1,6 @@
 """The teacher without a unit beside the whole teacher, on the same inputs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,7 @@ class Comparison:
     """
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, encoder: DualEncoder, inputs: Inputs, scores: Sequence[str]
+        self, pipeline: StableDiffusionPipeline, encoder: DualEncoder, inputs: Inputs, scores: Collection[str]
     ) -> None:
         self._pipeline = pipeline
         self._encoder = encoder

@@ -5,11 +5,11 @@ Nothing is retrained and no weight changes. What is scored is a line in `scores.
 
 import dataclasses
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from diffusers import StableDiffusionPipeline
 
 from bksdm.budget import Budget, What, check_share
 from bksdm.cost import parts_cost
@@ -20,13 +20,15 @@ from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.families import bypassed, units
+from bksdm.families.units import Unit
 from bksdm.generate import check
 from bksdm.models import check_text_to_image, context_tokens, fingerprint, load_pipeline, load_unet_config
 from bksdm.options import GenerateOptions, SensitivityOptions
 from bksdm.progress import bar
 from bksdm.recipe import Config
-from bksdm.runs import check_free, open_run, read_lines, write_text
+from bksdm.runs import check_free, open_run, write_text
 from bksdm.sensitivity.compare import PICTURED, Comparison, Inputs
+from bksdm.sensitivity.ledger import Ledger
 from bksdm.sensitivity.measures import Score
 from bksdm.sensitivity.outcome import TITLES, Sensitivity
 from bksdm.sensitivity.report import write_chart, write_sensitivity_report
@@ -55,32 +57,25 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
         "teacher_content": fingerprint(options.teacher),
         "data_content": source.digest,
     }
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device, training=False)
     out = Path(options.out)
     check_free(out, "sensitivity", settings, _MAY_CHANGE)
     encoder = DualEncoder.load(options.encoder)
-    open_run(out, "sensitivity", settings, _MAY_CHANGE, {"device": str(device), "precision": str(precision)})
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device, training=False)
     ledger = Ledger(out / "scores.jsonl")
-    missing = {unit.name: [name for name in scores if (unit.name, name) not in ledger] for unit in found}
-    whole = [name for name in scores if name in PICTURED]
-    if any(missing.values()) or any((_WHOLE, name) not in ledger for name in whole):
+    asked = {_WHOLE: [name for name in scores if name in PICTURED], **{unit.name: scores for unit in found}}
+    missing = ledger.missing(asked)
+    if missing:
         pipeline = load_pipeline(options.teacher, precision).to(device)
         check_text_to_image(pipeline, options.teacher)
-        needed = list(dict.fromkeys([*whole, *(name for names in missing.values() for name in names)]))
-        with bar(len(found), "units", sum(not names for names in missing.values())) as progress:
-            compare = Comparison(pipeline, encoder, _inputs(options, source), needed)
-            ledger.add(_WHOLE, {name: Score(compare.whole(name), 0.0) for name in whole})
-            for unit in found:
-                if missing[unit.name]:
-                    with bypassed(pipeline.unet, [unit]):
-                        ledger.add(unit.name, compare(missing[unit.name]))
-                    progress.advance()
+    open_run(out, "sensitivity", settings, _MAY_CHANGE, {"device": str(device), "precision": str(precision)})
+    if missing:
+        _measure(pipeline, encoder, _inputs(options, source), found, missing, ledger)
     outcome = Sensitivity(
         units=found,
         costs=parts_cost(config, {unit.name: unit.paths for unit in found}, tokens=tokens),
         scores={name: {unit.name: ledger[unit.name, name] for unit in found} for name in scores},
-        whole={name: ledger[_WHOLE, name].value for name in whole},
+        whole={name: ledger[_WHOLE, name].value for name in asked[_WHOLE]},
     )
     if budget:
         outcome = _with_recipe(outcome, budget, options, tokens)
@@ -88,37 +83,24 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
     return outcome
 
 
-class Ledger:
-    """The scores of a run by (unit, score): a file of one line each, which grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        lines = read_lines(path)
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._scores = {(line["unit"], line["score"]): Score(line["value"], line["error"]) for line in lines}
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self._scores
-
-    def __getitem__(self, key: tuple[str, str]) -> Score:
-        return self._scores[key]
-
-    def add(self, unit: str, scores: dict[str, Score]) -> None:
-        """Take up what is new of a unit's scores.
-
-        Raises:
-            InputError: One is not a finite number.
-        """
-        new = {name: score for name, score in scores.items() if (unit, name) not in self}
-        for name, score in new.items():
-            if not math.isfinite(score.value):
-                raise InputError(
-                    f"{TITLES[name]} of {unit} is {score.value}; choose another --out and --precision fp32"
-                )
-        lines = [{"unit": unit, "score": name, **dataclasses.asdict(score)} for name, score in new.items()]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-        self._scores |= {(unit, name): score for name, score in new.items()}
+def _measure(
+    pipeline: StableDiffusionPipeline,
+    encoder: DualEncoder,
+    inputs: Inputs,
+    found: Sequence[Unit],
+    missing: Mapping[str, Sequence[str]],
+    ledger: Ledger,
+) -> None:
+    """Score what is missing, unit by unit."""
+    needed = {score for scores in missing.values() for score in scores}
+    left = [unit for unit in found if unit.name in missing]
+    with bar(len(found), "units", len(found) - len(left)) as progress:
+        compare = Comparison(pipeline, encoder, inputs, needed)
+        ledger.add(_WHOLE, {score: Score(compare.whole(score), 0.0) for score in missing.get(_WHOLE, ())})
+        for unit in left:
+            with bypassed(pipeline.unet, [unit]):
+                ledger.add(unit.name, compare(missing[unit.name]))
+            progress.advance()
 
 
 def _check(options: SensitivityOptions) -> list[str]:
@@ -180,8 +162,7 @@ def _spread(entries: Sequence[Picture], count: int) -> list[Picture]:
 def _with_recipe(outcome: Sensitivity, budget: Budget, options: SensitivityOptions, tokens: int) -> Sensitivity:
     what, share = _share(options) or ("params", 1.0)
     importance = {name: score.value for name, score in outcome.scores[options.budget_score].items()}
-    words = {"params": "parameters", "gmacs": "multiply-accumulates"}[what]
-    summary = f"At most {share:.1%} of the {words}, by {TITLES[options.budget_score]} (bksdm sensitivity)."
+    summary = f"At most {share:.1%} of the {budget.words}, by {TITLES[options.budget_score]} (bksdm sensitivity)."
     choice = budget.choose(share, importance, f"{what}-{share:g}", summary)
     description = describe_config(dict(budget.config), choice.recipe, tokens)
     return dataclasses.replace(outcome, choice=choice, description=description)
