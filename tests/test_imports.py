@@ -11,10 +11,10 @@ import bksdm
 FLOORS = {
     5: "cli __main__ api",
     4: "quickstart report",
-    3: "generate prepare evaluate.* benchmark",
+    3: "generate prepare evaluate.* benchmark sensitivity.*",
     2: "distill.*",
-    1: "data.* models prune taps cost describe card page sampling timing peak",
-    0: "recipe families.* losses options runs errors randomness devices processes progress assets",
+    1: "data.* models prune taps cost budget describe card page sampling timing peak",
+    0: "recipe families.* knapsack losses options runs errors randomness devices processes progress assets",
 }
 PACKAGE = Path(bksdm.__file__).parent
 MODULES = {

@@ -1,7 +1,7 @@
 """What each unit's absence costs after retraining, held against what it costs before: does a score foresee it?
 
-The teacher runs without one unit, in memory, and what is left is retrained for a few steps as a student is: the same losses,
-the outputs of all stages as taps.
+The teacher runs without one unit, in memory, and what is left is retrained for a few steps as a student is: the
+same losses, the outputs of all stages as taps.
 """
 
 import copy
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from bksdm.data.folder import data_folder, read_captions
-from bksdm.data.prepared import read_prepared
 from bksdm.data.stream import Stream
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.data import open_data
 from bksdm.distill.loop import Schedule, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -35,7 +35,7 @@ def damage(unit: Unit, teacher_name: str, latents: Path, out: Path, *, steps: in
         return float(json.loads(file.read_text()))
     teacher = load_pipeline(teacher_name)
     student = copy.deepcopy(teacher.unet).train()
-    samples = read_prepared(latents).samples()
+    samples = open_data(str(latents), None, False, 0).samples(teacher)
     conditions = Conditions(teacher.vae, teacher.text_encoder)
     with bypassed(student, [unit]):
         left = [p for p in student.parameters() if p.requires_grad]
@@ -50,7 +50,9 @@ def damage(unit: Unit, teacher_name: str, latents: Path, out: Path, *, steps: in
             NoiseSchedule.from_scheduler(teacher.scheduler),
         )
         schedule = Schedule(steps, lr=1e-3, warmup=max(1, steps // 10), cosine=True, checkpoint_every=10**9)
-        train(state, objective, Stream(samples, batch_size, seed), schedule, Checkpoints(out / "state", keep=1), seed=seed)
+        train(
+            state, objective, Stream(samples, batch_size, seed), schedule, Checkpoints(out / "state", keep=1), seed=seed
+        )
         with averaged(state):
             error = float(output_errors(student.eval(), teacher, read_captions(data_folder("emoji/heldout"))).mean())
     out.mkdir(parents=True, exist_ok=True)

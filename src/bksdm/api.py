@@ -31,12 +31,15 @@ from bksdm.options import (
     PrepareOptions,
     PruneOptions,
     QuickstartOptions,
+    SensitivityOptions,
 )
 from bksdm.prepare import prepare
 from bksdm.prune import prune, prune_unet
 from bksdm.quickstart import quickstart
 from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.sampling import Request, sample
+from bksdm.sensitivity.outcome import Sensitivity
+from bksdm.sensitivity.run import sensitivity
 
 __all__ = [
     "Benchmark",
@@ -60,6 +63,8 @@ __all__ = [
     "QuickstartOptions",
     "Recipe",
     "Request",
+    "Sensitivity",
+    "SensitivityOptions",
     "benchmark",
     "derive",
     "describe",
@@ -76,4 +81,5 @@ __all__ = [
     "quickstart",
     "sample",
     "save_pipeline",
+    "sensitivity",
 ]

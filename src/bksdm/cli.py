@@ -76,6 +76,15 @@ def _benchmark(options: verbs.BenchmarkOptions) -> None:
     )
 
 
+def _sensitivity(options: verbs.SensitivityOptions) -> None:
+    from bksdm.sensitivity.run import sensitivity
+
+    found = sensitivity(options)
+    recipe = f"\nrecipe in {options.out}/recipe.yaml" if found.choice else ""
+    text = f"{found.text()}{recipe}\nreport in {options.out}/report.html"
+    _answer({"out": options.out, **found.to_dict()}, options.json, text)
+
+
 def _quickstart(options: verbs.QuickstartOptions) -> None:
     from bksdm.quickstart import quickstart
 
@@ -91,6 +100,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
     "benchmark": (verbs.BenchmarkOptions, _benchmark),
+    "sensitivity": (verbs.SensitivityOptions, _sensitivity),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.

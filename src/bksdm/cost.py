@@ -1,4 +1,4 @@
-"""What a U-Net costs: parameters and multiply-accumulates, from its config alone.
+"""What a U-Net and parts of it cost: parameters and multiply-accumulates, from its config alone.
 
 The U-Net is built and run on the meta device, where tensors have shapes and no data. Two
 conventions are in use for the multiply-accumulates (MACs): `modules` counts convolutions and
@@ -7,9 +7,10 @@ attention.
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class UNetCost:
         params: Parameters.
         macs_modules: MACs of convolutions and linear layers.
         macs_attention: MACs of the matrix products inside attention.
-        latent_size: Side of the latents; their height, where they are not square.
+        latent_size: Side of the latents.
     """
 
     params: int
@@ -61,53 +62,108 @@ def unet_cost(
     Raises:
         InputError: The config is not one of a U-Net that runs.
     """
+    size = _size(config, latent_size)
+    counts = _counted(json.dumps(dict(config), default=str), size, latent_width or size, tokens)
+    return UNetCost(counts.params.total(), counts.modules.total(), counts.attention.total(), size)
+
+
+def parts_cost(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Sequence[str]],
+    latent_size: int | None = None,
+    tokens: int = TOKENS,
+) -> dict[str, UNetCost]:
+    """What parts of that U-Net cost in it.
+
+    Arguments:
+        config: As in `unet_cost`, with `latent_size` and `tokens`.
+        parts: Name -> paths of the modules that make up the part.
+
+    Raises:
+        InputError: The config is not one of a U-Net that runs.
+    """
+    size = _size(config, latent_size)
+    counts = _counted(json.dumps(dict(config), default=str), size, size, tokens)
+    costs = {}
+    for name, paths in parts.items():
+        inside = tuple(f"{path}." for path in paths)
+        params, modules, attention = (
+            sum(count for path, count in counter.items() if f"{path}.".startswith(inside))
+            for counter in (counts.params, counts.modules, counts.attention)
+        )
+        costs[name] = UNetCost(params, modules, attention, size)
+    return costs
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Parameters and MACs of the modules of a U-Net by their paths."""
+
+    params: Counter[str]
+    modules: Counter[str]
+    attention: Counter[str]
+
+
+def _size(config: Mapping[str, Any], latent_size: int | None) -> int:
     size = latent_size or config.get("sample_size")
     if not isinstance(size, int):
         raise InputError(
             f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
         )
-    return _cost(json.dumps(dict(config), sort_keys=True, default=str), size, latent_width or size, tokens)
+    return size
 
 
-@lru_cache(maxsize=64)
-def _cost(config: str, size: int, latent_width: int, tokens: int) -> UNetCost:
-    """The cost by the config's JSON: the same teacher is asked about again and again."""
+@lru_cache(maxsize=32)  # a pass without data takes a second, and the same few U-Nets are asked for again and again
+def _counted(config: str, size: int, latent_width: int, tokens: int) -> _Counts:
+    """Count in one pass of the U-Net with this config, as JSON."""
     try:
         with torch.device("meta"), torch.no_grad():
             unet = UNet2DConditionModel.from_config(json.loads(config))
             counter = _MacCounter(unet)
             widths = unet.config.cross_attention_dim
             width = widths if isinstance(widths, int) else widths[0]
-            latents = torch.empty(1, unet.config.in_channels, size, latent_width)
-            unet(latents, torch.empty(1, dtype=torch.long), torch.empty(1, tokens, width))
+            latents, context = (
+                torch.empty(1, unet.config.in_channels, size, latent_width),
+                torch.empty(1, tokens, width),
+            )
+            unet(latents, torch.empty(1, dtype=torch.long), context)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
-    params = sum(p.numel() for p in unet.parameters())
-    return UNetCost(params, counter.modules, counter.attention, size)
+    params = Counter({name: parameter.numel() for name, parameter in unet.named_parameters()})
+    return _Counts(params, counter.modules, counter.attention)
 
 
 class _MacCounter:
+    """MACs of a model's modules by their paths, of all passes from now on."""
+
     def __init__(self, model: nn.Module) -> None:
-        self.modules = 0
-        self.attention = 0
-        for module in model.modules():
+        self.modules: Counter[str] = Counter()
+        self.attention: Counter[str] = Counter()
+        for path, module in model.named_modules():
             if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(self._convolution)
+                module.register_forward_hook(partial(self._convolution, path))
             elif isinstance(module, nn.Linear):
-                module.register_forward_hook(self._linear)
+                module.register_forward_hook(partial(self._linear, path))
             elif isinstance(module, Attention):
-                module.register_forward_hook(self._attention, with_kwargs=True)
+                module.register_forward_hook(partial(self._attention, path), with_kwargs=True)
 
-    def _convolution(self, module: nn.Conv2d, args: Any, output: Tensor) -> None:  # noqa: ARG002
+    def _convolution(self, path: str, module: nn.Conv2d, args: Any, output: Tensor) -> None:  # noqa: ARG002
         height, width = module.kernel_size
-        self.modules += output.numel() * module.in_channels // module.groups * height * width
+        self.modules[path] += output.numel() * module.in_channels // module.groups * height * width
 
-    def _linear(self, module: nn.Linear, args: Any, output: Tensor) -> None:  # noqa: ARG002
-        self.modules += output.numel() * module.in_features
+    def _linear(self, path: str, module: nn.Linear, args: Any, output: Tensor) -> None:  # noqa: ARG002
+        self.modules[path] += output.numel() * module.in_features
 
-    def _attention(self, module: Attention, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> None:  # noqa: ARG002
+    def _attention(
+        self,
+        path: str,
+        module: Attention,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,  # noqa: ARG002
+    ) -> None:
         queries = args[0] if args else kwargs["hidden_states"]
         context = kwargs.get("encoder_hidden_states")
         keys = queries if context is None else context
-        self.attention += 2 * queries.shape[0] * queries.shape[1] * keys.shape[1] * module.inner_dim
+        self.attention[path] += 2 * queries.shape[0] * queries.shape[1] * keys.shape[1] * module.inner_dim

@@ -8,6 +8,7 @@ from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Taps = Literal["stages", "self_attention", "both"]
+UnitScore = Literal["output", "frechet", "clip", "latents"]
 
 
 @dataclass(frozen=True)
@@ -316,6 +317,47 @@ class BenchmarkOptions:
     guidance: float = 7.5
     height: int | None = None
     width: int | None = None
+    precision: Precision = "auto"
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """Measure what each block of the U-Net is worth, and find the recipe that loses least within a budget.
+
+    Attributes:
+        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        data: Captioned pictures, as prepare takes them, for noisy latents, prompts and the real side of the distance.
+        out: Folder for the scores, the page and recipe.yaml; the same command goes on where it stopped.
+        scores: What is measured, of output, frechet, clip and latents; all by default, and output alone is quick.
+        params: Budget of the recipe, as a share of the parameters of the teacher's U-Net.
+        gmacs: Budget of the recipe, as a share of the multiply-accumulates of the teacher's U-Net.
+        budget_score: Score that the recipe is to lose least of.
+        encoder: CLIP folder or Hub id whose features are compared; the embedded one by default.
+        pictures: Noisy latents and generated pictures for each block.
+        steps: Denoising steps.
+        guidance: Guidance scale; 1 for none.
+        seed: Seed of the first picture, and root of noise and timesteps.
+        batch_size: Pictures at a time.
+        precision: Type of the weights.
+        device: cpu, cuda, mps; auto takes the best there is.
+        json: Print one JSON object and nothing else.
+    """
+
+    teacher: str
+    data: str
+    out: str
+    scores: list[UnitScore] | None = None
+    params: float | None = None
+    gmacs: float | None = None
+    budget_score: UnitScore = "output"
+    encoder: str = "emoji"
+    pictures: int = 100
+    steps: int = 25
+    guidance: float = 7.5
+    seed: int = 0
+    batch_size: int = 16
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False

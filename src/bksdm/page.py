@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
     shown = lines[:: max(1, math.ceil(len(lines) / _POINTS))]
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with mpl.rc_context({"font.size": 9}):
+    with style():
         height = _HEIGHT * rows
         figure = Figure(figsize=(_WIDTH, height))  # margins in inches: a layout engine would draw everything twice
         figure.subplots_adjust(0.05, 0.5 / height, 0.995, 1 - 0.3 / height, wspace=0.3, hspace=0.55)
@@ -61,10 +62,15 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
         return svg(figure)
 
 
+def style() -> AbstractContextManager[None]:
+    """How figures are drawn and saved here; the same values give the same SVG."""
+    return mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9})
+
+
 def svg(figure: Figure) -> str:
-    """A figure as an element of a page, the same bytes for the same figure."""
+    """A figure as an element of a page."""
     text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "bksdm"}):
+    with style():
         figure.savefig(text, format="svg", metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]

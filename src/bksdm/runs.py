@@ -36,6 +36,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file, if there is one; a last line that was cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
 @contextlib.contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
     """A folder to write into that takes the name `target` when the block ends without an error."""

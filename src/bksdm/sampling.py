@@ -5,10 +5,12 @@ The denoising loop is diffusers' own.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from bksdm.errors import InputError
 
@@ -50,20 +52,48 @@ def sample(
     """
     run = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False) if image else pipeline
     run.set_progress_bar_config(disable=True)
+    for arguments in _batches(requests, steps, guidance, batch_size):
+        count = len(arguments["prompt"])
+        arguments |= {"negative_prompt": None if negative_prompt is None else [negative_prompt] * count}
+        if image:
+            arguments |= {"image": [image] * count, "strength": strength}
+        else:
+            arguments |= {"height": height, "width": width}
+        yield run(**arguments).images
+
+
+def sample_latents(
+    pipeline: StableDiffusionPipeline,
+    requests: Sequence[Request],
+    *,
+    steps: int = 25,
+    guidance: float = 7.5,
+    batch_size: int = 4,
+) -> Iterator[Tensor]:
+    """Yield the final latents with shape (B, C, h, w) of `requests`, of which `decode` makes what `sample` gives."""
+    pipeline.set_progress_bar_config(disable=True)
+    for arguments in _batches(requests, steps, guidance, batch_size):
+        yield pipeline(**arguments, output_type="latent").images
+
+
+@torch.no_grad()
+def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+    """The pictures of final latents with shape (B, C, h, w)."""
+    pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
+    return pictures
+
+
+def _batches(requests: Sequence[Request], steps: int, guidance: float, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Arguments of the pipeline, a batch at a time."""
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        arguments = {
+        yield {
             "prompt": [request.prompt for request in batch],
             "generator": [torch.Generator().manual_seed(request.seed) for request in batch],
             "num_inference_steps": steps,
             "guidance_scale": guidance,
-            "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(batch),
         }
-        if image:
-            arguments |= {"image": [image] * len(batch), "strength": strength}
-        else:
-            arguments |= {"height": height, "width": width}
-        yield run(**arguments).images
 
 
 def scheduler_named(name: str, current: SchedulerMixin) -> SchedulerMixin:

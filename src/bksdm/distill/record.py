@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from bksdm.progress import say
-from bksdm.runs import write_text
+from bksdm.runs import read_lines, write_text
 
 _RECENT = 20  # records
 _STANDS_OUT = 3.0
@@ -50,11 +50,5 @@ class Record:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """The whole lines of a `metrics.jsonl`."""
+    return read_lines(path)

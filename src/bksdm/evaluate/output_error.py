@@ -1,6 +1,7 @@
 """How far a student's output is from its teacher's on the same noisy latents."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -15,6 +16,47 @@ from bksdm.randomness import Draws
 _BATCH = 32
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What U-Nets are compared on.
+
+    Attributes:
+        latents: Noisy latents with shape (B, C, h, w).
+        timesteps: Their timesteps with shape (B,).
+        context: Their embedded captions with shape (B, L, D).
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    context: Tensor
+
+    @torch.no_grad()
+    def output(self, unet: UNet2DConditionModel) -> Tensor:
+        """What a U-Net answers, with the shape of the latents."""
+        answer: Tensor = unet(self.latents.to(unet.dtype), self.timesteps, self.context.to(unet.dtype)).sample
+        return answer
+
+
+def probes(
+    pipeline: StableDiffusionPipeline, entries: Sequence[Picture], seed: int = 0, batch_size: int = _BATCH
+) -> Iterator[Probe]:
+    """Captioned pictures in batches, each with noise of its own at one random timestep, as the pipeline sees them."""
+    conditions = Conditions(pipeline.vae, pipeline.text_encoder)
+    noise_schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+    tokenize = tokenizing(pipeline.tokenizer)
+    side = image_size(pipeline)
+    for start in range(0, len(entries), batch_size):
+        chunk = entries[start : start + batch_size]
+        draws = Draws(seed, "output error", start)
+        batch = {
+            "pixel_values": torch.stack([to_pixels(entry.open(), side) for entry in chunk]),
+            "input_ids": torch.stack([tokenize(entry.text) for entry in chunk]),
+        }
+        batch = {name: value.to(pipeline.device) for name, value in batch.items()}
+        noisy = noise_schedule.corrupt(conditions.latents(batch, draws), draws)
+        yield Probe(noisy.latents, noisy.timesteps, conditions.context(batch))
+
+
 def output_error(
     student: UNet2DConditionModel, teacher: StableDiffusionPipeline, entries: Sequence[Picture], seed: int = 0
 ) -> float:
@@ -22,29 +64,12 @@ def output_error(
     return float(output_errors(student, teacher, entries, seed).mean())
 
 
-@torch.no_grad()
 def output_errors(
     student: UNet2DConditionModel, teacher: StableDiffusionPipeline, entries: Sequence[Picture], seed: int = 0
 ) -> Tensor:
     """The same for every picture by itself, with shape (N,)."""
-    conditions = Conditions(teacher.vae, teacher.text_encoder)
-    noise_schedule = NoiseSchedule.from_scheduler(teacher.scheduler)
-    tokenize = tokenizing(teacher.tokenizer)
-    side = image_size(teacher)
     found = []
-    for start in range(0, len(entries), _BATCH):
-        chunk = entries[start : start + _BATCH]
-        draws = Draws(seed, "output error", start)
-        batch = {
-            "pixel_values": torch.stack([to_pixels(entry.open(), side) for entry in chunk]),
-            "input_ids": torch.stack([tokenize(entry.text) for entry in chunk]),
-        }
-        batch = {name: value.to(teacher.device) for name, value in batch.items()}
-        noisy = noise_schedule.corrupt(conditions.latents(batch, draws), draws)
-        context = conditions.context(batch)
-        ours, theirs = (
-            unet(noisy.latents.to(unet.dtype), noisy.timesteps, context.to(unet.dtype)).sample.float()
-            for unet in (student, teacher.unet)
-        )
-        found.append((ours - theirs).square().flatten(1).mean(dim=1).double().cpu())
+    for probe in probes(teacher, entries, seed):
+        difference = probe.output(student).float() - probe.output(teacher.unet).float()
+        found.append(difference.square().flatten(1).mean(dim=1).double().cpu())
     return torch.cat(found)

@@ -1,7 +1,13 @@
-"""Model families: what a recipe means for one kind of U-Net. Nothing above knows more than `derive`."""
+"""Model families: what a recipe means for one kind of U-Net, and what that can lose. Nothing above knows more."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+from diffusers import UNet2DConditionModel
 
 from bksdm.errors import InputError
-from bksdm.families import sd_unet
+from bksdm.families import sd_bypass, sd_unet, sd_units
+from bksdm.families.units import Names, Removals, Unit
 from bksdm.recipe import Config, Pruning, Recipe
 
 
@@ -11,7 +17,46 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
     Raises:
         InputError: The family is not known, or the teacher cannot satisfy the recipe.
     """
-    reason = sd_unet.why_not(teacher_config)
+    _check(teacher_config)
+    return sd_unet.derive(recipe, teacher_config)
+
+
+def units(config: Config) -> tuple[Unit, ...]:
+    """The parts that this U-Net can run without, one at a time, in the order in which the data meets them.
+
+    Raises:
+        InputError: The family is not known.
+    """
+    _check(config)
+    return sd_units.units(config)
+
+
+def removals(config: Config) -> tuple[Removals, ...]:
+    """Which of them recipes can remove together.
+
+    Raises:
+        InputError: The family is not known.
+    """
+    _check(config)
+    return tuple(sd_units.removals(config))
+
+
+def recipe_without(config: Config, names: Names, name: str, summary: str = "") -> Recipe:
+    """The recipe, called `name`, that removes the units with these names and nothing else.
+
+    Raises:
+        InputError: The family is not known.
+    """
+    _check(config)
+    return sd_units.recipe_without(config, names, name, summary)
+
+
+def bypassed(unet: UNet2DConditionModel, units: Iterable[Unit]) -> AbstractContextManager[UNet2DConditionModel]:
+    """`unet` without these of its units inside a `with` block, in memory; afterwards it is as it was."""
+    return sd_bypass.bypassed(unet, units)
+
+
+def _check(config: Config) -> None:
+    reason = sd_unet.why_not(config)
     if reason:
         raise InputError(f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x")
-    return sd_unet.derive(recipe, teacher_config)

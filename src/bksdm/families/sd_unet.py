@@ -69,7 +69,7 @@ def _objections(config: Config) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class _UNet:
+class UNetShape:
     """A config, read as stages."""
 
     widths: tuple[int, ...]
@@ -79,7 +79,8 @@ class _UNet:
     has_mid: bool
 
     @classmethod
-    def of(cls, config: Config) -> "_UNet":
+    def of(cls, config: Config) -> "UNetShape":
+        """The stages of the U-Net with this config, outermost first."""
         widths = tuple(config["block_out_channels"])
         layers = config.get("layers_per_block", 2)
         return cls(
@@ -92,6 +93,7 @@ class _UNet:
 
     @property
     def stages(self) -> int:
+        """How many stages there are, down or up."""
         return len(self.widths)
 
     def up_path(self, stage: int) -> str:
@@ -105,10 +107,12 @@ class _UNet:
 
     def up_channels(self, stage: int, layer: int) -> tuple[int, int]:
         """Channels that come into (with the skip connection) and go out of a layer of an up stage."""
-        inside, width = self.widths[min(stage + 1, self.stages - 1)], self.widths[stage]
-        outside = self.widths[max(stage - 1, 0)]
-        skip = outside if layer == self.layers[stage] else width
-        return (inside if layer == 0 else width) + skip, width
+        skip = self.widths[max(stage - 1, 0) if layer == self.layers[stage] else stage]
+        return self.up_hidden(stage, layer) + skip, self.widths[stage]
+
+    def up_hidden(self, stage: int, layer: int) -> int:
+        """Channels of the hidden states that come into a layer of an up stage, without the skip connection."""
+        return self.widths[min(stage + 1, self.stages - 1) if layer == 0 else stage]
 
 
 def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
@@ -117,7 +121,7 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
     Raises:
         InputError: The teacher cannot satisfy the recipe; the message says why.
     """
-    teacher = _UNet.of(teacher_config)
+    teacher = UNetShape.of(teacher_config)
     stages = teacher.stages - recipe.drop_innermost
     if not 1 <= stages <= teacher.stages:
         raise _unfit(recipe, f"drop_innermost is {recipe.drop_innermost}, and the teacher has {teacher.stages} stages")
@@ -142,7 +146,7 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
             )
 
     student_config = _student_config(recipe, teacher_config, stages, [len(kept) for kept in down])
-    student = _UNet.of(student_config)
+    student = UNetShape.of(student_config)
     _check_channels(recipe, teacher, student, down, up)
     if student.has_mid:
         _check_mid(recipe, teacher_config, student_config)
@@ -189,7 +193,7 @@ def _student_config(recipe: Recipe, config: Config, stages: int, layers: list[in
 
 
 def _check_channels(
-    recipe: Recipe, teacher: _UNet, student: _UNet, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
+    recipe: Recipe, teacher: UNetShape, student: UNetShape, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
 ) -> None:
     """Every kept layer must find in the student the channels that it has in the teacher."""
     for i in range(student.stages):
@@ -224,7 +228,7 @@ def _check_mid(recipe: Recipe, teacher: Config, student: Config) -> None:
 
 
 def _key_map(
-    teacher: _UNet, student: _UNet, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
+    teacher: UNetShape, student: UNetShape, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
 ) -> Iterator[tuple[str, str]]:
     """Pairs (student path, teacher path) of all that is kept in stages and middle."""
     for i in range(student.stages):
@@ -243,29 +247,30 @@ def _key_map(
         yield "mid_block", "mid_block"
 
 
-def _units(unet: _UNet) -> Iterator[str]:
+def _units(unet: UNetShape) -> Iterator[str]:
     """Everything in the stages and the middle that a recipe can remove, in the order of the data."""
     for i in range(unet.stages):
         for layer in range(unet.layers[i]):
-            yield from _layer_paths(f"down_blocks.{i}", layer, unet.attends_down[i])
+            yield from layer_paths(f"down_blocks.{i}", layer, unet.attends_down[i])
         if i < unet.stages - 1:
             yield f"down_blocks.{i}.downsamplers"
     if unet.has_mid:
         yield "mid_block"
     for i in reversed(range(unet.stages)):
         for layer in range(unet.layers[i] + 1):
-            yield from _layer_paths(unet.up_path(i), layer, unet.attends_up[i])
+            yield from layer_paths(unet.up_path(i), layer, unet.attends_up[i])
         if i > 0:
             yield f"{unet.up_path(i)}.upsamplers"
 
 
-def _layer_paths(stage: str, layer: int, attends: bool) -> Iterator[str]:
+def layer_paths(stage: str, layer: int, attends: bool) -> Iterator[str]:
+    """Paths of the modules of a layer of the stage at path `stage`."""
     yield f"{stage}.resnets.{layer}"
     if attends:
         yield f"{stage}.attentions.{layer}"
 
 
-def _taps(teacher: _UNet, student: _UNet) -> Iterator[Tap]:
+def _taps(teacher: UNetShape, student: UNetShape) -> Iterator[Tap]:
     """The output of every stage.
 
     The innermost stage that remains after a cut has lost its downsampler, so there its last
@@ -296,7 +301,7 @@ def _attention_taps(teacher_config: Config, key_map: Mapping[str, str]) -> Itera
 
 def _self_attending(config: Config) -> Iterator[tuple[str, int]]:
     """Every attention of a U-Net, by path, and its number of transformer blocks that attend to themselves."""
-    unet = _UNet.of(config)
+    unet = UNetShape.of(config)
     depths = _listed(config.get("transformer_layers_per_block", 1), unet.stages)
     depths_up = _listed(config.get("reverse_transformer_layers_per_block") or depths[::-1], unet.stages)[::-1]
     only_cross = _listed(config.get("only_cross_attention", False), unet.stages)
@@ -317,7 +322,7 @@ def _listed(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * count
 
 
-def _stage(teacher: _UNet, side: str, i: int, kept: tuple[int, ...]) -> Stage:
+def _stage(teacher: UNetShape, side: str, i: int, kept: tuple[int, ...]) -> Stage:
     down = side == "down"
     attends = teacher.attends_down[i] if down else teacher.attends_up[i]
     count = teacher.layers[i] if down else teacher.layers[i] + 1

@@ -1,0 +1,44 @@
+"""What can be taken out of a U-Net by itself, and what of it can go together, whatever the family."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["down", "mid", "innermost", "up"]
+Names = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a U-Net that can be bypassed while the rest stays as it is.
+
+    Attributes:
+        name: For people and files, such as "down_blocks.0 layer 1".
+        kind: Where it lies.
+        paths: Paths of its modules.
+        keeps_shortcut: Whether its ResNet's shortcut convolution stays in a bypass, since channels change there.
+        why_it_stays: Why no recipe removes it; empty if one does.
+    """
+
+    name: str
+    kind: Kind
+    paths: tuple[str, ...]
+    keeps_shortcut: bool = False
+    why_it_stays: str = ""
+
+    @property
+    def removable(self) -> bool:
+        """Whether a recipe can remove it, perhaps only together with others."""
+        return not self.why_it_stays
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Units that can go together: those in `always`, and from every group one set.
+
+    Attributes:
+        always: Names of units that go in any case.
+        groups: For every independent part of the rest, the sets of names that it can lose; the first is empty.
+    """
+
+    always: Names
+    groups: tuple[tuple[Names, ...], ...]
