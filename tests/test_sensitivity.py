@@ -29,7 +29,7 @@ from bksdm.prune import prune_unet, with_unet
 from bksdm.recipe import Recipe
 from bksdm.sampling import Request, decode, sample, sample_latents
 from bksdm.sensitivity.measures import Score, _frechet, _moments, clip_fall, frechet_rise, latent_shift, output_loss
-from bksdm.sensitivity.outcome import _correlation, _ranks
+from bksdm.sensitivity.outcome import correlation, ranks
 from bksdm.sensitivity.run import sensitivity
 from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, read_lines
@@ -106,14 +106,14 @@ def test_standard_errors_by_the_bootstrap_are_those_of_the_theory() -> None:
 
 
 def test_ranks_of_equals_are_shared() -> None:
-    assert _ranks({"a": 3.0, "b": 1.0, "c": 3.0, "d": 7.0}) == {"b": 1, "a": 2.5, "c": 2.5, "d": 4}
+    assert ranks({"a": 3.0, "b": 1.0, "c": 3.0, "d": 7.0}) == {"b": 1, "a": 2.5, "c": 2.5, "d": 4}
 
 
 def test_rank_correlation_is_spearmans() -> None:
-    assert _correlation([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
-    assert _correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert _correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))  # without equals
-    assert _correlation([1, 2, 3], [2, 2, 2]) is None
+    assert correlation([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
+    assert correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / (5 * 24))  # without equals
+    assert correlation([1, 2, 3], [2, 2, 2]) is None
 
 
 def test_latents_are_decoded_to_the_pictures_that_sampling_gives(v1_teacher: StableDiffusionPipeline) -> None:

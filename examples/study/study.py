@@ -1,6 +1,7 @@
 """The study of docs/study.md, part by part, each by one command; run again, a part goes on where it stopped.
 
-    python examples/study/study.py ablation --out runs/study
+    python examples/study/study.py sensitivity --out runs/study
+    python examples/study/study.py ablation
     python examples/study/study.py options
     python examples/study/study.py budget
     python examples/study/study.py pairs
@@ -22,21 +23,24 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
+from units import damages
 
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.describe import describe
 from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.models import load_pipeline, quiet_libraries
-from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions
+from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions, SensitivityOptions
 from bksdm.prepare import prepare
 from bksdm.prune import prune, read_recipe, save_student, with_unet
 from bksdm.recipe import published_recipes
 from bksdm.runs import provenance, write_bytes, write_text
+from bksdm.sensitivity.outcome import correlation, ranks
+from bksdm.sensitivity.run import sensitivity as measure
 
 TEACHER, TRAIN, HELD_OUT = "emoji", "emoji/train", "emoji/heldout"
 BATCH = 16
-DRAWING = {"steps": 6, "guidance": 2.5}  # denoising steps of the scored pictures
+DRAWING: dict[str, Any] = {"steps": 6, "guidance": 2.5}  # denoising steps of the scored pictures
 SCORES = ("output_error", "frechet_distance", "clip_score", "retrieval_r1")
 RESULTS = Path(__file__).parents[2] / "docs" / "study"
 # Student's t at 97.5 %, by the number of seeds: what turns the spread of few seeds into a 95 % interval.
@@ -118,13 +122,13 @@ class Study:
 
 def ablation(study: Study) -> None:
     """Teacher or random init x task, + output KD, + feature KD (the paper's table 4), for every recipe."""
-    losses = {
+    losses: dict[str, dict[str, Any]] = {
         "task": {"output_weight": 0.0, "feature_weight": 0.0},
         "task + output": {"feature_weight": 0.0},
         "task + output + features": {},
     }
     models: dict[str, Path | str] = {"teacher": TEACHER}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for recipe in published_recipes():
         for init, student in (("random", study.random(recipe)), ("teacher", study.pruned(recipe))):
             for number, (loss, changes) in enumerate(losses.items()):
@@ -208,7 +212,54 @@ def pairs(study: Study) -> None:
     _plot_pairs(rows)
 
 
+def sensitivity(study: Study) -> None:
+    """What every unit is worth before retraining and after it, and a recipe with base's share of the parameters."""
+    description = describe(TEACHER, "base")
+    out = study.out / "sensitivity"
+    found = measure(
+        SensitivityOptions(
+            teacher=TEACHER,
+            data=HELD_OUT,
+            out=str(out),
+            params=description.student.params / description.teacher.params,
+            pictures=75,
+            batch_size=25,
+            **DRAWING,
+        )
+    )
+    left = damages(TEACHER, study.latents(), study.out / "units", steps=study.steps // 2, batch_size=BATCH)
+    after = list(ranks({name: -value for name, value in left.items()}).values())
+    correlations = {score: correlation(list(found.ranks(score).values()), after) for score in found.scores}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_bytes(RESULTS / "sensitivity.png", (out / "sensitivity.png").read_bytes())
+    write_bytes(RESULTS / "recipe.yaml", (out / "recipe.yaml").read_bytes())
+    made_by = provenance()
+    head, *rows = found.rows()
+    table = [[*head[:-1], "output error after retraining (rank)"], ["---"] * len(head)]
+    for (name, *cells, _), rank in zip(rows, after, strict=True):
+        table.append([name, *cells, f"{left[name]:.3g} ({rank:g})"])
+    lines = ["| " + " | ".join(line) + " |" for line in table] + [""]
+    lines += [
+        f"rank correlation of {score} and the error after retraining: {correlations[score]:.2f}  "
+        for score in correlations
+    ]
+    lines += [
+        f"rank correlation of {a} and {b}: {value:.2f}  " for (a, b), value in found.correlations().items() if value
+    ]
+    lines += ["", "```", found.description.text() if found.description else "", "```", ""]
+    lines += [f"{study.steps // 2} steps of {BATCH} pictures; {_machine(made_by)}."]
+    result = found.to_dict() | {
+        "error_after_retraining": left,
+        "rank_correlation_with_it": correlations,
+        "made_by": made_by,
+    }
+    write_text(RESULTS / "sensitivity.md", "\n".join(lines) + "\n")
+    write_text(RESULTS / "sensitivity.json", json.dumps(result, indent=1) + "\n")
+    print("\n".join(lines))
+
+
 PARTS: dict[str, Callable[[Study], None]] = {
+    "sensitivity": sensitivity,
     "ablation": ablation,
     "options": options,
     "budget": budget,
@@ -223,6 +274,10 @@ def _cells(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [f"{scores[name]['value']:.4g} ± {scores[name]['high'] - scores[name]['value']:.2g}" for name in SCORES]
 
 
+def _machine(made_by: Mapping[str, Any]) -> str:
+    return f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}"
+
+
 def _write(
     part: str, study: Study, result: Mapping[str, Any], heads: Sequence[str], lines: Iterable[list[str]]
 ) -> None:
@@ -232,8 +287,7 @@ def _write(
     table = [[*heads, *SCORES], ["---"] * (len(heads) + len(SCORES)), *lines]
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-    machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}"
-    write_text(RESULTS / f"{part}.md", f"{text}\n\n{study.steps} steps of {BATCH} pictures; {machine}.\n")
+    write_text(RESULTS / f"{part}.md", f"{text}\n\n{study.steps} steps of {BATCH} pictures; {_machine(made_by)}.\n")
     write_text(RESULTS / f"{part}.json", json.dumps(whole, indent=1) + "\n")
     print((RESULTS / f"{part}.md").read_text())
 

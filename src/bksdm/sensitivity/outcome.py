@@ -43,12 +43,12 @@ class Sensitivity:
 
     def ranks(self, score: str) -> dict[str, float]:
         """1 for the unit that is worth most; the mean of their ranks for equals."""
-        return _ranks({unit.name: -self.scores[score][unit.name].value for unit in self.units})
+        return ranks({unit.name: -self.scores[score][unit.name].value for unit in self.units})
 
     def correlations(self) -> dict[tuple[str, str], float | None]:
         """Spearman's correlation of every two scores' rankings."""
         ranked = {score: list(self.ranks(score).values()) for score in self.scores}
-        return {pair: _correlation(*(ranked[score] for score in pair)) for pair in itertools.combinations(ranked, 2)}
+        return {pair: correlation(*(ranked[score] for score in pair)) for pair in itertools.combinations(ranked, 2)}
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `bksdm sensitivity --json` prints."""
@@ -132,13 +132,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _ranks(values: Mapping[str, float]) -> dict[str, float]:
+def ranks(values: Mapping[str, float]) -> dict[str, float]:
     """Ranks from 1, the lowest value first; equal values share the mean of theirs."""
     ordered = sorted(values.values())
     return {name: ordered.index(value) + (ordered.count(value) + 1) / 2 for name, value in values.items()}
 
 
-def _correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Pearson's correlation, which of ranks is Spearman's; None where all of one are equal."""
     mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
     shared = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
