@@ -160,7 +160,7 @@ def test_without_an_average_the_student_has_the_last_weights(
     assert all(torch.equal(value, held[f"model.{name}"]) for name, value in load_file(tmp_path / "run" / UNET).items())
 
 
-@pytest.mark.parametrize("family", ["v1", "v2"])
+@pytest.mark.parametrize("family", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
 def test_the_losses_fall(family: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     teacher, student = request.getfixturevalue(f"{family}_folder"), request.getfixturevalue(f"{family}_student")
     records = losses(retrain(teacher, student, pictures, tmp_path / "run", steps=60))
@@ -169,7 +169,7 @@ def test_the_losses_fall(family: str, pictures: Path, tmp_path: Path, request: p
     assert last[3] < 0.7 * first[3]
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_latents_kept_in_memory_change_nothing_but_rounding(
     flip: bool, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +204,7 @@ def test_every_mix_of_precisions_trains_and_draws(
     assert {value.dtype for value in load_file(tmp_path / "run" / UNET).values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_the_seed_decides(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
     first, other = (
         losses(retrain(v1_folder, v1_student, pictures, tmp_path / str(seed), steps=1, seed=seed)) for seed in (1, 2)
@@ -218,6 +219,7 @@ def test_the_loss_is_the_weighted_sum(v1_folder: Path, v1_student: Path, picture
     assert record["loss"] == pytest.approx(2 * record["output_kd"] + 0.5 * record["feature_kd"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pictures_may_have_another_size_than_the_teachers(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +230,7 @@ def test_pictures_may_have_another_size_than_the_teachers(
     assert not torch.equal(small, large)
 
 
+@pytest.mark.slow
 def test_prompts_of_the_grids_may_be_given(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("red apple\ngreen car\n")
     prompts = {"sample_every": 1, "sample_prompts": str(tmp_path / "prompts.txt")}
@@ -257,6 +260,7 @@ def test_a_loss_that_blows_up_is_a_failure_with_advice(
     assert not (tmp_path / "run" / "student").exists()
 
 
+@pytest.mark.slow
 def test_more_steps_by_the_same_command_go_on(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -412,6 +416,7 @@ def test_latents_kept_in_memory_change_nothing_in_low_precision(
     assert torch.allclose(losses(kept), losses(made), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_precise_teacher_is_precise_beside_a_student_in_low_precision(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:

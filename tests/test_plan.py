@@ -57,6 +57,7 @@ def test_the_work_is_a_forward_pass_of_the_teacher_and_three_of_the_student(
     assert plan.flops_per_step == pytest.approx(wanted, rel=0.03)  # the first layer needs no gradient of its input
 
 
+@pytest.mark.slow
 def test_what_is_compared_under_guidance_passes_twice(
     plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_run_with_every_choice_is_measured(v1_folder: Path, v1_student: Path, 
     assert planned(v1_folder, v1_student, pictures, peak_tflops=None, **choices).seconds_per_step > 0
 
 
+@pytest.mark.slow
 def test_what_is_held_are_weights_average_and_moments(
     plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path, v1_teacher: object
 ) -> None:
@@ -124,6 +126,7 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     assert plan.chosen.working == pytest.approx(alive.most, rel=0.02)
 
 
+@pytest.mark.slow
 def test_pictures_that_do_not_fit_in_memory_add_the_vae(
     plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_pictures_that_do_not_fit_in_memory_add_the_vae(
     assert online.flops_per_step > 1.05 * plan.flops_per_step
 
 
+@pytest.mark.slow
 def test_prepared_latents_are_planned_too(plan: Plan, v1_folder: Path, v1_student: Path, tmp_path: Path) -> None:
     out = tmp_path / "latents"
     prepare(PrepareOptions("emoji/heldout", str(v1_folder), str(out), text_embeddings=True, workers=0))
@@ -154,6 +158,7 @@ def test_time_and_memory_are_measured_without_a_stated_peak(v1_folder: Path, v1_
     assert "s a step" in found.text()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_measured(
     v1_folder: Path, v1_student: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +169,7 @@ def test_what_does_not_fit_is_not_measured(
     assert found.text().count("(!)") == len(found.memory)
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_nothing(run: Run, v1_folder: Path, v1_student: Path, pictures: Path) -> None:
     words = ["distill", v1_folder, "--student", v1_student, "--data", pictures, "--out", "nowhere", "--plan"]
     outcome = run(*words, "--peak_tflops", 100, "--json", "--batch_size", 1)
@@ -176,6 +182,7 @@ def test_the_command_line_starts_nothing(run: Run, v1_folder: Path, v1_student: 
         assert word in text
 
 
+@pytest.mark.slow
 def test_configs_are_enough(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, plan: Plan) -> None:
     for source, name in ((v1_folder, "teacher"), (v1_student, "student")):
         for part in ("unet", "vae", "text_encoder"):

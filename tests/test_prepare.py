@@ -138,7 +138,7 @@ def retrained(teacher: Path, student: Path, data: Path, out: Path, **changes: ob
     return [[line["task"], line["output_kd"], line["feature_kd"]] for line in read_lines(out / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("text_embeddings", [False, True])
+@pytest.mark.parametrize("text_embeddings", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_retraining_from_latents_is_retraining_from_pictures(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, text_embeddings: bool
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_teacher_may_be_spread_over_the_processes(
     assert_near(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_samples(
     alone: Path, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_two_processes_prepare_the_data_that_one_does(v1_folder: Path, pictures:
     assert read_prepared(tmp_path / "1") == read_prepared(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_two_processes_generate_what_one_does(v1_folder: Path, tmp_path: Path) -> None:
     words = ["generate", v1_folder, "--prompt", *(f"{number} apples" for number in range(5)), "--steps", 3]
     said = [launch(count, *words, "--out", tmp_path / str(count)) for count in (1, 2)]

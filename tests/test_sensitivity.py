@@ -278,6 +278,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         assert (out / name).read_bytes() == (analysed / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_budget_needs_no_new_scores(done: Run, copied: Path, small_folder: Path, pictures: Path) -> None:
     before = (copied / "scores.jsonl").read_bytes()
     given = ("sensitivity", small_folder, "--data", pictures, "--out", copied, *WORDS, "--json")

@@ -35,7 +35,7 @@ def retrained(teacher: Path, student: Path, data: Path, out: Path, **changes: ob
     return [[line[name] for name in TERMS] for line in read_lines(out / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("recipe", ["base", "small", "tiny"])
+@pytest.mark.parametrize("recipe", [pytest.param("base", marks=pytest.mark.slow), "small", "tiny"])
 def test_losses_are_those_of_the_published_loop(
     recipe: str, v1_teacher: StableDiffusionPipeline, v1_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +73,7 @@ def test_a_compiled_teacher_that_is_right_is_used(
     assert len(calls) == 1 + 5
 
 
+@pytest.mark.slow
 def test_a_compiled_teacher_that_is_wrong_is_found_out(
     v1_folder: Path,
     v1_student: Path,

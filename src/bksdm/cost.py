@@ -63,7 +63,7 @@ def unet_cost(
         InputError: The config is not one of a U-Net that runs.
     """
     size = _size(config, latent_size)
-    counts = _counted(json.dumps(dict(config), default=str), size, latent_width or size, tokens)
+    counts = _counted(_key(config), size, latent_width or size, tokens)
     return UNetCost(counts.params.total(), counts.modules.total(), counts.attention.total(), size)
 
 
@@ -83,7 +83,7 @@ def parts_cost(
         InputError: The config is not one of a U-Net that runs.
     """
     size = _size(config, latent_size)
-    counts = _counted(json.dumps(dict(config), default=str), size, size, tokens)
+    counts = _counted(_key(config), size, size, tokens)
     costs = {}
     for name, paths in parts.items():
         inside = tuple(f"{path}." for path in paths)
@@ -102,6 +102,12 @@ class _Counts:
     params: Counter[str]
     modules: Counter[str]
     attention: Counter[str]
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    """The config as JSON, without what says where it is from: equal networks are counted once."""
+    of_origin = ("_name_or_path", "_class_name", "_diffusers_version")
+    return json.dumps({name: value for name, value in config.items() if name not in of_origin}, sort_keys=True)
 
 
 def _size(config: Mapping[str, Any], latent_size: int | None) -> int:
