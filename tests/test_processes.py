@@ -1,5 +1,7 @@
 """Several processes on one run, as `accelerate launch` starts them: the same results as one process has."""
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -142,6 +144,33 @@ def test_two_processes_generate_what_one_does(v1_folder: Path, tmp_path: Path) -
         with Image.open(first) as ours, Image.open(second) as theirs:
             assert max(high for _, high in ImageChops.difference(ours, theirs).getextrema()) <= 1
     assert (tmp_path / "1" / "metadata.jsonl").read_text() == (tmp_path / "2" / "metadata.jsonl").read_text()
+
+
+def test_two_processes_evaluate_as_one_does(v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    words = [
+        "evaluate",
+        f"mine={v1_folder}",
+        "--reference",
+        pictures,
+        "--encoder",
+        "emoji",
+        "--steps",
+        1,
+        "--latency",
+        0,
+    ]
+    words += ["--images_per_prompt", 20, "--scores", "frechet_distance", "clip_score", "--json"]
+    one, two = (json.loads(launch(count, *words, "--out", tmp_path / str(count))) for count in (1, 2))
+    for score, ours in one["models"]["mine"]["scores"].items():
+        assert two["models"]["mine"]["scores"][score]["value"] == pytest.approx(ours["value"], rel=1e-3)
+    blocks = [sorted((tmp_path / count / "models" / "mine" / "features").iterdir()) for count in ("1", "2")]
+    assert [path.name for path in blocks[0]] == [path.name for path in blocks[1]]
+    assert len(blocks[0]) == 3
+    for name in ("00000.png", "00064.png", "00159.png"):
+        files = (tmp_path / count / "models" / "mine" / "pictures" / name for count in ("1", "2"))
+        with contextlib.ExitStack() as opened:
+            ours, theirs = (opened.enter_context(Image.open(file)) for file in files)
+            assert max(high for _, high in ImageChops.difference(ours, theirs).getextrema()) <= 1
 
 
 def test_an_error_is_said_by_each_that_has_it(v1_folder: Path, tmp_path: Path) -> None:

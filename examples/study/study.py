@@ -40,6 +40,7 @@ from bksdm.sensitivity.run import sensitivity as measure
 
 TEACHER, TRAIN, HELD_OUT = "emoji", "emoji/train", "emoji/heldout"
 BATCH = 16
+UNIT_STEPS = 16  # of the teacher without a unit
 DRAWING: dict[str, Any] = {"steps": 6, "guidance": 2.5}  # denoising steps of the scored pictures
 SCORES = ("output_error", "frechet_distance", "clip_score", "retrieval_r1")
 RESULTS = Path(__file__).parents[2] / "docs" / "study"
@@ -222,12 +223,12 @@ def sensitivity(study: Study) -> None:
             data=HELD_OUT,
             out=str(out),
             params=description.student.params / description.teacher.params,
-            pictures=75,
-            batch_size=25,
+            pictures=40,
+            batch_size=20,
             **DRAWING,
         )
     )
-    left = damages(TEACHER, study.latents(), study.out / "units", steps=study.steps // 2, batch_size=BATCH)
+    left = damages(TEACHER, study.latents(), study.out / "units", steps=UNIT_STEPS, batch_size=BATCH)
     after = list(ranks({name: -value for name, value in left.items()}).values())
     correlations = {score: correlation(list(found.ranks(score).values()), after) for score in found.scores}
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -247,7 +248,7 @@ def sensitivity(study: Study) -> None:
         f"rank correlation of {a} and {b}: {value:.2f}  " for (a, b), value in found.correlations().items() if value
     ]
     lines += ["", "```", found.description.text() if found.description else "", "```", ""]
-    lines += [f"{study.steps // 2} steps of {BATCH} pictures; {_machine(made_by)}."]
+    lines += [f"40 pictures a unit; {UNIT_STEPS} steps of {BATCH} pictures; {_machine(made_by)}."]
     result = found.to_dict() | {
         "error_after_retraining": left,
         "rank_correlation_with_it": correlations,
