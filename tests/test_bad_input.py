@@ -625,6 +625,11 @@ EVALUATIONS = [
         "{tmp}/a.json has no annotations",
     ),
     case("two of one name", lambda w: ["evaluate", w.teacher, w.teacher, "--out", w.out], "two models have the name"),
+    case(
+        "unknown scheduler, evaluate",
+        lambda w: w.evaluate("--scheduler", "Euler"),
+        "unknown scheduler 'Euler'; give one of",
+    ),
     case("no prompts wanted", lambda w: w.evaluate("--limit", 0), "limit is 0; give at least 1"),
     case("negative resamples", lambda w: w.evaluate("--resamples", -1), "resamples is -1; give 0 or more"),
 ]

@@ -254,6 +254,7 @@ class EvaluateOptions:
         images_per_prompt: Pictures of each prompt; two or more give the band from seed to seed.
         steps: Denoising steps.
         guidance: Guidance scale; 1 for none.
+        scheduler: Name of a diffusers scheduler, such as DDIMScheduler; each model's own by default.
         seed: Seed of the first picture; picture n has seed + n.
         batch_size: Pictures at a time, at most 64.
         keep_pictures: Keep all pictures; else only those that the report shows.
@@ -279,6 +280,7 @@ class EvaluateOptions:
     images_per_prompt: int = 1
     steps: int = 25
     guidance: float = 7.5
+    scheduler: str | None = None
     seed: int = 0
     batch_size: int = 16
     keep_pictures: bool = True
@@ -338,6 +340,7 @@ class SensitivityOptions:
         pictures: Noisy latents and generated pictures for each block.
         steps: Denoising steps.
         guidance: Guidance scale; 1 for none.
+        scheduler: Name of a diffusers scheduler, such as DPMSolverMultistepScheduler; the teacher's own by default.
         seed: Seed of the first picture, and root of noise and timesteps.
         batch_size: Pictures at a time.
         precision: Type of the weights.
@@ -356,6 +359,7 @@ class SensitivityOptions:
     pictures: int = 100
     steps: int = 25
     guidance: float = 7.5
+    scheduler: str | None = None
     seed: int = 0
     batch_size: int = 16
     precision: Precision = "auto"

@@ -43,6 +43,7 @@ _SAID = (
     "images_per_prompt",
     "steps",
     "guidance",
+    "scheduler",
     "seed",
     "precision",
     "resamples",
@@ -123,7 +124,8 @@ def _distractors(options: EvaluateOptions) -> list[str]:
 
 
 def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | Finished]:
-    sampling = Sampling(options.steps, options.guidance, options.batch_size, options.precision, options.device)
+    how = ("steps", "guidance", "scheduler", "batch_size", "precision", "device")
+    sampling = Sampling(**{name: getattr(options, name) for name in how})
     sources: dict[str, Drawn | Finished] = {}
     for name, model in named(options.models).items():
         if are_pictures(model):

@@ -20,7 +20,7 @@ from bksdm.generate import save_picture
 from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
 from bksdm.options import Precision
 from bksdm.runs import digest, write_text
-from bksdm.sampling import Request, sample
+from bksdm.sampling import Request, sample, scheduler_named
 
 PAPER = "paper"
 _NAME = re.compile(r"[\w.-]+")
@@ -53,6 +53,7 @@ class Sampling:
 
     steps: int
     guidance: float
+    scheduler: str | None
     batch_size: int
     precision: Precision
     device: str
@@ -82,7 +83,7 @@ class Drawn:
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
         how = dataclasses.asdict(self.sampling)
-        drawn = [how[name] for name in ("steps", "guidance", "precision")]
+        drawn = [how[name] for name in ("steps", "guidance", "scheduler", "precision")]
         asked = [[request.prompt, request.seed] for request in self.requests]
         self.digest = digest([self.model, fingerprint(self.model), drawn, asked])
 
@@ -131,7 +132,10 @@ class Drawn:
         Raises:
             InputError: It is incomplete, damaged, or no text-to-image model.
         """
-        check_text_to_image(load_pipeline(self.model), self.model)
+        pipeline = load_pipeline(self.model)
+        check_text_to_image(pipeline, self.model)
+        if self.sampling.scheduler:
+            scheduler_named(self.sampling.scheduler, pipeline.scheduler)
 
     def release(self) -> None:
         """Let the model go."""
@@ -142,6 +146,8 @@ class Drawn:
             device = choose_device(self.sampling.device)
             pipeline = load_pipeline(self.model, choose_precision(self.sampling.precision, device, training=False))
             pipeline.safety_checker = None
+            if self.sampling.scheduler:
+                pipeline.scheduler = scheduler_named(self.sampling.scheduler, pipeline.scheduler)
             self._loaded = pipeline.to(device)
         return self._loaded
 

@@ -27,6 +27,7 @@ from bksdm.options import GenerateOptions, SensitivityOptions
 from bksdm.progress import bar
 from bksdm.recipe import Config
 from bksdm.runs import check_free, open_run, write_text
+from bksdm.sampling import scheduler_named
 from bksdm.sensitivity.compare import PICTURED, Comparison, Inputs
 from bksdm.sensitivity.ledger import Ledger
 from bksdm.sensitivity.measures import Score
@@ -68,6 +69,8 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
     if missing:
         pipeline = load_pipeline(options.teacher, precision).to(device)
         check_text_to_image(pipeline, options.teacher)
+        if options.scheduler:
+            pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
     open_run(out, "sensitivity", settings, _MAY_CHANGE, {"device": str(device), "precision": str(precision)})
     if missing:
         _measure(pipeline, encoder, _inputs(options, source), found, missing, ledger)
