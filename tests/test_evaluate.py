@@ -259,6 +259,23 @@ def test_another_model_joins_those_that_were_drawn(
     assert len(re.findall('alt="teacher: ', page)) == len(re.findall('alt="student: ', page)) == 8
 
 
+def test_more_scores_draw_nothing_again(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    words = ("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "scores")
+    done(*words)
+    before = mtimes(sorted((tmp_path / "scores" / "models").rglob("*.safetensors")))
+    found = scores_of(done(*words, "--scores", "recall", "--json").json)
+    assert set(found) == {"frechet_distance", "recall", "clip_score"}
+    assert mtimes(sorted((tmp_path / "scores" / "models").rglob("*.safetensors"))) == before
+
+
+def test_the_output_error_alone_needs_no_encoder(
+    done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("--reference", pictures, "--teacher", v1_folder, "--scores", "output_error", "--steps", 1, "--latency", 0)
+    result = done("evaluate", v1_student, *words, "--out", tmp_path / "scores", "--json").json
+    assert list(scores_of(result)) == ["output_error"]
+
+
 def test_a_model_that_changed_is_not_mixed_with_what_it_drew_before(
     run: Run, done: Run, v1_folder: Path, v2_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -245,7 +245,7 @@ class EvaluateOptions:
             clip_score, retrieval_r1, output_error; by default those that the features and the reference allow, and
             no Fréchet distance of fewer pictures than features.
         features: Network whose features are compared, inception or the encoder; the embedded encoder for its art.
-        inception_weights: File or URL of the Inception network's weights; their usual place by default.
+        inception_weights: File of the Inception network's weights; downloaded once and verified by default.
         encoder: CLIP folder or Hub id for the captions; ViT-g/14 by default, and for the embedded art its own.
         preparation: How pictures are made ready, paper (through JPEG to 256 px, as the paper's authors did) or none;
             auto takes paper for Inception features.

@@ -57,7 +57,7 @@ class Networks:
         """Features of N pictures, and of their captions where there are any.
 
         Returns:
-            `features` with shape (N, D); `logits` (N, 1008), `image` (N, C) and `text` (N, C) where they are wanted.
+            `features` with shape (N, D), `logits` (N, 1008), `image` (N, C) and `text` (N, C), where they are wanted.
             All in float32 on the CPU.
         """
         found: dict[str, Tensor] = {}
@@ -69,8 +69,8 @@ class Networks:
             found[IMAGE] = self.encoder.image_features(pictures)
             if captions is not None:
                 found[TEXT] = self.encoder.text_features(captions)
-        if not self.inception:
-            found[FEATURES] = found[IMAGE].clone()
+            if not self.inception:
+                found[FEATURES] = found[IMAGE].clone()
         return {name: values.float().cpu().contiguous() for name, values in found.items()}
 
     @property

@@ -39,7 +39,7 @@ class Protocol:
         features: `inception`, or the encoder's own.
         encoder: CLIP folder, Hub id or embedded name.
         preparation: `paper` or `none`; see `preparation.py`.
-        inception_weights: File or URL of the Inception network; its usual place by default.
+        inception_weights: File of the Inception network; downloaded by default.
     """
 
     scores: tuple[str, ...]

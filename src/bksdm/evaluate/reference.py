@@ -67,6 +67,7 @@ class RealFeatures:
     """Features of the real pictures, as far as there are any.
 
     Attributes:
+        count: How many pictures there are; 0 where there are no more than statistics.
         gaussian: Their mean and covariance.
         rows: The features themselves.
         images: In the space of the encoder.
@@ -74,6 +75,7 @@ class RealFeatures:
         captions: One a picture.
     """
 
+    count: int = 0
     gaussian: Gaussian | None = None
     rows: BlockRows | None = None
     images: BlockRows | None = None
@@ -95,6 +97,7 @@ class RealFeatures:
         blocks.fill(look, "real pictures")
         rows = blocks.rows(FEATURES)
         return cls(
+            count=len(source),
             gaussian=Gaussian.of(rows) if gaussian and rows else None,
             rows=rows,
             images=blocks.rows(IMAGE),

@@ -35,7 +35,7 @@ from bksdm.progress import say
 from bksdm.runs import check_free, digest, open_run, provenance, write_text
 
 GRID_ROWS = 16
-_MAY_CHANGE = ("models", "batch_size", "device", "resamples", "latency", "json")
+_MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "latency", "json")
 _SAID = (
     "reference",
     "prompts",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -95,20 +96,20 @@ class Scoring:
         """Of how many captions the retrieval chooses."""
         return min(RETRIEVAL_AMONG, len(self._captions))
 
-    @property
+    @cached_property
     def pool(self) -> Mapping[str, Tensor]:
         """Features by caption of everything that a picture's own caption may compete with."""
         assert self.networks.encoder
         features = self.networks.encoder.text_features(self._captions).cpu()
         return dict(zip(self._captions, features, strict=True))
 
-    @property
+    @cached_property
     def _captions(self) -> list[str]:
         return list(dict.fromkeys([*self.prompts, *self.real.captions, *self.distractors]))
 
-    @property
+    @cached_property
     def _of_real(self) -> Resampling | None:
-        count = len(self.real.rows or self.real.images or ())
+        count = self.real.count
         return self._resampling(units(self.real.captions, count)) if count else None
 
     def _resampling(self, drawn: Sequence[int], repeats: int = 1) -> Resampling:
