@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.stream import Stream
@@ -25,7 +26,14 @@ from bksdm.models import load_pipeline
 from bksdm.recipe import Tap
 from bksdm.runs import write_text
 
-STAGES = [f"down_blocks.{number}" for number in range(4)] + [f"up_blocks.{number}" for number in range(4)]
+
+def taps(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> list[Tap]:
+    """The outputs of all stages that both have; the innermost that remains after a cut has lost its downsampler."""
+    left = len(student.down_blocks)
+    dropped = len(teacher.down_blocks) - left
+    down = [f"down_blocks.{stage}" for stage in range(left - 1 if dropped else left)]
+    up = [Tap(f"up_blocks.{stage + dropped}", f"up_blocks.{stage}") for stage in range(left)]
+    return [*(Tap(path, path) for path in down), *up]
 
 
 def damage(unit: Unit, teacher_name: str, latents: Path, out: Path, *, steps: int, batch_size: int, seed: int) -> float:
@@ -45,7 +53,7 @@ def damage(unit: Unit, teacher_name: str, latents: Path, out: Path, *, steps: in
         objective = Distillation(
             student,
             teacher.unet,
-            [Tap(path, path) for path in STAGES],
+            taps(student, teacher.unet),
             conditions,
             NoiseSchedule.from_scheduler(teacher.scheduler),
         )
