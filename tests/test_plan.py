@@ -143,6 +143,7 @@ def test_prepared_latents_are_planned_too(plan: Plan, v1_folder: Path, v1_studen
     assert found.flops_per_step == plan.flops_per_step
 
 
+@pytest.mark.slow
 def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path) -> None:
     assert plan.seconds_per_step == pytest.approx(plan.flops_per_step / 0.4e12)
     assert plan.seconds == pytest.approx(10 * plan.seconds_per_step)

@@ -173,6 +173,7 @@ def test_two_processes_evaluate_as_one_does(v1_folder: Path, pictures: Path, tmp
             assert max(high for _, high in ImageChops.difference(ours, theirs).getextrema()) <= 1
 
 
+@pytest.mark.slow
 def test_an_error_is_said_by_each_that_has_it(v1_folder: Path, tmp_path: Path) -> None:
     process = start(2, "generate", v1_folder, "--prompt", "a", "--steps", 0, "--out", tmp_path / "out")
     _, err = process.communicate(timeout=300)

@@ -35,7 +35,9 @@ def retrained(teacher: Path, student: Path, data: Path, out: Path, **changes: ob
     return [[line[name] for name in TERMS] for line in read_lines(out / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("recipe", [pytest.param("base", marks=pytest.mark.slow), "small", "tiny"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("base", marks=pytest.mark.slow), "small", pytest.param("tiny", marks=pytest.mark.slow)]
+)
 def test_losses_are_those_of_the_published_loop(
     recipe: str, v1_teacher: StableDiffusionPipeline, v1_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
