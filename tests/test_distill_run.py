@@ -278,7 +278,7 @@ def uninterrupted(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_fa
     return job.out
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_interrupted_run_ends_with_the_same_bits(
     how: signal.Signals, uninterrupted: Path, v1_folder: Path, pictures: Path, v1_student: Path, tmp_path: Path
 ) -> None:
