@@ -14,7 +14,7 @@ FLOORS = {
     3: "generate prepare evaluate.* benchmark sensitivity.*",
     2: "distill.*",
     1: "data.* models prune taps cost budget describe card page sampling timing peak",
-    0: "recipe families.* knapsack losses options runs errors randomness devices processes progress assets",
+    0: "recipe families.* knapsack losses options runs errors randomness devices processes progress tables assets",
 }
 PACKAGE = Path(bksdm.__file__).parent
 MODULES = {

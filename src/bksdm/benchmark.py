@@ -30,6 +30,7 @@ from bksdm.progress import bar
 from bksdm.randomness import generator
 from bksdm.runs import open_run, provenance, run_files, write_text
 from bksdm.sampling import Request, sample
+from bksdm.tables import aligned
 from bksdm.timing import Interval, Spread, take_turns
 
 PARTS = {"text_encoder": "text encoder", "unet_step": "U-Net step", "decoder": "decoder", "whole": "whole"}
@@ -151,7 +152,7 @@ class Benchmark:
         ]
         for batches in zip(*(model.batches for model in self.models), strict=True):
             rows += [[], *_batch_rows(batches)]
-        return "\n".join([_table(rows), "", *self._legend()])
+        return "\n".join([aligned(rows), "", *self._legend()])
 
     def _legend(self) -> list[str]:
         lines = [
@@ -417,13 +418,6 @@ def _spread(values: Spread) -> str:
 
 def _interval(values: Interval) -> str:
     return f"{values.median:.3g} ({values.low:.3g} - {values.high:.3g})"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    columns = max(map(len, rows))
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(columns)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _short(name: str) -> str:

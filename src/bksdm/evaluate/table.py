@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bksdm.evaluate.scores import KINDS
+from bksdm.tables import aligned
 
 _FIELDS = ("value", "deviation", "low", "high")
 
@@ -28,8 +29,7 @@ def text_table(result: Mapping[str, Any]) -> str:
         rows.append([name, *(cell(model["scores"].get(score)) for score in titles)])
     if not result["reference"]["scores"]:
         rows.pop()
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)) for row in rows)
+    return aligned(rows)
 
 
 def cell(score: Mapping[str, float] | None) -> str:

@@ -12,6 +12,7 @@ from bksdm.cost import UNetCost
 from bksdm.describe import Description
 from bksdm.families.units import Unit
 from bksdm.sensitivity.measures import Score
+from bksdm.tables import aligned
 
 TITLES = {
     "output": "output loss",
@@ -118,18 +119,13 @@ class Sensitivity:
 
     def text(self) -> str:
         """The table, the correlations and the recipe."""
-        lines = [*_aligned(self.rows()), "value ± standard error (rank)"]
+        lines = [aligned(self.rows()), "value ± standard error (rank)"]
         for (a, b), value in self.correlations().items():
             if value is not None:
                 lines.append(f"rank correlation of {TITLES[a]} and {TITLES[b]}: {value:.2f}")
         if self.description:
             lines += ["", self.description.text()]
         return "\n".join(lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def ranks(values: Mapping[str, float]) -> dict[str, float]:
