@@ -1,7 +1,8 @@
 """Captioned pictures, wherever they lie, and what training makes of them."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,14 +59,8 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
         InputError: It is not a picture, is cut short, or has more than 179 million pixels.
     """
     shown = name or (source if isinstance(source, Path) else "a picture")
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            return _as_rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError as error:
-        raise InputError(f"{shown} does not exist") from error
-    except Exception as error:  # on damaged files, Pillow's decoders raise errors of any kind
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{shown} is not a readable picture ({reason}); replace or remove it") from error
+    with _readable(shown), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        return _as_rgb(ImageOps.exif_transpose(opened))
 
 
 def open_as_it_is(path: Path) -> Image.Image:
@@ -74,15 +69,21 @@ def open_as_it_is(path: Path) -> Image.Image:
     Raises:
         InputError: The file is missing or is not a readable picture.
     """
+    with _readable(path), Image.open(path) as opened:
+        opened.load()
+        return opened
+
+
+@contextmanager
+def _readable(shown: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with a picture inside into one line that names it."""
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            return opened
+        yield
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
+        raise InputError(f"{shown} does not exist") from error
     except Exception as error:  # on damaged files, Pillow's decoders raise errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is not a readable picture ({reason}); replace or remove it") from error
+        raise InputError(f"{shown} is not a readable picture ({reason}); replace or remove it") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
