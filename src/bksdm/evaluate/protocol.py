@@ -23,7 +23,6 @@ from bksdm.options import EvaluateOptions
 INCEPTION = "inception"
 PAPERS_CLIP = "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"
 _DISTANCES = ("frechet_distance", "kernel_distance", "inception_score", "precision", "recall")
-_OF_CAPTIONS = ("clip_score", "retrieval_r1")
 _BY_ENCODER = ("frechet_distance", "kernel_distance", "clip_score", "retrieval_r1")
 _BY_INCEPTION = (*_DISTANCES, "clip_score")
 _OF_SAMPLES = ("kernel_distance", "precision", "recall")  # statistics of the reference do not suffice for these
@@ -89,7 +88,7 @@ class Protocol:
 
     @property
     def reads_captions(self) -> bool:
-        return any(name in _OF_CAPTIONS for name in self.scores)
+        return any(KINDS[name].of_captions for name in self.scores)
 
     def networks(self, device: torch.device) -> Networks:
         """The networks that the scores need, on a device.

@@ -37,7 +37,7 @@ Weighted = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a score is called, and whether less of it is better."""
+    """What a score is called, whether less of it is better, and whether it holds pictures against their captions."""
 
     title: str
     less_is_better: bool = False
