@@ -12,8 +12,9 @@ from PIL import Image
 from bksdm import quickstart as story
 from bksdm.describe import Description, describe
 from bksdm.evaluate.scores import KINDS
+from bksdm.page import GRID_ROWS
 from bksdm.recipe import load_recipe
-from bksdm.report import GRID_ROWS, Model, write_report
+from bksdm.report import Model, write_report
 
 NUMBERS = {"frechet_distance": 12.5, "clip_score": 0.25, "retrieval_r1": 0.5, "output_error": 0.125}
 NASTY = ["<script>alert(1)</script>", '" onerror="alert(1)', "fish & chips", "été ☂", "{{ 7 * 7 }}"]

@@ -31,6 +31,7 @@ from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.models import load_pipeline, quiet_libraries
 from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions, SensitivityOptions
+from bksdm.page import write_png
 from bksdm.prepare import prepare
 from bksdm.prune import prune, read_recipe, save_student, with_unet
 from bksdm.recipe import published_recipes
@@ -325,10 +326,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _save(figure: Figure, name: str) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    partial = RESULTS / f".{name}.partial.png"
-    figure.savefig(partial, dpi=110)
-    write_bytes(RESULTS / f"{name}.png", partial.read_bytes())
-    partial.unlink()
+    write_png(RESULTS / f"{name}.png", figure, dpi=110)
 
 
 def _plot_ablation(rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any]) -> None:

@@ -13,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bksdm.runs import write_text
+from bksdm.runs import write_bytes, write_text
 
+GRID_ROWS = 16
 _COLUMNS = 4
 _WIDTH, _HEIGHT = 10.4, 2.5  # inches, of a row of panels
 _POINTS = 1000  # of a curve; more are not seen
@@ -62,6 +63,11 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
         return svg(figure)
 
 
+def shown(count: int) -> range:
+    """Numbers of the pictures that a page shows, of `count`: spread over all."""
+    return range(0, count, max(1, count // GRID_ROWS))[:GRID_ROWS]
+
+
 def style() -> AbstractContextManager[None]:
     """How figures are drawn and saved here; the same values give the same SVG."""
     return mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9})
@@ -74,6 +80,14 @@ def svg(figure: Figure) -> str:
         figure.savefig(text, format="svg", metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
+
+
+def write_png(path: Path, figure: Figure, dpi: int = 150) -> None:
+    """Write a figure as a picture, the same bytes for the same figure."""
+    held = io.BytesIO()
+    with style():
+        figure.savefig(held, format="png", dpi=dpi, metadata={"Software": None})
+    write_bytes(path, held.getvalue())
 
 
 def _inline(path: Path) -> str:

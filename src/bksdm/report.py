@@ -8,9 +8,8 @@ from typing import Any
 from bksdm.cost import UNetCost
 from bksdm.describe import Description
 from bksdm.evaluate.table import cell, columns
-from bksdm.page import curves, write_page
+from bksdm.page import curves, shown, write_page
 
-GRID_ROWS = 16
 _CURVES = ("task", "output_kd", "feature_kd")
 
 
@@ -58,12 +57,11 @@ def write_report(
         evaluation: What `evaluate` returned.
         results: What the run measured; shown as provenance.
     """
-    rows = range(0, len(prompts), max(1, len(prompts) // GRID_ROWS))
     write_page(
         path,
         "report.html.jinja",
         models=models,
-        rows=[(prompts[n], real[n], [model.pictures[n] for model in models]) for n in rows][:GRID_ROWS],
+        rows=[(prompts[n], real[n], [model.pictures[n] for model in models]) for n in shown(len(prompts))],
         columns=columns(evaluation),
         cell=cell,
         evaluation=evaluation,

@@ -1,6 +1,5 @@
 """The page of an evaluation: table, pictures by prompt and model, and quality against what a model costs."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from matplotlib.figure import Figure
 
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell, columns, csv_table
-from bksdm.page import svg, write_page
-from bksdm.runs import write_bytes, write_text
+from bksdm.page import svg, write_page, write_png
+from bksdm.runs import write_text
 
 _COSTS = {
     "params": ("U-Net parameters, million", 1e-6),
@@ -32,9 +31,7 @@ def write_evaluation(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) 
     write_text(out / "scores.csv", csv_table(result))
     figure = quality(result)
     if figure:
-        held = io.BytesIO()
-        figure.savefig(held, format="png", dpi=150)
-        write_bytes(out / "quality.png", held.getvalue())
+        write_png(out / "quality.png", figure)
     write_page(
         out / "report.html",
         "evaluation.html.jinja",

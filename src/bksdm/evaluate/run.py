@@ -30,11 +30,11 @@ from bksdm.evaluate.worth import worth
 from bksdm.generate import check, numbered
 from bksdm.models import EMBEDDED, fingerprint, load_pipeline, load_unet_config
 from bksdm.options import EvaluateOptions, GenerateOptions
+from bksdm.page import shown
 from bksdm.processes import processes
 from bksdm.progress import say
 from bksdm.runs import check_free, digest, open_run, provenance, write_text
 
-GRID_ROWS = 16
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "latency", "json")
 _SAID = (
     "reference",
@@ -138,11 +138,6 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
     return sources
 
 
-def shown(count: int) -> list[int]:
-    """Numbers of the pictures that a report shows, of `count`: spread over all."""
-    return list(range(0, count, max(1, count // GRID_ROWS)))[:GRID_ROWS]
-
-
 def _folder(options: EvaluateOptions, name: str) -> Path:
     return Path(options.out) / "models" / name
 
@@ -162,12 +157,11 @@ def _check_comparable(sources: Mapping[str, Drawn | Finished], teacher: str | No
 def _networks(protocol: Protocol, device: torch.device) -> Networks:
     """The networks of the protocol; of several processes the main one goes first, and may have to download them."""
     group = processes()
+    if not group.main:
+        group.wait()
+    networks = protocol.networks(device)
     if group.main:
-        networks = protocol.networks(device)
         group.wait()
-    else:
-        group.wait()
-        networks = protocol.networks(device)
     return networks
 
 

@@ -1,13 +1,11 @@
 """The page and the chart of a sensitivity analysis: bars along the U-Net, from the input to the output."""
 
-import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bksdm.page import style, svg, write_page
-from bksdm.runs import write_bytes
+from bksdm.page import style, svg, write_page, write_png
 from bksdm.sensitivity.outcome import TITLES, Sensitivity
 
 _COLOURS = {"down": "#2563eb", "mid": "#7c3aed", "innermost": "#c026d3", "up": "#0d9488"}
@@ -18,9 +16,7 @@ _HATCH, _EDGE = "///", "white"
 def write_chart(found: Sensitivity, path: Path) -> None:
     """Write the chart as a PNG."""
     with style():
-        held = io.BytesIO()
-        _chart(found).savefig(held, format="png", dpi=150, metadata={"Software": None})
-    write_bytes(path, held.getvalue())
+        write_png(path, _chart(found))
 
 
 def write_sensitivity_report(found: Sensitivity, out: Path, *, teacher: str, data: str, pictures: int) -> None:
