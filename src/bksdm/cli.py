@@ -85,6 +85,13 @@ def _sensitivity(options: verbs.SensitivityOptions) -> None:
     _answer({"out": options.out, **found.to_dict()}, options.json, text)
 
 
+def _export(options: verbs.ExportOptions) -> None:
+    from bksdm.export.run import export
+
+    made = export(options)
+    _answer(made.to_dict(), options.json, made.text())
+
+
 def _quickstart(options: verbs.QuickstartOptions) -> None:
     from bksdm.quickstart import quickstart
 
@@ -101,6 +108,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "evaluate": (verbs.EvaluateOptions, _evaluate),
     "benchmark": (verbs.BenchmarkOptions, _benchmark),
     "sensitivity": (verbs.SensitivityOptions, _sensitivity),
+    "export": (verbs.ExportOptions, _export),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.

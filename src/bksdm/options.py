@@ -8,6 +8,7 @@ from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Taps = Literal["stages", "self_attention", "both"]
+ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "tensorrt", "diffusers"]
 UnitScore = Literal["output", "frechet", "clip", "latents"]
 
 
@@ -364,6 +365,39 @@ class SensitivityOptions:
     batch_size: int = 16
     precision: Precision = "auto"
     device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model for another runtime, compared with torch before it is called done.
+
+    Attributes:
+        model: Folder, .safetensors file, Hub id, or 'emoji'.
+        to: Format; diffusers turns a single file back into a folder.
+        out: Folder, or file for the formats that are one file (ldm: .safetensors, gguf: .gguf).
+        precision: Of the weights; by default the first that the format has. onnx fp32 fp16 int8; openvino fp32 fp16
+            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32 int8; ldm fp16 fp32;
+            tensorrt fp16 fp32.
+        height: Height in pixels of the pictures that a format of fixed size makes; the model's own by default.
+        width: Width in pixels; the model's own by default.
+        batch_size: Pictures at a time, for the formats of fixed size.
+        attention: How attention is written for Core ML; split_einsum is for the Neural Engine.
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
+        calibration: File of prompts whose denoising steps w8a8 is fitted to.
+        json: Print one JSON object and nothing else.
+    """
+
+    model: str
+    to: ExportFormat
+    out: str
+    precision: str | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 1
+    attention: Literal["original", "split_einsum"] = "original"
+    decoder: str | None = None
+    calibration: str | None = None
     json: bool = False
 
 

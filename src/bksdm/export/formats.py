@@ -1,0 +1,110 @@
+"""What an export format is: what it can hold, what it needs, how it is written and read back.
+
+Every format is a module `to_NAME` with a `FORMAT`. It is imported when it is asked for, and imports its own libraries,
+which are optional, inside its functions.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from diffusers import StableDiffusionPipeline
+
+from bksdm.errors import InputError
+from bksdm.recipe import Recipe
+from bksdm.runtime.networks import Networks
+
+FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "tensorrt", "diffusers")
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "q8_0": 1.07, "6bit": 0.75, "4bit": 0.5, "int4": 0.55}
+_BYTES |= {"q4_0": 0.57}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and how.
+
+    Attributes:
+        model: The MODEL, as it was named.
+        pipeline: Its pipeline, on the CPU, in float32, in eval mode.
+        recipe: What it was pruned by; None for a model that is whole.
+        precision: One of the format's.
+        height, width: Of its pictures in pixels; all that the export can make where the format has fixed sizes.
+        batch_size: Pictures at a time, of an export with fixed sizes.
+        attention: How attention is written down, original or split_einsum.
+        calibration: Prompts whose denoising steps a quantiser looks at; empty where none were given.
+    """
+
+    model: str
+    pipeline: StableDiffusionPipeline
+    recipe: Recipe | None
+    precision: str
+    height: int
+    width: int
+    batch_size: int = 1
+    attention: str = "original"
+    calibration: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of memory, at most, and of disk that a conversion takes."""
+
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Format:
+    """An export format.
+
+    Attributes:
+        name: As `--to` takes it.
+        summary: What it is for, in a line.
+        precisions: Of the weights, the default first.
+        packages: What is imported -> what pip installs.
+        write: Write the export into an empty folder, or, with a `suffix`, as the file that is named.
+        networks: Open what was written, to be compared with torch; None where it cannot run here.
+        suffix: Of the file, for formats of one file; empty for folders.
+        fixed_size: Whether an export makes pictures of one size only.
+        why_not: Why a source cannot be held, in words that name the mend; None where it can.
+        least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
+            not here are only reported, and fp32 has to be within 2/255.
+        memory: Peak of memory as a multiple of the weights in float32, over and above the pipeline itself.
+    """
+
+    name: str
+    summary: str
+    precisions: tuple[str, ...]
+    packages: Mapping[str, str]
+    write: Callable[[Source, Path], None]
+    networks: Callable[[Path, Source], Networks] | None = None
+    suffix: str = ""
+    fixed_size: bool = False
+    why_not: Callable[[Source], str | None] = lambda source: None
+    least_psnr: Mapping[str, float] = field(default_factory=dict)
+    memory: float = 2.0
+
+    def needs(self, source: Source) -> Needs:
+        """An estimate, from the number of parameters."""
+        pipeline = source.pipeline
+        networks = (pipeline.text_encoder, pipeline.unet, pipeline.vae)
+        parameters = sum(p.numel() for network in networks for p in network.parameters())
+        return Needs(int(4 * parameters * self.memory), int(parameters * _BYTES[source.precision]))
+
+    def check_packages(self) -> None:
+        """Say what to install where something is missing.
+
+        Raises:
+            InputError: Naming the command.
+        """
+        missing = [package for module, package in self.packages.items() if importlib.util.find_spec(module) is None]
+        if missing:
+            raise InputError(f"format {self.name} needs {', '.join(missing)}; run pip install 'bksdm[{self.name}]'")
+
+
+def format_named(name: str) -> Format:
+    """The format that `--to` names."""
+    return cast(Format, importlib.import_module(f"bksdm.export.to_{name}").FORMAT)

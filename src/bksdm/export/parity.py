@@ -1,0 +1,125 @@
+"""An export against torch: the picture that the whole pipeline makes of the same latents and the same prompt.
+
+Prompt, guidance and scheduler are the same for both; what differs is who computes the networks. 8-bit pixels are
+compared: the largest difference, and the peak signal-to-noise ratio 10 log10(255^2 / mean squared difference).
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bksdm.runtime.networks import Array, Networks, Tokens
+
+PROMPT = "red apple, noto style"
+_STEPS, _GUIDANCE, _SEED = 4, 2.5, 0
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near two pictures are.
+
+    Attributes:
+        largest: Largest difference of 8-bit pixels, 0 to 255.
+        psnr: In dB; infinite where they are equal.
+    """
+
+    largest: int
+    psnr: float
+
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON, which knows no infinity: psnr is None where the pictures are equal."""
+        return {"largest": self.largest, "psnr": None if math.isinf(self.psnr) else round(self.psnr, 2)}
+
+    def text(self) -> str:
+        return f"max {self.largest}/255, PSNR {self.psnr:.1f} dB"
+
+
+class TorchNetworks:
+    """The networks of a diffusers pipeline."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self._pipeline = pipeline
+
+    @torch.inference_mode()
+    def encode(self, tokens: Tokens) -> Array:
+        return _array(self._pipeline.text_encoder(torch.from_numpy(tokens)).last_hidden_state)
+
+    @torch.inference_mode()
+    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
+        given = torch.from_numpy(latents), torch.tensor(timestep), torch.from_numpy(context)
+        return _array(self._pipeline.unet(*given, return_dict=False)[0])
+
+    @torch.inference_mode()
+    def decode(self, latents: Array) -> Array:
+        return _array(self._pipeline.vae.decode(torch.from_numpy(latents), return_dict=False)[0])
+
+    @torch.inference_mode()
+    def moments(self, pixels: Array) -> Array:
+        return _array(self._pipeline.vae.encode(torch.from_numpy(pixels)).latent_dist.parameters)
+
+
+def check_parity(
+    pipeline: StableDiffusionPipeline, networks: Networks, height: int, width: int, *, steps: int = _STEPS
+) -> Parity:
+    """Make one picture with torch and one with `networks`, and compare them.
+
+    Arguments:
+        pipeline: What was exported, on the CPU in float32.
+        networks: The export.
+        height, width: In pixels.
+        steps: Denoising steps.
+    """
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.vae.config.latent_channels, height // factor, width // factor)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).numpy()
+    ours, theirs = (draw(pipeline, given, latents, steps) for given in (networks, TorchNetworks(pipeline)))
+    return compare(ours, theirs)
+
+
+def draw(pipeline: StableDiffusionPipeline, networks: Networks, latents: Array, steps: int) -> NDArray[np.uint8]:
+    """The picture, 8-bit with shape (1, H, W, 3), that networks make of latents (1, C, h, w) under guidance."""
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    scheduler.set_timesteps(steps)
+    context = networks.encode(_tokens(pipeline, ["", PROMPT]))
+    sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
+    noise = torch.Generator().manual_seed(_SEED)
+    extra = {"generator": noise} if _draws(scheduler) else {}
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(sample, timestep).float().numpy()
+        both = torch.from_numpy(networks.predict(np.concatenate([scaled, scaled]), float(timestep), context))
+        empty, prompted = both.chunk(2)
+        guided = empty + _GUIDANCE * (prompted - empty)
+        sample = scheduler.step(guided, timestep, sample, **extra).prev_sample
+    pixels = networks.decode((sample / pipeline.vae.config.scaling_factor).float().numpy())
+    scaled_pixels = np.clip(pixels / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1) * 255
+    return scaled_pixels.round().astype(np.uint8)
+
+
+def compare(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Parity:
+    """Pictures of one shape."""
+    difference = ours.astype(np.int64) - theirs.astype(np.int64)
+    mean_square = float(np.mean(difference**2))
+    psnr = 10 * math.log10(255**2 / mean_square) if mean_square else math.inf
+    return Parity(int(np.abs(difference).max()), psnr)
+
+
+def _tokens(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tokens:
+    length = pipeline.tokenizer.model_max_length
+    made = pipeline.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
+    return np.asarray(made.input_ids, dtype=np.int64)
+
+
+def _draws(scheduler: object) -> bool:
+    """Whether a scheduler's step draws random numbers of its own."""
+    return "generator" in type(scheduler).step.__code__.co_varnames  # type: ignore[attr-defined]
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.float().numpy())

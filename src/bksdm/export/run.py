@@ -1,0 +1,221 @@
+"""`bksdm export`: a whole pipeline in the form of another runtime, compared with torch before it is called done.
+
+What is written appears under its name when it is whole and near enough to torch; until then it has another name, and
+goes away when something fails.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bksdm.data.folder import read_prompts
+from bksdm.errors import InputError
+from bksdm.export.formats import Format, Needs, Source, format_named
+from bksdm.export.parity import Parity, check_parity
+from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
+from bksdm.options import ExportOptions
+from bksdm.progress import say
+from bksdm.prune import RECIPE_FILE, read_recipe
+from bksdm.runs import check_free, digest, replace_folder, run_files, write_text
+
+EXPORT_FILE = "export.json"
+_MOST_DIFFERENT = 2  # of 255, in float32
+_SPARE = 1.05
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was made.
+
+    Attributes:
+        out: The folder or file.
+        bytes: On the disk.
+        parity: With torch; None where the format cannot run here.
+    """
+
+    out: Path
+    bytes: int
+    parity: Parity | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `bksdm export --json` prints."""
+        return {"out": str(self.out), "bytes": self.bytes, "parity": self.parity.to_dict() if self.parity else None}
+
+    def text(self) -> str:
+        parity = f"against torch: {self.parity.text()}" if self.parity else "not run here, so not compared with torch"
+        return f"{self.bytes / 2**20:.1f} MiB in {self.out}; {parity}"
+
+
+def export(options: ExportOptions) -> Exported:
+    """Write a model as `options` ask for.
+
+    A folder that the same options made is left as it is.
+
+    Raises:
+        InputError: An option, the model, the memory or the disk is unfit; see the message.
+        RuntimeError: The export does not compute what the model does.
+    """
+    kind = format_named(options.to)
+    _check(options, kind)
+    out = Path(options.out)
+    settings = dataclasses.asdict(options) | {
+        "model_content": fingerprint(options.model),
+        "calibration_content": digest(read_prompts(options.calibration)) if options.calibration else None,
+    }
+    if kind.suffix:
+        _check_new(out, kind)
+    else:
+        check_free(out, "export", settings, may_change=("json",))
+        if (out / EXPORT_FILE).exists():  # folders appear whole
+            return _found(out)
+    source = _source(options, kind)
+    _check_source(source, kind, out)
+    with _appears(out, kind) as partial:
+        kind.write(source, partial)
+        parity = _parity(source, kind, partial)
+        if not kind.suffix:
+            _describe(source, kind, parity, partial)
+            for name, text in run_files("export", settings).items():
+                write_text(partial / name, text)
+    return Exported(out, _size(out), parity)
+
+
+def _check(options: ExportOptions, kind: Format) -> None:
+    precision = options.precision or kind.precisions[0]
+    if precision not in kind.precisions:
+        raise InputError(f"precision is {precision}, and {kind.name} has {', '.join(kind.precisions)}; give one of them")
+    for name in ("height", "width"):
+        value = getattr(options, name)
+        if value is not None and (value < 8 or value % 8):
+            raise InputError(f"{name} is {value}; give a multiple of 8")
+    if options.batch_size < 1:
+        raise InputError(f"batch_size is {options.batch_size}; give at least 1")
+    kind.check_packages()
+
+
+def _check_new(out: Path, kind: Format) -> None:
+    if out.suffix != kind.suffix:
+        raise InputError(f"out is {out}, and {kind.name} is one file; give a name that ends in {kind.suffix}")
+    if out.exists():
+        raise InputError(f"{out} exists already; remove it or choose another --out")
+
+
+def _source(options: ExportOptions, kind: Format) -> Source:
+    pipeline = load_pipeline(options.model)
+    check_text_to_image(pipeline, options.model)
+    side = image_size(pipeline)
+    has_recipe = (Path(options.model) / RECIPE_FILE).is_file()
+    return Source(
+        model=options.model,
+        pipeline=pipeline,
+        recipe=read_recipe(options.model) if has_recipe else None,
+        precision=options.precision or kind.precisions[0],
+        height=options.height or side,
+        width=options.width or side,
+        batch_size=options.batch_size,
+        attention=options.attention,
+        calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
+    )
+
+
+def _check_source(source: Source, kind: Format, out: Path) -> None:
+    """Refuse what cannot be held, and what would fill the memory or the disk."""
+    step = 2 ** (len(source.pipeline.unet.config.block_out_channels) - 1) * source.pipeline.vae_scale_factor
+    for name, value in (("height", source.height), ("width", source.width)):
+        if value % step:
+            raise InputError(f"{name} is {value}, and this model's U-Net halves it to multiples of {step}; give one")
+    reason = kind.why_not(source)
+    if reason:
+        raise InputError(f"model {source.model} cannot be exported to {kind.name}: {reason}")
+    check_room(kind.needs(source), out)
+
+
+def check_room(needs: Needs, out: Path) -> None:
+    """Refuse what takes more memory or disk than is free.
+
+    Raises:
+        InputError: With what is needed and what there is.
+    """
+    free = psutil.virtual_memory().available
+    if needs.memory > free:
+        raise InputError(
+            f"the conversion takes about {needs.memory / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
+            f"close other programs or use a larger machine"
+        )
+    there = next(parent for parent in out.resolve().parents if parent.exists())
+    room = shutil.disk_usage(there).free
+    if needs.disk * _SPARE > room:
+        raise InputError(
+            f"the export takes about {needs.disk / 2**30:.1f} GiB on the disk, and {there} has {room / 2**30:.1f} GiB; "
+            f"make room or choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def _appears(out: Path, kind: Format) -> Iterator[Path]:
+    """Where to write; it takes the name `out` when the block ends without an error."""
+    try:
+        if not kind.suffix:
+            with replace_folder(out) as partial:
+                yield partial
+            return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = out.with_name(f".{out.stem}.partial{kind.suffix}")
+        try:
+            yield file
+            file.replace(out)
+        finally:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+
+
+def _parity(source: Source, kind: Format, written: Path) -> Parity | None:
+    """Compare what was written with torch.
+
+    Raises:
+        RuntimeError: They differ by more than the format's precision explains.
+    """
+    if kind.networks is None:
+        return None
+    say("comparing the export with torch")
+    parity = check_parity(source.pipeline, kind.networks(written, source), source.height, source.width)
+    least = kind.least_psnr.get(source.precision, 0.0)
+    if (source.precision == "fp32" and parity.largest > _MOST_DIFFERENT) or parity.psnr < least:
+        raise RuntimeError(f"the export differs from torch ({parity.text()}); nothing was written")
+    return parity
+
+
+def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path) -> None:
+    """Write `export.json`, by which runners know the folder."""
+    fixed = kind.fixed_size
+    values = {
+        "format": kind.name,
+        "precision": source.precision,
+        "model": source.model,
+        "recipe": source.recipe.name if source.recipe else None,
+        "height": source.height if fixed else None,
+        "width": source.width if fixed else None,
+        "batch_size": source.batch_size if fixed else None,
+        "parity": parity.to_dict() if parity else None,
+    }
+    write_text(folder / EXPORT_FILE, json.dumps(values, indent=2) + "\n")
+
+
+def _found(folder: Path) -> Exported:
+    """What an earlier run made."""
+    values = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))["parity"]
+    psnr = values and (float("inf") if values["psnr"] is None else values["psnr"])
+    return Exported(folder, _size(folder), Parity(values["largest"], psnr) if values else None)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
