@@ -93,9 +93,7 @@ class Encoder(nn.Module):
         return (self.vae.encode(sample).latent_dist.parameters,)
 
 
-def components(
-    pipeline: StableDiffusionPipeline, height: int, width: int, batch_size: int = 2
-) -> dict[str, Component]:
+def components(pipeline: StableDiffusionPipeline, height: int, width: int, batch_size: int = 2) -> dict[str, Component]:
     """The networks of a pipeline by name, with examples for pictures of this size.
 
     Arguments:

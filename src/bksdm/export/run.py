@@ -90,7 +90,9 @@ def export(options: ExportOptions) -> Exported:
 def _check(options: ExportOptions, kind: Format) -> None:
     precision = options.precision or kind.precisions[0]
     if precision not in kind.precisions:
-        raise InputError(f"precision is {precision}, and {kind.name} has {', '.join(kind.precisions)}; give one of them")
+        raise InputError(
+            f"precision is {precision}, and {kind.name} has {', '.join(kind.precisions)}; give one of them"
+        )
     for name in ("height", "width"):
         value = getattr(options, name)
         if value is not None and (value < 8 or value % 8):

@@ -1,0 +1,259 @@
+"""`bksdm export`: what every format has in common, and ONNX, which all others can be held against."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import psutil
+import pytest
+import torch
+
+from bksdm.errors import InputError
+from bksdm.export import formats, parity, run, to_onnx, to_tensorrt
+from bksdm.export.components import components
+from bksdm.export.formats import Needs, Source, format_named
+from bksdm.export.run import Exported, export
+from bksdm.models import load_pipeline, save_pipeline
+from bksdm.options import ExportOptions, PruneOptions
+from bksdm.prune import prune
+from bksdm.runtime.onnx_networks import OnnxNetworks
+from tiny_models import V1_UNET, V2_UNET, build_pipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of a tiny random teacher, by the recipe that has all peculiarities."""
+    folder = tmp_path_factory.mktemp("export")
+    save_pipeline(build_pipeline(V1_UNET), folder / "teacher")
+    prune(PruneOptions(str(folder / "teacher"), "tiny", str(folder / "tiny")))
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(model: Path) -> Path:
+    export(ExportOptions(str(model), "onnx", str(model.parent / "onnx")))
+    return model.parent / "onnx"
+
+
+def weights_size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.data"))
+
+
+# Components
+
+
+def test_examples_have_the_shapes_of_the_pictures() -> None:
+    made = components(build_pipeline(V1_UNET), 64, 32, batch_size=3)
+    assert list(made) == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert made["unet"].inputs["sample"].shape == (3, 4, 16, 8)
+    assert made["vae_encoder"].inputs["sample"].shape == (3, 3, 64, 32)
+    for component in made.values():
+        with torch.no_grad():
+            found = component.module(*component.inputs.values())
+        assert len(found) == len(component.outputs)
+
+
+# Parity
+
+
+def test_parity_of_equal_pictures_has_no_end() -> None:
+    picture = np.full((1, 4, 4, 3), 7, np.uint8)
+    found = parity.compare(picture, picture)
+    assert (found.largest, found.psnr) == (0, float("inf"))
+    assert json.dumps(found.to_dict()) == '{"largest": 0, "psnr": null}'
+
+
+def test_parity_by_hand() -> None:
+    ours, theirs = np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 2, 2, 3), np.uint8)
+    theirs[0, 0, 0, 0] = 6  # mean square 36 / 12 = 3
+    found = parity.compare(ours, theirs)
+    assert found.largest == 6
+    assert found.psnr == pytest.approx(10 * np.log10(255**2 / 3))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_picture_that_is_compared_is_that_of_diffusers(steps: int) -> None:
+    pipeline = build_pipeline(V2_UNET, "v_prediction")
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = parity.draw(pipeline, parity.TorchNetworks(pipeline), latents.numpy(), steps)
+    theirs = pipeline(
+        parity.PROMPT, latents=latents, num_inference_steps=steps, guidance_scale=2.5, output_type="np"
+    ).images
+    assert np.abs(ours - (theirs * 255).round()).max() <= 1
+
+
+# ONNX
+
+
+def test_onnx_is_torch_to_within_two_of_255(onnx_folder: Path) -> None:
+    found = json.loads((onnx_folder / "export.json").read_text())
+    assert found["format"] == "onnx"
+    assert (found["precision"], found["recipe"], found["height"]) == ("fp32", "tiny", None)
+    assert found["parity"]["largest"] <= 2
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 16, 8), (2, 8, 24)])
+def test_onnx_takes_other_sizes_than_it_was_traced_with(
+    onnx_folder: Path, model: Path, batch: int, height: int, width: int
+) -> None:
+    pipeline = load_pipeline(model)
+    rng = torch.Generator().manual_seed(1)
+    given = {
+        "sample": torch.randn(batch, 4, height, width, generator=rng),
+        "timestep": torch.tensor([700]),
+        "encoder_hidden_states": torch.randn(batch, 8, 32, generator=rng),
+    }
+    session = onnxruntime.InferenceSession(onnx_folder / "unet" / "model.onnx")
+    (ours,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+    with torch.no_grad():
+        theirs = pipeline.unet(*given.values()).sample
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def test_weights_lie_beside_the_graph(onnx_folder: Path) -> None:
+    for name in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):
+        graph = onnx.load(onnx_folder / name / "model.onnx", load_external_data=False).graph
+        outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        assert sum(np.prod(tensor.dims) for tensor in outside) > 0.9 * sum(
+            np.prod(tensor.dims) for tensor in graph.initializer
+        )
+
+
+def test_the_same_command_again_leaves_the_folder_as_it_is(model: Path, onnx_folder: Path) -> None:
+    before = (onnx_folder / "unet" / "model.onnx").stat().st_mtime_ns
+    again = export(ExportOptions(str(model), "onnx", str(onnx_folder)))
+    assert (onnx_folder / "unet" / "model.onnx").stat().st_mtime_ns == before
+    assert isinstance(again, Exported)
+    assert again.parity is not None
+    assert again.parity.largest <= 2
+
+
+@pytest.mark.parametrize(("change", "share"), [(to_onnx.to_half, 0.51), (to_onnx.to_int8, 0.4)])
+def test_smaller_weights_are_smaller_and_near(
+    model: Path, onnx_folder: Path, tmp_path: Path, change: Callable[[Path], None], share: float
+) -> None:
+    folder = Path(shutil.copytree(onnx_folder, tmp_path / "smaller"))
+    change(folder / "unet" / "model.onnx")
+    before, after = (weights_size(made / "unet") for made in (onnx_folder, folder))
+    assert after < share * before
+    pipeline = load_pipeline(model)
+    assert parity.check_parity(pipeline, OnnxNetworks(folder), 32, 32).psnr > 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_verb_writes_smaller_weights(model: Path, onnx_folder: Path, tmp_path: Path, precision: str) -> None:
+    made = export(ExportOptions(str(model), "onnx", str(tmp_path / precision), precision=precision))
+    assert made.parity is not None
+    assert made.parity.psnr > 30
+    assert made.bytes < sum(file.stat().st_size for file in onnx_folder.rglob("*") if file.is_file())
+
+
+# TensorRT
+
+
+def test_tensorrt_scripts_name_every_input_with_its_sizes() -> None:
+    networks = components(build_pipeline(V1_UNET), 32, 32)
+    text = to_tensorrt.script(networks, 2, "10", " --stronglyTyped")
+    assert "--minShapes=sample:1x4x8x8,encoder_hidden_states:1x8x32" in text
+    assert "--maxShapes=sample:4x4x8x8,encoder_hidden_states:4x8x32" in text
+    assert "--maxShapes=latent_sample:2x4x8x8" in text
+    assert text.count("--stronglyTyped") == 4
+
+
+@pytest.mark.slow
+def test_tensorrt_graphs_say_their_number_format(model: Path, tmp_path: Path) -> None:
+    made = export(ExportOptions(str(model), "tensorrt", str(tmp_path / "trt"), batch_size=2))
+    assert "--stronglyTyped" in (made.out / "build_engines_trt10.sh").read_text()
+    assert "--stronglyTyped" not in (made.out / "build_engines_trt11.sh").read_text()
+    graph = onnx.load(made.out / "unet" / "model.onnx").graph
+    kinds = {tensor.data_type for tensor in graph.initializer if np.prod(tensor.dims) > 16}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"precision": "int4"}, "precision is int4, and onnx has fp32, fp16, int8"),
+        ({"height": 30}, "height is 30; give a multiple of 8"),
+        ({"width": 40}, "width is 40, and this model's U-Net halves it to multiples of 16"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"model": "nowhere/at/all"}, "nowhere/at/all does not exist"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(model: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    options = dataclasses.replace(ExportOptions(str(model), "onnx", str(tmp_path / "out")), **changes)
+    with pytest.raises(InputError, match=said):
+        export(options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_else_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("words")
+    with pytest.raises(InputError, match="choose another --out"):
+        export(ExportOptions(str(model), "onnx", str(tmp_path)))
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_half_written_folder_is_made_anew(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "onnx"
+    kind = format_named("onnx")
+
+    def stopped(source: Source, folder: Path) -> None:
+        (folder / "model_index.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "format_named", lambda name: dataclasses.replace(kind, write=stopped))
+    with pytest.raises(KeyboardInterrupt):
+        export(ExportOptions(str(model), "onnx", str(out)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_differs_from_torch_is_not_kept(
+    model: Path, onnx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = format_named("onnx")
+
+    class Wrong(parity.TorchNetworks):
+        def predict(self, *given: object) -> parity.Array:
+            return 1.1 * super().predict(*given)
+
+    other = dataclasses.replace(
+        kind, write=lambda source, folder: None, networks=lambda folder, source: Wrong(source.pipeline)
+    )
+    monkeypatch.setattr(run, "format_named", lambda name: other)
+    with pytest.raises(RuntimeError, match="differs from torch"):
+        export(ExportOptions(str(model), "onnx", str(tmp_path / "out")))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("needs", "said"), [(Needs(2**60, 0), "GiB of memory"), (Needs(0, 2**60), "on the disk")])
+def test_what_takes_more_than_there_is_is_refused_before_it_starts(tmp_path: Path, needs: Needs, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run.check_room(needs, tmp_path / "out")
+
+
+def test_what_there_is_room_for_is_not_refused(tmp_path: Path) -> None:
+    run.check_room(Needs(psutil.virtual_memory().available // 2, 1), tmp_path / "far" / "away" / "out")
+
+
+@pytest.mark.parametrize("name", ["onnx", "tensorrt"])
+def test_a_missing_package_is_one_line_with_the_mend(name: str) -> None:
+    kind = dataclasses.replace(format_named(name), packages={"no_such_module": "no-such-package"})
+    with pytest.raises(InputError, match=rf"needs no-such-package; run pip install 'bksdm\[{name}\]'"):
+        kind.check_packages()
+
+
+def test_every_format_has_a_module() -> None:
+    for name in formats.FORMATS:
+        assert format_named(name).name == name
+        assert format_named(name).precisions
