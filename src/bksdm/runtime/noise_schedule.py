@@ -4,6 +4,7 @@ x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, where a_t is the product of 1 - beta up t
 the spacings. The numbers are those of diffusers, in float64 from float32 products as there.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,9 +30,9 @@ def spaced(options: Mapping[str, Any], steps: int) -> Numbers:
     if spacing == "linspace":
         return np.linspace(0, count - 1, steps)[::-1]
     if spacing == "leading":
-        return np.arange(steps)[::-1] * float(count // steps) + options["steps_offset"]
+        return np.asarray(np.arange(steps)[::-1] * float(count // steps) + options["steps_offset"], dtype=np.float64)
     if spacing == "trailing":
-        return np.round(np.arange(count, 0, -count / steps)) - 1
+        return np.asarray(np.round(np.arange(count, 0, -count / steps)) - 1, dtype=np.float64)
     raise InputError(f"timestep_spacing {spacing!r} is unknown; give linspace, leading or trailing")
 
 
@@ -46,5 +47,5 @@ def _betas(options: Mapping[str, Any]) -> Numbers:
         return np.linspace(start**0.5, end**0.5, count) ** 2
     if name == "squaredcos_cap_v2":
         shares = [math.cos((step / count + 0.008) / 1.008 * math.pi / 2) ** 2 for step in range(count + 1)]
-        return np.minimum(1 - np.divide(shares[1:], shares[:-1]), _LARGEST_BETA)
+        return np.array([min(1 - then / now, _LARGEST_BETA) for now, then in itertools.pairwise(shares)])
     raise InputError(f"beta_schedule {name!r} is unknown; give linear, scaled_linear or squaredcos_cap_v2")

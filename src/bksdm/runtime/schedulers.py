@@ -7,7 +7,7 @@ is used once. Whatever a scheduler_config.json asks for and is not done here is 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from bksdm.runtime.noise_schedule import Numbers, signal_shares, spaced
 
 Draw = Callable[[], Array]
 
-_SCHEDULE = {
+_SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -42,8 +42,8 @@ class Trajectory(ABC):
         noise_scale: What standard normal latents are multiplied with at the start.
     """
 
-    defaults: Mapping[str, Any]
-    supported: Mapping[str, tuple[Any, ...]]
+    defaults: ClassVar[Mapping[str, Any]]
+    supported: ClassVar[Mapping[str, tuple[Any, ...]]]
     timesteps: Numbers
     noise_scale: float = 1.0
 
@@ -88,13 +88,13 @@ class Trajectory(ABC):
         """x_0 for latents signal * x_0 + spread * e."""
         if self.options["prediction_type"] == "v_prediction":
             return signal * sample - spread * output
-        return (sample - spread * output) / signal
+        return np.asarray((sample - spread * output) / signal, dtype=np.float32)
 
     def _clipped(self, clean: Array) -> Array:
         if not self.options["clip_sample"]:
             return clean
         limit = self.options["clip_sample_range"]
-        return np.clip(clean, -limit, limit)
+        return np.asarray(np.clip(clean, -limit, limit), dtype=np.float32)
 
     def _share(self, timestep: float) -> float:
         """a_t, also before the first timestep."""
@@ -106,7 +106,7 @@ class Trajectory(ABC):
 class Ddim(Trajectory):
     """Denoising diffusion implicit models (arXiv 2010.02502), eq. 12 without noise."""
 
-    defaults = _SCHEDULE | {
+    defaults: ClassVar = _SCHEDULE | {
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "set_alpha_to_one": True,
@@ -114,7 +114,7 @@ class Ddim(Trajectory):
         "timestep_spacing": "leading",
         "rescale_betas_zero_snr": False,
     }
-    supported = {"thresholding": _OFF, "rescale_betas_zero_snr": _OFF}
+    supported: ClassVar = {"thresholding": _OFF, "rescale_betas_zero_snr": _OFF}
 
     def _visited(self) -> Numbers:
         return np.round(spaced(self.options, self.steps))
@@ -132,8 +132,8 @@ class Ddim(Trajectory):
 class Pndm(Trajectory):
     """Pseudo numerical methods (arXiv 2202.09778), eq. 9, with linear multistep from the second timestep on."""
 
-    defaults = _SCHEDULE | {"skip_prk_steps": False, "set_alpha_to_one": False, "timestep_spacing": "leading"}
-    supported = {"skip_prk_steps": (True,)}
+    defaults: ClassVar = _SCHEDULE | {"skip_prk_steps": False, "set_alpha_to_one": False, "timestep_spacing": "leading"}
+    supported: ClassVar = {"skip_prk_steps": (True,)}
 
     def __init__(self, options: Mapping[str, Any], steps: int, skipped: int) -> None:
         super().__init__(options, steps, skipped)
@@ -153,7 +153,7 @@ class Pndm(Trajectory):
         here, there = (timestep + stride, timestep) if again else (timestep, timestep - stride)
         if again:
             assert self._first is not None
-            output, sample = (output + self._outputs[-1]) / 2, self._first
+            output, sample = 0.5 * (output + self._outputs[-1]), self._first
         else:
             self._outputs = [*self._outputs[-3:], output]
             output = self._extrapolated()
@@ -185,7 +185,7 @@ class Pndm(Trajectory):
 class Lcm(Trajectory):
     """Latent consistency models (arXiv 2310.04378): jump to the picture, and back to less noise."""
 
-    defaults = _SCHEDULE | {
+    defaults: ClassVar = _SCHEDULE | {
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -197,7 +197,7 @@ class Lcm(Trajectory):
         "timestep_scaling": 10.0,
         "rescale_betas_zero_snr": False,
     }
-    supported = {"thresholding": _OFF, "rescale_betas_zero_snr": _OFF}
+    supported: ClassVar = {"thresholding": _OFF, "rescale_betas_zero_snr": _OFF}
 
     def _visited(self) -> Numbers:
         trained, original = self.options["num_train_timesteps"], self.options["original_inference_steps"]
@@ -205,15 +205,15 @@ class Lcm(Trajectory):
             raise InputError(f"steps is {self.steps}, and this LCM scheduler has {original}; give no more")
         taught = (np.arange(1, original + 1) * (trained // original) - 1)[::-1]
         chosen = np.floor(np.linspace(0, original, num=self.steps, endpoint=False)).astype(np.int64)
-        return taught[chosen].astype(np.float64)
+        return np.asarray(taught[chosen], dtype=np.float64)
 
     def step(self, output: Array, sample: Array, draw: Draw) -> Array:
         timestep = float(self._all[self.index])
         self.index += 1
         clean = self._clipped(self._clean(output, sample, *self._mixture(timestep)))
-        scaled = timestep * self.options["timestep_scaling"]
-        distance = scaled**2 + _SIGMA_DATA**2
-        denoised = scaled / math.sqrt(distance) * clean + _SIGMA_DATA**2 / distance * sample
+        scaled = timestep * float(self.options["timestep_scaling"])
+        distance = float(scaled**2) + _SIGMA_DATA**2
+        denoised: Array = scaled / math.sqrt(distance) * clean + _SIGMA_DATA**2 / distance * sample
         if self.index == self.steps:
             return denoised
         signal, spread = self._mixture(self._all[self.index])
@@ -234,7 +234,7 @@ class _Sigmas(Trajectory):
 class Euler(_Sigmas):
     """Euler's method on the ODE of arXiv 2206.00364, without churn."""
 
-    defaults = _SCHEDULE | {
+    defaults: ClassVar = _SCHEDULE | {
         "interpolation_type": "linear",
         "use_karras_sigmas": False,
         "use_exponential_sigmas": False,
@@ -244,7 +244,7 @@ class Euler(_Sigmas):
         "rescale_betas_zero_snr": False,
         "final_sigmas_type": "zero",
     }
-    supported = {
+    supported: ClassVar = {
         "interpolation_type": ("linear",),
         "use_karras_sigmas": _OFF,
         "use_exponential_sigmas": _OFF,
@@ -282,7 +282,7 @@ class Euler(_Sigmas):
 class DpmSolver(_Sigmas):
     """DPM-Solver++ (arXiv 2211.01095), multistep, of first or second order with the midpoint rule."""
 
-    defaults = _SCHEDULE | {
+    defaults: ClassVar = _SCHEDULE | {
         "solver_order": 2,
         "thresholding": False,
         "algorithm_type": "dpmsolver++",
@@ -301,7 +301,7 @@ class DpmSolver(_Sigmas):
         "rescale_betas_zero_snr": False,
         "use_dynamic_shifting": False,
     }
-    supported = {
+    supported: ClassVar = {
         "solver_order": (1, 2),
         "thresholding": _OFF,
         "algorithm_type": ("dpmsolver++",),
@@ -325,12 +325,12 @@ class DpmSolver(_Sigmas):
         trained, spacing = self.options["num_train_timesteps"], self.options["timestep_spacing"]
         most = trained - self._clipped_steps()
         if spacing == "linspace":
-            return np.round(np.linspace(0, most - 1, self.steps + 1))[::-1][:-1]
+            return np.asarray(np.round(np.linspace(0, most - 1, self.steps + 1))[::-1][:-1], dtype=np.float64)
         if spacing == "leading":
             stride = float(most // (self.steps + 1))
-            return np.arange(self.steps + 1)[::-1][:-1] * stride + self.options["steps_offset"]
+            return np.asarray(np.arange(self.steps, 0, -1) * stride + self.options["steps_offset"], dtype=np.float64)
         if spacing == "trailing":
-            return np.round(np.arange(most, 0, -trained / self.steps)) - 1
+            return np.asarray(np.round(np.arange(most, 0, -trained / self.steps)) - 1, dtype=np.float64)
         raise InputError(f"timestep_spacing {spacing!r} is unknown; give linspace, leading or trailing")
 
     def _clipped_steps(self) -> int:
@@ -390,7 +390,7 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     Raises:
         InputError: Naming it and what there is.
     """
-    name = config.get("_class_name")
+    name = str(config.get("_class_name"))
     if name not in SCHEDULERS:
         raise InputError(f"scheduler {name} is not one of {', '.join(SCHEDULERS)}; export the model with one of these")
     kind = SCHEDULERS[name]
