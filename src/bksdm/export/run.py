@@ -148,8 +148,8 @@ def check_room(needs: Needs, out: Path) -> None:
     free = psutil.virtual_memory().available
     if needs.memory > free:
         raise InputError(
-            f"the conversion takes about {needs.memory / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
-            f"close other programs or use a larger machine"
+            f"the conversion takes about {needs.memory / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+            f"; close other programs or use a larger machine"
         )
     there = next(parent for parent in out.resolve().parents if parent.exists())
     room = shutil.disk_usage(there).free

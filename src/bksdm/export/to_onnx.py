@@ -125,7 +125,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _open(folder: Path, source: Source) -> Networks:
+def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
     from bksdm.runtime.onnx_networks import OnnxNetworks  # noqa: PLC0415
 
     return OnnxNetworks(folder)
