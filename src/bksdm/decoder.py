@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bksdm.assets import asset
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, load_network
+from bksdm.models import EMBEDDED, load_network, load_pipeline
 from bksdm.recipe import Config
 from bksdm.runs import files_digest
 
@@ -42,6 +42,18 @@ class SmallDecoder(nn.Module):
 
     def forward(self, latents: Tensor, latent_embeds: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return cast(Tensor, self.decoder(latents * self.factor))
+
+
+def load_model(
+    model: str | Path, dtype: torch.dtype = torch.float32, decoder: str | Path | None = None
+) -> StableDiffusionPipeline:
+    """The pipeline that MODEL stands for (see `load_pipeline`), with a small decoder where one is named.
+
+    Raises:
+        InputError: There is no such model or decoder, or they do not fit; see `with_decoder`.
+    """
+    pipeline = load_pipeline(model, dtype)
+    return pipeline if decoder is None else with_decoder(pipeline, decoder)
 
 
 def with_decoder(pipeline: StableDiffusionPipeline, decoder: str | Path) -> StableDiffusionPipeline:

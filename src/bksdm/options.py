@@ -267,6 +267,7 @@ class GenerateOptions:
         width: Width in pixels; the model's own by default.
         image: Picture to start from (image-to-image); its middle, cut to the shape of the output.
         strength: Share of the denoising that is done anew with --image, in (0, 1].
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
@@ -287,6 +288,7 @@ class GenerateOptions:
     width: int | None = None
     image: str | None = None
     strength: float = 0.8
+    decoder: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False
@@ -322,6 +324,7 @@ class EvaluateOptions:
         keep_pictures: Keep all pictures; else only those that the report shows.
         resamples: Resamples of the bootstrap over prompts.
         latency: Timed pictures of every model, for the plot of quality against latency; 0 for none.
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of each model's own; 'emoji' for its.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
@@ -348,6 +351,7 @@ class EvaluateOptions:
     keep_pictures: bool = True
     resamples: int = 200
     latency: int = 3
+    decoder: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False
@@ -367,6 +371,7 @@ class BenchmarkOptions:
         guidance: Guidance scale; 1 for none, which halves the work of the U-Net.
         height: Height in pixels; each model's own by default.
         width: Width in pixels; each model's own by default.
+        decoder: Folder or Hub id of an AutoencoderTiny; every model is measured with its own decoder, then with this.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
@@ -381,6 +386,7 @@ class BenchmarkOptions:
     guidance: float = 7.5
     height: int | None = None
     width: int | None = None
+    decoder: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False
