@@ -19,6 +19,7 @@ from bksdm.distill.decoder import distill_decoder
 from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, decoded, taught_bytes
 from bksdm.distill.loop import Interrupted
 from bksdm.errors import InputError
+from bksdm.evaluate.sources import Drawn, Sampling
 from bksdm.losses import edge_loss
 from bksdm.models import load_pipeline
 from bksdm.options import DecoderOptions
@@ -78,17 +79,19 @@ def emoji() -> StableDiffusionPipeline:
 def test_a_decoder_that_is_the_vaes_own_gives_the_same_pictures(emoji: StableDiffusionPipeline) -> None:
     small = fresh(emoji)
     small.decoder = OwnDecoder(emoji.vae)
-    wanted, got = (list(sample(each, RED, steps=2))[0] for each in (emoji, with_autoencoder(emoji, small)))
+    wanted, got = (next(sample(each, RED, steps=2)) for each in (emoji, with_autoencoder(emoji, small)))
     assert np.abs(np.asarray(wanted[0], int) - np.asarray(got[0], int)).max() <= 1
     assert np.asarray(wanted[0]).std() > 10
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
-def test_a_small_decoder_draws_as_in_the_pipeline_of_diffusers(v1_teacher: StableDiffusionPipeline, factor: float) -> None:
+def test_a_small_decoder_draws_as_in_the_pipeline_of_diffusers(
+    v1_teacher: StableDiffusionPipeline, factor: float
+) -> None:
     small = fresh(v1_teacher)
     small.register_to_config(scaling_factor=factor)
     stock = StableDiffusionPipeline(**v1_teacher.components | {"vae": small}, requires_safety_checker=False)
-    wanted, got = (list(sample(each, RED, steps=2))[0] for each in (stock, with_autoencoder(v1_teacher, small)))
+    wanted, got = (next(sample(each, RED, steps=2)) for each in (stock, with_autoencoder(v1_teacher, small)))
     assert np.abs(np.asarray(wanted[0], int) - np.asarray(got[0], int)).max() <= 1
 
 
@@ -99,7 +102,9 @@ def test_final_latents_become_the_pictures_of_the_pipeline(v1_teacher: StableDif
     assert decode(pipeline, latents)[0].tobytes() == wanted.tobytes()
 
 
-def test_the_encoder_stays_and_the_pipeline_given_is_as_it_was(v1_teacher: StableDiffusionPipeline, small: Path) -> None:
+def test_the_encoder_stays_and_the_pipeline_given_is_as_it_was(
+    v1_teacher: StableDiffusionPipeline, small: Path
+) -> None:
     before = {name: id(module) for name, module in v1_teacher.vae.named_modules()}
     pipeline, pixels = with_decoder(v1_teacher, small), torch.rand(1, 3, PICTURE, PICTURE)
     own, kept = (each.vae.encode(pixels).latent_dist.mean for each in (v1_teacher, pipeline))
@@ -154,7 +159,9 @@ def test_damaged_weights_are_refused(v1_teacher: StableDiffusionPipeline, small:
     refused(v1_teacher, small, "cut short or damaged")
 
 
-def test_a_config_that_does_not_go_with_the_weights_is_refused(v1_teacher: StableDiffusionPipeline, small: Path) -> None:
+def test_a_config_that_does_not_go_with_the_weights_is_refused(
+    v1_teacher: StableDiffusionPipeline, small: Path
+) -> None:
     change_config(small, num_decoder_blocks=[2, 1, 1])
     refused(v1_teacher, small, "lacks .* of its tensors|cannot be loaded")
 
@@ -247,7 +254,9 @@ def test_a_run_leaves_its_config_its_losses_and_a_decoder_that_learns(finished: 
     assert records[-1]["psnr"] > records[0]["psnr"] + 1
 
 
-def test_the_decoder_is_stock_and_stands_in_for_the_teachers(finished: Path, v1_teacher: StableDiffusionPipeline) -> None:
+def test_the_decoder_is_stock_and_stands_in_for_the_teachers(
+    finished: Path, v1_teacher: StableDiffusionPipeline
+) -> None:
     small = AutoencoderTiny.from_pretrained(finished / "decoder")
     assert (upsampling(small), small.config.scaling_factor) == (v1_teacher.vae_scale_factor, 1.0)
     latents = torch.randn(1, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
@@ -263,7 +272,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     v1_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float
 ) -> None:
     whole = train(v1_folder, pictures, tmp_path / "whole", latent_noise=noise)
-    import bksdm.distill.state as state
+    from bksdm.distill import state
 
     save = state.Checkpoints.save
 
@@ -296,6 +305,17 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, v1_folder: Path, pictur
 # The verbs
 
 
+def test_pictures_with_another_decoder_are_other_pictures(v1_folder: Path, small: Path, tmp_path: Path) -> None:
+    """`evaluate` keeps features under the digest of what draws, and shares those that were made without one."""
+    drawn = [
+        Drawn(str(v1_folder), RED, Sampling(1, 1.0, None, 1, "fp32", "cpu", decoder), tmp_path)
+        for decoder in (None, str(small))
+    ]
+    assert drawn[0].digest != drawn[1].digest
+    own, other = (each.pictures(range(1), "none")[0] for each in drawn)
+    assert own.tobytes() != other.tobytes()
+
+
 def test_generate_draws_with_it(done: Run, v1_folder: Path, finished: Path, tmp_path: Path) -> None:
     words = ("generate", v1_folder, "--prompt", "red", "--steps", 1, "--out")
     done(*words, tmp_path / "own")
@@ -307,6 +327,7 @@ def test_generate_draws_with_it(done: Run, v1_folder: Path, finished: Path, tmp_
     assert "decoder" not in own.text
 
 
+@pytest.mark.slow
 def test_benchmark_measures_every_model_with_both(done: Run, v1_folder: Path, finished: Path) -> None:
     decoder = finished / "decoder"
     words = ("--decoder", decoder, "--batch_sizes", 1, "--rounds", 1, "--warmup", 0, "--steps", 1, "--json")
@@ -317,7 +338,10 @@ def test_benchmark_measures_every_model_with_both(done: Run, v1_folder: Path, fi
     assert small["params"]["unet"] == own["params"]["unet"]
 
 
-def test_decoder_and_evaluate_are_verbs_that_take_it(done: Run, pictures: Path, v1_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_decoder_and_evaluate_are_verbs_that_take_it(
+    done: Run, pictures: Path, v1_folder: Path, tmp_path: Path
+) -> None:
     words = ("decoder", v1_folder, "--data", pictures, "--out", tmp_path / "run", "--steps", 1, "--channels", 4)
     made = done(*words, "--json").json["decoder"]
     assert made == str(tmp_path / "run" / "decoder")

@@ -1,10 +1,10 @@
 """A small decoder in the place of a VAE's own.
 
-A step of Stable Diffusion's U-Net is 338 GMACs at 512 px and its decoder 1257, so that with few steps most of the work is
-decoding. An `AutoencoderTiny` (TAESD, github.com/madebyollin/taesd) decodes the same latents with far less.
+A step of Stable Diffusion's U-Net is 338 GMACs at 512 px and its decoder 1257, so that with few steps most of the
+work is decoding. An `AutoencoderTiny` (TAESD, github.com/madebyollin/taesd) decodes the same latents with far less.
 
-The latents that a U-Net makes are the VAE's times its `scaling_factor` s. Pipelines divide by s before they decode, and an
-`AutoencoderTiny` takes the U-Net's latents divided by a factor t of its own, which is 1; so what stands in for the
+The latents that a U-Net makes are the VAE's times its `scaling_factor` s. Pipelines divide by s before they decode, and
+an `AutoencoderTiny` takes the U-Net's latents divided by a factor t of its own, which is 1; so what stands in for the
 decoder multiplies by s / t.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
@@ -151,8 +151,8 @@ def _check_fits(small: AutoencoderTiny, pipeline: StableDiffusionPipeline, decod
     factor, makes = pipeline.vae_scale_factor, upsampling(small)
     if makes != factor:
         raise InputError(
-            f"decoder {decoder} makes {makes} pixels of a latent, and this model's VAE {factor}; give a decoder that was "
-            f"made for its VAE"
+            f"decoder {decoder} makes {makes} pixels of a latent, and this model's VAE {factor}; give a decoder that "
+            f"was made for its VAE"
         )
 
 

@@ -50,8 +50,8 @@ def distill_decoder(options: DecoderOptions) -> Path:
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
     if checkpoints.steps_done() > options.steps:
         raise InputError(
-            f"steps is {options.steps}, and the run in {run} has done {checkpoints.steps_done()}; give as many or more, "
-            f"or choose another --out"
+            f"steps is {options.steps}, and the run in {run} has done {checkpoints.steps_done()}; give as many or "
+            f"more, or choose another --out"
         )
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)
@@ -81,8 +81,8 @@ def _fresh_state(
 ) -> TrainState:
     """The small network before its first step."""
     seed = derived_seed(options.seed, "decoder")
-    coder = Coder(fresh_autoencoder(teacher.vae.config, options.channels, options.blocks, seed)).to(device).train()
-    coder.to(memory_format=VAE_LAYOUT)
+    small = fresh_autoencoder(teacher.vae.config, options.channels, options.blocks, seed)
+    coder = Coder(small.to(device, memory_format=VAE_LAYOUT)).train()
     return TrainState(
         coder,
         torch.optim.AdamW(coder.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),

@@ -1,8 +1,8 @@
 r"""Teaching a small autoencoder what a VAE decodes: a batch gives the losses of pixels, edges and latents.
 
 $L = \langle |x_S - x_T| \rangle + \lambda\,L_{edges} + \langle (E_S(x_T) - z)^2 \rangle$ with $x_T = D_T(z)$ and
-$x_S = D_S(z)$: the decoder learns from the teacher's, and the encoder, which only makes the folder whole, goes back from
-the teacher's pictures to the latents. No picture is needed besides the latents, and no network besides the VAE.
+$x_S = D_S(z)$: the decoder learns from the teacher's, and the encoder, which only makes the folder whole, goes
+back from the teacher's pictures to the latents. No picture is needed besides the latents, no network besides the VAE.
 
 Without noise on the latents, the teacher decodes each of them once (`Taught`), where there is room for the pictures.
 """
@@ -44,8 +44,8 @@ class DecoderDistillation:
         coder: What is trained.
         conditions: Its VAE is the teacher.
         edges_weight: Lambda.
-        latent_noise: Every sample gets noise of a standard deviation from 0 to this, in the scale of the U-Net's latents;
-            the teacher decodes the same.
+        latent_noise: Every sample gets noise of a standard deviation from 0 to this, in the scale of the U-Net's
+            latents; the teacher decodes the same.
     """
 
     def __init__(self, coder: nn.Module, conditions: Conditions, edges_weight: float, latent_noise: float) -> None:
