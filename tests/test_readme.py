@@ -75,9 +75,9 @@ def test_the_files_that_the_readme_names_are_there() -> None:
 
 def test_the_public_surface() -> None:
     functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
-    functions |= {"benchmark", "latencies", "quickstart", "sample", "sensitivity"}
+    functions |= {"benchmark", "latencies", "quickstart", "sample", "sensitivity", "distill_decoder", "with_decoder"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
-    options |= {"BenchmarkOptions", "QuickstartOptions", "SensitivityOptions"}
+    options |= {"BenchmarkOptions", "DecoderOptions", "QuickstartOptions", "SensitivityOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
     kinds |= {"Benchmark", "Sensitivity"}

@@ -9,9 +9,11 @@ Everything that raises `InputError` says in one line what to mend.
 """
 
 from bksdm.benchmark import Benchmark, benchmark, latencies
+from bksdm.decoder import with_decoder
 from bksdm.describe import Description, describe
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.decoder import distill_decoder
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -25,6 +27,7 @@ from bksdm.losses import LossWeights
 from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import (
     BenchmarkOptions,
+    DecoderOptions,
     DistillOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -47,6 +50,7 @@ __all__ = [
     "CaptionPool",
     "Captions",
     "Conditions",
+    "DecoderOptions",
     "Description",
     "DistillOptions",
     "Distillation",
@@ -69,6 +73,7 @@ __all__ = [
     "derive",
     "describe",
     "distill",
+    "distill_decoder",
     "evaluate",
     "foresee",
     "generate",
@@ -82,4 +87,5 @@ __all__ = [
     "sample",
     "save_pipeline",
     "sensitivity",
+    "with_decoder",
 ]

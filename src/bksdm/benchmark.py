@@ -20,10 +20,11 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from bksdm.cost import UNetCost, unet_cost
+from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.generate import check as check_generation
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
+from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import BenchmarkOptions, GenerateOptions
 from bksdm.peak import Work, peaks
 from bksdm.progress import bar
@@ -72,7 +73,7 @@ class ModelResult:
     """One model.
 
     Attributes:
-        model: As it was named.
+        model: As it was named, with the small decoder if it has one.
         height, width: Of its pictures in pixels.
         params: Parameters of text_encoder, unet and decoder.
         cost: Of its U-Net for one picture, without guidance.
@@ -177,7 +178,8 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     _check(options)
     device = choose_device(options.device)
     dtype = choose_precision(options.precision, device, training=False)
-    models = [_Model.load(name, options, dtype) for name in options.models]
+    decoders = [None, options.decoder] if options.decoder else [None]
+    models = [_Model.load(name, options, dtype, decoder) for name in options.models for decoder in decoders]
     costs = [model.cost() for model in models]
     precision = str(dtype).removeprefix("torch.")
     out = Path(options.out) if options.out else None
@@ -195,7 +197,7 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
         warmup=options.warmup,
         models=tuple(
             ModelResult(
-                model=model.name,
+                model=model.title,
                 height=model.height,
                 width=model.width,
                 params=model.params(),
@@ -254,13 +256,19 @@ class _Model:
     width: int
     steps: int
     guidance: float
+    decoder: str | None = None
 
     @classmethod
-    def load(cls, name: str, options: BenchmarkOptions, dtype: torch.dtype) -> "_Model":
-        pipeline = load_pipeline(name, dtype)
+    def load(cls, name: str, options: BenchmarkOptions, dtype: torch.dtype, decoder: str | None) -> "_Model":
+        pipeline = load_model(name, dtype, decoder)
         check_text_to_image(pipeline, name)
         side = image_size(pipeline)
-        return cls(name, pipeline, options.height or side, options.width or side, options.steps, options.guidance)
+        height, width = options.height or side, options.width or side
+        return cls(name, pipeline, height, width, options.steps, options.guidance, decoder)
+
+    @property
+    def title(self) -> str:
+        return self.name if self.decoder is None else f"{self.name} + {self.decoder}"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -342,7 +350,10 @@ def _check(options: BenchmarkOptions) -> None:
 
 def _open_folder(folder: Path, options: BenchmarkOptions, chosen: Mapping[str, str]) -> dict[str, str]:
     """Take the folder; returns the files, name -> content, that tell what the measurement is made from."""
-    settings = dataclasses.asdict(options) | {"models_content": [fingerprint(model) for model in options.models]}
+    settings = dataclasses.asdict(options) | {
+        "models_content": [fingerprint(model) for model in options.models],
+        "decoder_content": decoder_fingerprint(options.decoder),
+    }
     open_run(folder, "benchmark", settings, may_change=("json",), chosen=chosen)
     return run_files("benchmark", settings, chosen)
 
@@ -355,7 +366,8 @@ def _peaks(
     with bar(len(models), "models' memory") as progress:
         for model in models:
             shape = (model.height, model.width)
-            found.append(peaks(Work(model.name, sizes, model.guidance, *shape, str(device), precision, threads)))
+            work = Work(model.name, sizes, model.guidance, *shape, str(device), precision, threads, model.decoder)
+            found.append(peaks(work))
             progress.advance()
     return found
 

@@ -52,6 +52,13 @@ def _distill(options: verbs.DistillOptions) -> None:
     _answer({"student": student}, options.json, f"student in {student}")
 
 
+def _decoder(options: verbs.DecoderOptions) -> None:
+    from bksdm.distill.decoder import distill_decoder
+
+    decoder = str(distill_decoder(options))
+    _answer({"decoder": decoder}, options.json, f"decoder in {decoder}")
+
+
 def _generate(options: verbs.GenerateOptions) -> None:
     from bksdm.generate import generate
 
@@ -104,6 +111,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "prune": (verbs.PruneOptions, _prune),
     "prepare": (verbs.PrepareOptions, _prepare),
     "distill": (verbs.DistillOptions, _distill),
+    "decoder": (verbs.DecoderOptions, _decoder),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
     "benchmark": (verbs.BenchmarkOptions, _benchmark),

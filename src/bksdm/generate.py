@@ -12,9 +12,10 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import open_picture
+from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
+from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import GenerateOptions
 from bksdm.processes import processes
 from bksdm.progress import bar
@@ -39,6 +40,7 @@ def generate(options: GenerateOptions) -> list[Path]:
     image = open_picture(Path(options.image)) if options.image else None
     content = {
         "model_content": fingerprint(options.model),
+        "decoder_content": decoder_fingerprint(options.decoder),
         "prompts_content": digest([request.prompt for request in requests]),
         "image_content": files_digest([Path(options.image)]) if options.image else None,
     }
@@ -50,7 +52,8 @@ def generate(options: GenerateOptions) -> list[Path]:
     group.wait()  # until all have looked at the folder as it was
     if missing:
         device = choose_device(options.device)
-        pipeline = load_pipeline(options.model, choose_precision(options.precision, device, training=False)).to(device)
+        dtype = choose_precision(options.precision, device, training=False)
+        pipeline = load_model(options.model, dtype, options.decoder).to(device)
         check_text_to_image(pipeline, options.model)
         if options.scheduler:
             pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
@@ -136,7 +139,7 @@ def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) 
 
 
 def _about(request: Request, options: GenerateOptions) -> dict[str, object]:
-    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "precision"]
+    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "precision"]
     shown += ["image", "strength"] if options.image else []
     return {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
 

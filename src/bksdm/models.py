@@ -133,6 +133,29 @@ def _network(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:
     return network
 
 
+def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A single network from a folder of its own, on the CPU and in eval mode.
+
+    Arguments:
+        folder: With `config.json` and safetensors.
+        kind: Its class in diffusers.
+        dtype: Number format of the weights.
+
+    Raises:
+        InputError: It is of another kind, incomplete or damaged, or its weights are not safetensors.
+    """
+    found = _read_json(folder / "config.json").get("_class_name")
+    if found != kind.__name__:
+        raise InputError(f"{folder} holds {found}; give the folder of {kind.__name__}")
+    _check_weights(folder)
+    try:
+        return _network(folder, kind, {"dtype": dtype, "use_safetensors": True}).eval()
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+
+
 def load_unet_config(model: str | Path) -> dict[str, Any]:
     """The U-Net config of MODEL; no weights are read. A folder may hold no more than `unet/config.json`.
 

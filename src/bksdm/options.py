@@ -187,6 +187,67 @@ class DistillOptions:
 
 
 @dataclass(frozen=True)
+class DecoderOptions:
+    """Train a small decoder of latents by the teacher's own, for short schedules, where decoding is most of the work.
+
+    Attributes:
+        teacher: Folder, .safetensors file, Hub id, or 'emoji'; its VAE teaches.
+        data: Folder that `bksdm prepare` wrote, or pictures as it takes them; captions do not matter.
+        out: Folder of the run; the decoder ends in OUT/decoder. The same command resumes it.
+        steps: Optimizer steps.
+        channels: Of every layer of the small network.
+        blocks: Blocks of three convolutions at each size but the largest, which has one.
+        edges_weight: Weight of the error of edges beside that of pixels, which has 1.
+        latent_noise: Most noise on the latents, as a standard deviation; latents of few steps are no perfect encodings.
+        batch_size: Pictures a step.
+        lr: Learning rate.
+        warmup: Steps of linear rise of the learning rate.
+        cosine: Let the learning rate fall to zero along a half cosine.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Largest 2-norm of the gradient; 0 for none.
+        ema_decay: Decay of the averaged weights, which become the decoder; 0 for none.
+        resolution: Side of the pictures in pixels; the teacher's own by default.
+        flip: Mirror every other picture, by chance.
+        cache_gb: Latents are computed once and kept in memory if they fit in this many GiB.
+        precision: Autocast type of the small network; auto takes bf16 where the device has it in hardware.
+        device: cpu, cuda, mps; auto takes the best there is.
+        seed: Root of all random numbers.
+        workers: Processes that read ahead.
+        log_every: Steps between records in metrics.jsonl.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many checkpoints stay.
+        json: Print one JSON object and nothing else.
+    """
+
+    teacher: str
+    data: str
+    out: str
+    steps: int = 20_000
+    channels: int = 64
+    blocks: int = 3
+    edges_weight: float = 1.0
+    latent_noise: float = 0.0
+    batch_size: int = 16
+    lr: float = 1e-3
+    warmup: int = 100
+    cosine: bool = True
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    resolution: int | None = None
+    flip: bool = True
+    cache_gb: float = 4.0
+    precision: Precision = "auto"
+    device: str = "auto"
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    json: bool = False
+
+
+@dataclass(frozen=True)
 class GenerateOptions:
     """Make pictures from prompts, one seed a picture.
 
@@ -206,6 +267,7 @@ class GenerateOptions:
         width: Width in pixels; the model's own by default.
         image: Picture to start from (image-to-image); its middle, cut to the shape of the output.
         strength: Share of the denoising that is done anew with --image, in (0, 1].
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
@@ -226,6 +288,7 @@ class GenerateOptions:
     width: int | None = None
     image: str | None = None
     strength: float = 0.8
+    decoder: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False
@@ -261,6 +324,7 @@ class EvaluateOptions:
         keep_pictures: Keep all pictures; else only those that the report shows.
         resamples: Resamples of the bootstrap over prompts.
         latency: Timed pictures of every model, for the plot of quality against latency; 0 for none.
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of each model's own; 'emoji' for its.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
@@ -287,6 +351,7 @@ class EvaluateOptions:
     keep_pictures: bool = True
     resamples: int = 200
     latency: int = 3
+    decoder: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False
@@ -306,6 +371,7 @@ class BenchmarkOptions:
         guidance: Guidance scale; 1 for none, which halves the work of the U-Net.
         height: Height in pixels; each model's own by default.
         width: Width in pixels; each model's own by default.
+        decoder: Folder or Hub id of an AutoencoderTiny; every model is measured with its own decoder, then with this.
         precision: Type of the weights.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
@@ -320,6 +386,7 @@ class BenchmarkOptions:
     guidance: float = 7.5
     height: int | None = None
     width: int | None = None
+    decoder: str | None = None
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from bksdm.decoder import load_model
 from bksdm.devices import peak_inside, peak_memory
 from bksdm.errors import InputError
-from bksdm.models import load_pipeline, quiet_libraries
+from bksdm.models import quiet_libraries
 from bksdm.sampling import Request, sample
 
 _STEPS = 2  # a third holds no more than a second, but for a few latents
@@ -37,6 +38,7 @@ class Work:
         device: Where to compute.
         dtype: Name of the weights' type in torch.
         threads: Of the CPU.
+        decoder: Small decoder in the place of the model's own.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Work:
     device: str
     dtype: str
     threads: int
+    decoder: str | None = None
 
 
 def peaks(work: Work) -> dict[int, int]:
@@ -80,7 +83,7 @@ def _measured(work: Work) -> Iterator[tuple[int, int]]:
     torch.set_num_threads(work.threads)
     device = torch.device(work.device)
     libraries = psutil.Process().memory_info().rss if device.type == "cpu" else 0
-    pipeline = load_pipeline(work.model, getattr(torch, work.dtype)).to(device)
+    pipeline = load_model(work.model, getattr(torch, work.dtype), work.decoder).to(device)
     for size in work.batch_sizes:
         requests = [Request("red apple", seed) for seed in range(size)]
         batches = sample(

@@ -104,7 +104,7 @@ class TrainState:
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in _under("optimizer.", tensors).items():
             index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = value
+            moments.setdefault(int(index), {})[name] = _laid_out_as(value, self.parameters[int(index)])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.scaler.load_state_dict(scalars["scaler"])
         self.step, self.samples = scalars["step"], scalars["samples"]
@@ -168,6 +168,11 @@ class Checkpoints:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """Moments in the memory layout of their parameter: files have none, and the fused AdamW takes it for granted."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
 
 
 def _first_line(error: Exception) -> str:

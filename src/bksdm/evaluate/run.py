@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bksdm.data.folder import read_prompts
+from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
 from bksdm.evaluate.blocks import Blocks
@@ -44,6 +45,7 @@ _SAID = (
     "steps",
     "guidance",
     "scheduler",
+    "decoder",
     "seed",
     "precision",
     "resamples",
@@ -70,6 +72,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     sources = _sources(options, prompts)
     _check_comparable(sources, options.teacher)
     settings = dataclasses.asdict(options) | {
+        "decoder_content": decoder_fingerprint(options.decoder),
         "teacher_content": fingerprint(options.teacher) if options.teacher else None,
         "prompts_content": digest(prompts),
         "reference_content": reference.digest,
@@ -124,7 +127,7 @@ def _distractors(options: EvaluateOptions) -> list[str]:
 
 
 def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | Finished]:
-    how = ("steps", "guidance", "scheduler", "batch_size", "precision", "device")
+    how = ("steps", "guidance", "scheduler", "batch_size", "precision", "device", "decoder")
     sampling = Sampling(**{name: getattr(options, name) for name in how})
     sources: dict[str, Drawn | Finished] = {}
     for name, model in named(options.models).items():
@@ -280,6 +283,7 @@ def _worths(options: EvaluateOptions, drawn: Mapping[str, str]) -> dict[str, dic
         rounds=0 if known else options.latency,
         precision=options.precision,
         device=options.device,
+        decoder=options.decoder,
     )
     return {name: {**values, **(seconds[name] if known else {})} for name, values in found.items()}
 

@@ -13,11 +13,12 @@ from PIL import Image
 
 from bksdm.data.folder import captions_digest, list_pictures, read_captions
 from bksdm.data.pictures import Captioned, open_as_it_is
+from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
 from bksdm.generate import save_picture
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
+from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import Precision
 from bksdm.runs import digest, write_text
 from bksdm.sampling import Request, sample, scheduler_named
@@ -57,6 +58,7 @@ class Sampling:
     batch_size: int
     precision: Precision
     device: str
+    decoder: str | None = None
 
 
 @dataclass
@@ -85,7 +87,8 @@ class Drawn:
         how = dataclasses.asdict(self.sampling)
         drawn = [how[name] for name in ("steps", "guidance", "scheduler", "precision")]
         asked = [[request.prompt, request.seed] for request in self.requests]
-        self.digest = digest([self.model, fingerprint(self.model), drawn, asked])
+        decoder = [decoder_fingerprint(how["decoder"])] if how["decoder"] else []  # digests of those without stay
+        self.digest = digest([self.model, fingerprint(self.model), drawn, asked, *decoder])
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -132,7 +135,7 @@ class Drawn:
         Raises:
             InputError: It is incomplete, damaged, or no text-to-image model.
         """
-        pipeline = load_pipeline(self.model)
+        pipeline = load_model(self.model, decoder=self.sampling.decoder)
         check_text_to_image(pipeline, self.model)
         if self.sampling.scheduler:
             scheduler_named(self.sampling.scheduler, pipeline.scheduler)
@@ -144,7 +147,8 @@ class Drawn:
     def _pipeline(self) -> StableDiffusionPipeline:
         if self._loaded is None:
             device = choose_device(self.sampling.device)
-            pipeline = load_pipeline(self.model, choose_precision(self.sampling.precision, device, training=False))
+            dtype = choose_precision(self.sampling.precision, device, training=False)
+            pipeline = load_model(self.model, dtype, self.sampling.decoder)
             pipeline.safety_checker = None
             if self.sampling.scheduler:
                 pipeline.scheduler = scheduler_named(self.sampling.scheduler, pipeline.scheduler)

@@ -5,13 +5,21 @@ from typing import Any
 
 from bksdm.benchmark import latencies
 from bksdm.cost import unet_cost
+from bksdm.decoder import load_model
 from bksdm.devices import choose_device, choose_precision
-from bksdm.models import context_tokens, load_pipeline, load_unet_config
+from bksdm.models import context_tokens, load_unet_config
 from bksdm.options import Precision
 
 
 def worth(
-    models: Mapping[str, str], *, steps: int, guidance: float, rounds: int, precision: Precision, device: str
+    models: Mapping[str, str],
+    *,
+    steps: int,
+    guidance: float,
+    rounds: int,
+    precision: Precision,
+    device: str,
+    decoder: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Parameters, MACs and seconds a picture.
 
@@ -22,6 +30,7 @@ def worth(
         rounds: Timed pictures of every model, which take turns; 0 to time none.
         precision: Type of the weights.
         device: Where.
+        decoder: Small decoder of all of them.
 
     Returns:
         By short name: `params`, `gmacs_modules` and `gmacs_all` of the U-Net, and the median `seconds_per_picture`.
@@ -33,7 +42,7 @@ def worth(
     if rounds and models:
         there = choose_device(device)
         dtype = choose_precision(precision, there, training=False)
-        pipelines = {name: load_pipeline(model, dtype).to(there) for name, model in models.items()}
+        pipelines = {name: load_model(model, dtype, decoder).to(there) for name, model in models.items()}
         for name, seconds in latencies(pipelines, rounds=rounds, steps=steps, guidance=guidance).items():
             found[name]["seconds_per_picture"] = seconds.median
     return found
