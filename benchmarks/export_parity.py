@@ -9,6 +9,8 @@ export` compares the 8-bit picture of fixed latents, four steps under guidance, 
 """
 
 import argparse
+import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +30,9 @@ ROOT = asset().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "export_parity.md"
 RECIPES = ("base", "small", "tiny")
 FORMATS = ("ldm", "onnx", "openvino", "coreml", "executorch")
-RETRAINING = {"batch_size": 32, "accumulation": 1, "lr": 1e-3, "ema_decay": 0.97, "flip": False, "sample_every": 0}
+RETRAINING = DistillOptions(
+    "emoji", "", "emoji", "", 100, batch_size=32, accumulation=1, lr=1e-3, ema_decay=0.97, flip=False, sample_every=0
+)
 
 
 def models(folder: Path) -> dict[str, str]:
@@ -37,20 +41,19 @@ def models(folder: Path) -> dict[str, str]:
     for recipe in RECIPES:
         prune(PruneOptions("emoji", recipe, str(folder / recipe)))
         run = folder / f"{recipe}-kd"
-        options = DistillOptions("emoji", str(folder / recipe), "emoji", str(run), steps=100, **RETRAINING)
+        options = dataclasses.replace(RETRAINING, student=str(folder / recipe), out=str(run))
         found[f"emoji {recipe}"] = str(distill(options))
     return found | random_models(folder)
 
 
 def random_models(folder: Path) -> dict[str, str]:
     sys.path.insert(0, str(ROOT / "tests"))
-    from tiny_models import V1_UNET, V2_UNET, build_pipeline  # noqa: PLC0415
-
-    found = {}
-    for name, unet in (("v1", V1_UNET), ("v2", V2_UNET)):
+    shapes = importlib.import_module("tiny_models")
+    found: dict[str, str] = {}
+    for name, unet in (("v1", shapes.V1_UNET), ("v2", shapes.V2_UNET)):
         whole, student = folder / name, folder / f"{name}-tiny"
         if not whole.exists():
-            save_pipeline(build_pipeline(unet), whole)
+            save_pipeline(shapes.build_pipeline(unet), whole)
         prune(PruneOptions(str(whole), "tiny", str(student)))
         found |= {f"{name}, random": str(whole), f"{name} tiny, random": str(student)}
     return found

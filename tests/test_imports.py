@@ -10,10 +10,10 @@ import bksdm
 
 FLOORS = {
     5: "cli __main__ api",
-    4: "quickstart report export.*",
-    3: "generate prepare evaluate.* benchmark sensitivity.*",
+    4: "quickstart report",
+    3: "generate prepare evaluate.* benchmark sensitivity.* export.* runtimes",
     2: "distill.*",
-    1: "data.* models decoder prune taps cost budget describe card page sampling timing peak",
+    1: "data.* models decoder prune taps cost budget describe card page sampling exported timing peak",
     0: "recipe families.* knapsack losses options runs errors randomness devices processes progress tables assets runtime.*",
 }
 PACKAGE = Path(bksdm.__file__).parent

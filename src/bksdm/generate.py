@@ -12,15 +12,16 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import open_picture
-from bksdm.decoder import decoder_fingerprint, load_model
-from bksdm.devices import choose_device, choose_precision
+from bksdm.decoder import decoder_fingerprint
+from bksdm.devices import choose_device
 from bksdm.errors import InputError
-from bksdm.models import check_text_to_image, fingerprint, image_size
+from bksdm.models import fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.processes import processes
 from bksdm.progress import bar
 from bksdm.runs import check_free, digest, files_digest, open_run, write_text
-from bksdm.sampling import Request, sample, scheduler_named
+from bksdm.runtimes import open_drawer
+from bksdm.sampling import Request
 
 _MAY_CHANGE = ("json", "batch_size", "device")
 _SEEDS = 2**63 - 2**32
@@ -51,21 +52,22 @@ def generate(options: GenerateOptions) -> list[Path]:
     group = processes()
     group.wait()  # until all have looked at the folder as it was
     if missing:
-        device = choose_device(options.device)
-        dtype = choose_precision(options.precision, device, training=False)
-        pipeline = load_model(options.model, dtype, options.decoder).to(device)
-        check_text_to_image(pipeline, options.model)
-        if options.scheduler:
-            pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
-        chosen = {"device": str(device), "precision": str(pipeline.unet.dtype)}
+        drawer = open_drawer(
+            options.model,
+            options.runtime if group.count == 1 or options.runtime != "auto" else "torch",
+            choose_device(options.device),
+            options.precision,
+            decoder=options.decoder,
+            scheduler=options.scheduler,
+            unet_calls=len(missing) * options.steps * (2 if options.guidance > 1 else 1),
+        )
+        chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}
         if group.main:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)
         group.wait()
         own = group.share(missing)
-        side = image_size(pipeline)
-        height, width = options.height or side, options.width or side
-        batches = sample(
-            pipeline,
+        height, width = options.height or drawer.height, options.width or drawer.width
+        batches = drawer.sample(
             [requests[number] for number in own],
             steps=options.steps,
             guidance=options.guidance,
@@ -139,7 +141,7 @@ def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) 
 
 
 def _about(request: Request, options: GenerateOptions) -> dict[str, object]:
-    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "precision"]
+    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "runtime", "precision"]
     shown += ["image", "strength"] if options.image else []
     return {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
 

@@ -31,6 +31,7 @@ EMBEDDED = ("emoji",)
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 _NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+_EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
 _HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -83,7 +84,7 @@ def fingerprint(model: str | Path) -> str | None:
     path = _local(model)
     if path is None:
         return None
-    parts = (*_NETWORKS, "tokenizer", "scheduler")
+    parts = (*_NETWORKS, "tokenizer", "scheduler", *_EXPORTED)
     files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
     return files_digest(files if path.is_dir() else [path])
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Taps = Literal["stages", "self_attention", "both"]
+Runtime = Literal["auto", "torch", "openvino", "onnx"]
 ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "tensorrt", "diffusers"]
 UnitScore = Literal["output", "frechet", "clip", "latents"]
 
@@ -252,7 +253,7 @@ class GenerateOptions:
     """Make pictures from prompts, one seed a picture.
 
     Attributes:
-        model: Folder, .safetensors file, Hub id, or 'emoji'.
+        model: Folder, .safetensors file, Hub id, 'emoji', or folder that `bksdm export` wrote for onnx or openvino.
         out: Folder for the PNGs and metadata.jsonl; the same command makes only what is missing.
         prompt: One prompt or several.
         prompts: File with one prompt a line, or metadata.csv or metadata.jsonl with a column text.
@@ -268,7 +269,8 @@ class GenerateOptions:
         image: Picture to start from (image-to-image); its middle, cut to the shape of the output.
         strength: Share of the denoising that is done anew with --image, in (0, 1].
         decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
-        precision: Type of the weights.
+        runtime: What computes; auto takes torch, and on a CPU OpenVINO where converting saves more time than it takes.
+        precision: Type of the weights in torch.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
     """
@@ -289,6 +291,7 @@ class GenerateOptions:
     image: str | None = None
     strength: float = 0.8
     decoder: str | None = None
+    runtime: Runtime = "auto"
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False

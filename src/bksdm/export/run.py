@@ -16,16 +16,18 @@ from typing import Any
 import psutil
 
 from bksdm.data.folder import read_prompts
+from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.errors import InputError
+from bksdm.export.components import components
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline
+from bksdm.exported import EXPORT_FILE, is_exported
+from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import ExportOptions
 from bksdm.progress import say
 from bksdm.prune import RECIPE_FILE, read_recipe
 from bksdm.runs import check_free, digest, replace_folder, run_files, write_text
 
-EXPORT_FILE = "export.json"
 _MOST_DIFFERENT = 2  # of 255, in float32
 _SPARE = 1.05
 
@@ -67,6 +69,7 @@ def export(options: ExportOptions) -> Exported:
     out = Path(options.out)
     settings = dataclasses.asdict(options) | {
         "model_content": fingerprint(options.model),
+        "decoder_content": decoder_fingerprint(options.decoder),
         "calibration_content": digest(read_prompts(options.calibration)) if options.calibration else None,
     }
     if kind.suffix:
@@ -99,6 +102,8 @@ def _check(options: ExportOptions, kind: Format) -> None:
             raise InputError(f"{name} is {value}; give a multiple of 8")
     if options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}; give at least 1")
+    if is_exported(options.model):
+        raise InputError(f"model {options.model} is an export already; give the model that it was made from")
     kind.check_packages()
 
 
@@ -110,7 +115,7 @@ def _check_new(out: Path, kind: Format) -> None:
 
 
 def _source(options: ExportOptions, kind: Format) -> Source:
-    pipeline = load_pipeline(options.model)
+    pipeline = load_model(options.model, decoder=options.decoder)
     check_text_to_image(pipeline, options.model)
     side = image_size(pipeline)
     has_recipe = (Path(options.model) / RECIPE_FILE).is_file()
@@ -206,6 +211,10 @@ def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path)
         "height": source.height if fixed else None,
         "width": source.width if fixed else None,
         "batch_size": source.batch_size if fixed else None,
+        "parameters": {
+            name: component.parameters
+            for name, component in components(source.pipeline, source.height, source.width).items()
+        },
         "parity": parity.to_dict() if parity else None,
     }
     write_text(folder / EXPORT_FILE, json.dumps(values, indent=2) + "\n")

@@ -96,7 +96,7 @@ def _round_convolutions(graph: Any) -> None:
         scale = np.where(largest > 0, largest, 1) / np.float32(127)
         rounded = np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
         graph.initializer.remove(kept[name])
-        parts = {f"{name}_rounded": rounded, f"{name}_scale": scale.astype(np.float32)}
+        parts: dict[str, Any] = {f"{name}_rounded": rounded, f"{name}_scale": scale.astype(np.float32)}
         graph.initializer.extend(numpy_helper.from_array(array, part) for part, array in parts.items())
         graph.node.insert(0, helper.make_node("DequantizeLinear", list(parts), [name], axis=0))
 

@@ -1,0 +1,76 @@
+"""Exported folders in the place of a MODEL: pictures by their own runtime, from the same seeds."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bksdm.errors import InputError
+from bksdm.runtime.folder import open_folder
+from bksdm.runtime.pipeline import Pipeline
+from bksdm.sampling import Request
+
+EXPORT_FILE = "export.json"
+
+
+def is_exported(model: str | Path) -> bool:
+    """Whether MODEL is a folder that `bksdm export` wrote."""
+    return (Path(model).expanduser() / EXPORT_FILE).is_file()
+
+
+def export_facts(model: str | Path) -> dict[str, object]:
+    """What `export.json` says: format, precision, parameters by network, and so on.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    file = Path(model).expanduser() / EXPORT_FILE
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}); export the model again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no object; export the model again")
+    return values
+
+
+def open_exported(model: str | Path) -> Pipeline:
+    """The pipeline of an exported folder, with as many threads as torch has.
+
+    Raises:
+        InputError: It is incomplete, or of a format that does not run here.
+    """
+    return open_folder(Path(model).expanduser(), threads=torch.get_num_threads())
+
+
+def sample_exported(
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    *,
+    steps: int = 25,
+    guidance: float = 7.5,
+    batch_size: int = 4,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    image: Image.Image | None = None,
+    strength: float = 0.8,
+) -> Iterator[list[Image.Image]]:
+    """Yield the pictures of `requests`, as `bksdm.sampling.sample` does, whose arguments these are."""
+    batches = pipeline.sample(
+        [request.prompt for request in requests],
+        [request.seed for request in requests],
+        steps=steps,
+        guidance=guidance,
+        batch_size=batch_size,
+        negative_prompt=negative_prompt or "",
+        height=height,
+        width=width,
+        image=None if image is None else np.asarray(image.convert("RGB")),
+        strength=strength,
+    )
+    for pictures in batches:
+        yield [Image.fromarray(picture) for picture in pictures]

@@ -1,0 +1,211 @@
+"""Which runtime makes the pictures: torch, or on a CPU another to which the model is converted once.
+
+A conversion takes a while, and its result is kept (in `~/.cache/bksdm`, or where BKSDM_CACHE says). `auto` takes a kept
+one, and converts where that costs less time than it saves. How much faster a runtime is than torch was measured
+(`benchmarks/results/cpu_speed.md`); how fast torch is here is measured by a matrix product when it matters.
+"""
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from bksdm.cost import unet_cost
+from bksdm.decoder import decoder_fingerprint, load_model
+from bksdm.devices import choose_precision
+from bksdm.errors import InputError
+from bksdm.export.run import export
+from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
+from bksdm.models import check_text_to_image, fingerprint, image_size, load_unet_config
+from bksdm.options import ExportOptions, Precision, Runtime
+from bksdm.progress import say
+from bksdm.runtime.schedulers import check_scheduler
+from bksdm.sampling import sample, scheduler_named
+
+CONVERTED = ("openvino", "onnx")
+# Seconds of a U-Net step in torch over those in the runtime, in float32 on two cores (benchmarks/results/cpu_speed.md).
+FASTER = {"openvino": 1.3, "onnx": 1.0}
+# Seconds of a conversion and its comparison with torch: for any model, and for a million parameters of its U-Net.
+_CONVERSION = {"openvino": (20.0, 0.2), "onnx": (60.0, 0.2)}
+_PACKAGES = {"openvino": ("openvino", "openvino_tokenizers"), "onnx": ("onnxruntime", "onnxscript")}
+_NOT_LOCAL = "the model is on the hub, and only local ones are converted"
+_NOT_INSTALLED = "no faster runtime is installed; pip install 'bksdm[openvino]' has one"
+_PRODUCT = 1024
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """What makes pictures.
+
+    Attributes:
+        runtime: torch, openvino or onnx.
+        precision: Of the weights.
+        height, width: Of its pictures in pixels, where none are asked for.
+        sample: Takes what `bksdm.sampling.sample` takes after the pipeline.
+    """
+
+    runtime: str
+    precision: str
+    height: int
+    width: int
+    sample: Callable[..., Iterator[list[Image.Image]]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A runtime, and why it is the one."""
+
+    runtime: str
+    reason: str
+
+
+def open_drawer(
+    model: str,
+    runtime: Runtime,
+    device: torch.device,
+    precision: Precision,
+    *,
+    decoder: str | None = None,
+    scheduler: str | None = None,
+    unet_calls: int = 1,
+) -> Drawer:
+    """What makes the pictures of MODEL.
+
+    Arguments:
+        model: A MODEL, or a folder that `bksdm export` wrote.
+        runtime: auto, or one by name; an exported folder has its own.
+        device: For torch; others compute on the CPU.
+        precision: For torch.
+        decoder: A small decoder in the place of the model's own.
+        scheduler: Name of a diffusers scheduler in the place of the model's own.
+        unet_calls: How many pictures the U-Net will be called for in all: steps x pictures x 2 with guidance.
+
+    Raises:
+        InputError: Model and runtime do not go together; see the message.
+    """
+    if is_exported(model):
+        return _exported(model, runtime, decoder, scheduler)
+    choice = choose(model, device, precision, decoder, scheduler, unet_calls) if runtime == "auto" else None
+    chosen = runtime if choice is None else choice.runtime
+    if chosen == "torch":
+        return _torch(model, device, precision, decoder, scheduler)
+    if device.type != "cpu" or scheduler is not None or precision not in ("auto", "fp32"):
+        raise InputError(
+            f"runtime {chosen} computes on the CPU in fp32 with the model's own scheduler; leave out --device, "
+            f"--precision and --scheduler, or give --runtime torch"
+        )
+    if choice is not None:
+        say(f"{chosen}: {choice.reason}")
+    return _exported(str(converted(model, chosen, decoder)), "auto", None, None)
+
+
+def choose(
+    model: str,
+    device: torch.device,
+    precision: Precision,
+    decoder: str | None,
+    scheduler: str | None,
+    unet_calls: int,
+) -> Choice:
+    """The runtime that is done first, with its conversion, if it is still to be made."""
+    content = fingerprint(model)
+    best = next((name for name in CONVERTED if _installed(name) and FASTER[name] > 1), None)
+    if device.type != "cpu":
+        return Choice("torch", f"on {device.type}")
+    if precision not in ("auto", "fp32") or scheduler is not None:
+        return Choice("torch", "a precision or a scheduler is asked for")
+    if content is None or best is None:
+        return Choice("torch", _NOT_LOCAL if best else _NOT_INSTALLED)
+    if is_exported(_kept(content, best, decoder)):
+        return Choice(best, "the model is converted already")
+    return _worth_it(model, best, unet_calls)
+
+
+def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:
+    """Torch, where a conversion takes longer than what it saves."""
+    config = load_unet_config(model)
+    cost = unet_cost(config, config["sample_size"])
+    spent = 2 * cost.gmacs_all * unet_calls / _gflops()
+    saved = spent * (1 - 1 / FASTER[runtime])
+    fixed, grows = _CONVERSION[runtime]
+    conversion = fixed + grows * cost.params / 1e6
+    if saved <= conversion:
+        return Choice("torch", f"{runtime} would save about {saved:.0f} s and its conversion take {conversion:.0f} s")
+    return Choice(runtime, f"saves about {saved:.0f} s, and its conversion takes about {conversion:.0f} s, once")
+
+
+def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
+    """The folder of a model in the form of a runtime, in float32, made where it is not there yet.
+
+    Raises:
+        InputError: The model is not on this machine, or cannot be converted.
+    """
+    content = fingerprint(model)
+    if content is None:
+        raise InputError(f"model {model} is on the hub, and only local ones are converted; download it first")
+    folder = _kept(content, runtime, decoder)
+    if not is_exported(folder):
+        say(f"converting {model} for {runtime}, once, into {folder}")
+        export(
+            ExportOptions(model, "openvino" if runtime == "openvino" else "onnx", str(folder), "fp32", decoder=decoder)
+        )
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept."""
+    return Path(os.environ.get("BKSDM_CACHE") or Path.home() / ".cache" / "bksdm")
+
+
+def _kept(content: str, runtime: str, decoder: str | None) -> Path:
+    small = f"-{decoder_fingerprint(decoder)}" if decoder else ""
+    return cache_folder() / f"{content}{small}-{runtime}"
+
+
+def _torch(
+    model: str, device: torch.device, precision: Precision, decoder: str | None, scheduler: str | None
+) -> Drawer:
+    dtype = choose_precision(precision, device, training=False)
+    pipeline = load_model(model, dtype, decoder).to(device)
+    check_text_to_image(pipeline, model)
+    if scheduler:
+        pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
+    side = image_size(pipeline)
+    return Drawer("torch", str(dtype), side, side, partial(sample, pipeline))
+
+
+def _exported(model: str, runtime: Runtime, decoder: str | None, scheduler: str | None) -> Drawer:
+    facts = export_facts(model)
+    if runtime not in ("auto", facts.get("format")):
+        raise InputError(f"{model} was exported to {facts.get('format')}, and runtime is {runtime}; leave it out")
+    if decoder or scheduler:
+        option = "decoder" if decoder else "scheduler"
+        raise InputError(f"{model} is exported with its {option}; leave out --{option}, or export it with another")
+    pipeline = open_exported(model)
+    check_scheduler(dict(pipeline.scheduler))
+    return Drawer(
+        str(facts["format"]),
+        str(facts.get("precision")),
+        pipeline.height,
+        pipeline.width,
+        partial(sample_exported, pipeline),
+    )
+
+
+def _installed(runtime: str) -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES[runtime])
+
+
+def _gflops() -> float:
+    """What torch does here in a second in float32, by a matrix product."""
+    factor = torch.ones(_PRODUCT, _PRODUCT)
+    factor @ factor
+    began = time.perf_counter()
+    factor @ factor
+    return 2 * _PRODUCT**3 / 1e9 / (time.perf_counter() - began)
