@@ -13,7 +13,7 @@ FLOORS = {
     4: "quickstart report export.*",
     3: "generate prepare evaluate.* benchmark sensitivity.*",
     2: "distill.*",
-    1: "data.* models prune taps cost budget describe card page sampling timing peak",
+    1: "data.* models single_file prune taps cost budget describe card page sampling timing peak",
     0: "recipe families.* knapsack losses options runs errors randomness devices processes progress tables assets runtime.*",
 }
 PACKAGE = Path(bksdm.__file__).parent

@@ -80,10 +80,12 @@ def read_contents(file: Path) -> Contents:
         tokenizer = {name: unpacked(values["tokenizer"][name]) for name in TOKENIZER_FILES}
         return Contents(shapes, configs, values.get("recipe"), dict(values["scheduler"]), tokenizer)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, zlib.error) as error:
-        raise InputError(f"{file} has a damaged header ({KEY}: {type(error).__name__} {error}); make it again") from error
+        raise InputError(f"{file} has a damaged header ({type(error).__name__}: {error}); make it again") from error
 
 
-def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet: bool = True) -> StableDiffusionPipeline:
+def read_pipeline(
+    file: Path, contents: Contents, dtype: torch.dtype, with_unet: bool = True
+) -> StableDiffusionPipeline:
     """The pipeline in a checkpoint, on the CPU, in eval mode, its networks in `dtype`.
 
     Raises:
@@ -163,7 +165,8 @@ def _fill(
             found = found.flatten(1)
         if found.shape != wanted.shape:
             raise InputError(
-                f"{file}: {place.name} has shape {tuple(found.shape)}, and {tuple(wanted.shape)} is wanted; make it again"
+                f"{file}: {place.name} has shape {tuple(found.shape)}, and {tuple(wanted.shape)} is wanted; "
+                f"make it again"
             )
         weights[key] = found.to(dtype) if found.is_floating_point() else found
         weights[key] = weights[key].clone() if place.third is not None else weights[key].contiguous()

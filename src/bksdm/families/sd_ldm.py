@@ -7,6 +7,7 @@ numbers follow from its structure: a pruned U-Net has fewer of them and no `midd
 Source: CompVis/stable-diffusion, ldm/modules/diffusionmodules/openaimodel.py; for version 2, OpenCLIP's text encoder.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     """A diffusers config of the U-Net in a checkpoint, from names and shapes alone.
 
     What leaves no trace there is taken as in versions 1 and 2: 8 heads, or heads of 64 channels where projections are
-    linear; 32 groups; latents of 64x64.
+    linear; 32 groups, or as many as divide all widths; latents of 64x64.
 
     Raises:
         InputError: There is none.
@@ -230,6 +231,7 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
         "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
         "use_linear_projection": linear,
+        "norm_num_groups": math.gcd(32, *widths),
     }
 
 
@@ -299,6 +301,7 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         "use_post_quant_conv": "post_quant_conv.weight" in vae,
         "sample_size": 512,
         "scaling_factor": 0.18215,
+        "norm_num_groups": math.gcd(32, *widths),
     }
 
 
