@@ -192,14 +192,23 @@ def _scheduler(contents: Contents, file: Path) -> SchedulerMixin:
 
 def _tokenizer(contents: Contents, open_clip: bool, file: Path) -> CLIPTokenizer:
     if not contents.tokenizer:
-        name = _TOKENIZERS[open_clip]
-        try:
-            return cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(name))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file} holds no vocabulary, and {name} is not here and not on the hub; load it once while online"
-            ) from error
+        return _known_tokenizer(contents, open_clip, file)
     with tempfile.TemporaryDirectory() as folder:
         for name, text in contents.tokenizer.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         return cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def _known_tokenizer(contents: Contents, open_clip: bool, file: Path) -> CLIPTokenizer:
+    """The tokenizer of Stable Diffusion, for a file that holds none; transformers gives an empty one where it fails."""
+    name, size = _TOKENIZERS[open_clip], contents.configs["text_encoder"]["vocab_size"]
+    try:
+        found = cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(name))
+    except (OSError, ValueError):
+        found = None
+    if found is None or len(found) != size:
+        raise InputError(
+            f"{file} holds no vocabulary, and {name} is not here and not on the hub, or not of {size} tokens; "
+            f"load that once while online, or give the diffusers folder"
+        )
+    return found
