@@ -13,7 +13,7 @@ FLOORS = {
     4: "quickstart report",
     3: "generate prepare evaluate.* benchmark sensitivity.* export.* runtimes rivals",
     2: "distill.*",
-    1: "data.* models decoder prune taps cost budget describe card page sampling exported timing peak",
+    1: "data.* models single_file decoder prune taps cost budget describe card page sampling exported timing peak",
     0: "recipe families.* knapsack losses options runs errors randomness devices processes progress tables assets "
     "runtime.*",
 }

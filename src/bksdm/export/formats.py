@@ -68,6 +68,7 @@ class Format:
         write: Write the export into an empty folder, or, with a `suffix`, as the file that is named.
         networks: Open what was written, to be compared with torch; None where it cannot run here.
         suffix: Of the file, for formats of one file; empty for folders.
+        is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
@@ -82,6 +83,7 @@ class Format:
     write: Callable[[Source, Path], None]
     networks: Callable[[Path, Source], Networks] | None = None
     suffix: str = ""
+    is_model: bool = False
     fixed_size: bool = False
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
