@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bksdm.errors import InputError
-from bksdm.export.ldm import original_tensors, why_not, write_folder, write_single_file
+from bksdm.export.ldm import original_tensors, why_not, write_single_file
+from bksdm.export.run import export
 from bksdm.families import sd_ldm
 from bksdm.models import check_folder, context_tokens, load_config, load_pipeline, load_unet_config, save_pipeline
+from bksdm.options import ExportOptions
 from bksdm.prune import prune_unet, read_recipe, with_unet
 from bksdm.recipe import Recipe, load_recipe
 from bksdm.single_file import read_contents
@@ -77,7 +79,7 @@ def test_the_embedded_model_goes_there_and_back_and_draws_the_same(tmp_path: Pat
 def test_the_way_back_writes_a_folder_with_the_recipe(v1_teacher: StableDiffusionPipeline, tmp_path: Path) -> None:
     small, file = load_recipe("small"), tmp_path / "small.safetensors"
     write_single_file(student(v1_teacher, small), file, recipe=small)
-    write_folder(file, tmp_path / "small")
+    export(ExportOptions(str(file), "diffusers", str(tmp_path / "small")))
     check_folder(tmp_path / "small")
     assert_same(load_pipeline(tmp_path / "small"), load_pipeline(file))
     assert read_recipe(tmp_path / "small") == small

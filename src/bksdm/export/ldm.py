@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
-from bksdm.models import load_contents, load_pipeline, save_pipeline
-from bksdm.prune import RECIPE_FILE
 from bksdm.recipe import Recipe
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
@@ -61,17 +58,6 @@ def write_single_file(
         raise InputError(f"cannot write {file}: {error.strerror or error}; choose another --out") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def write_folder(file: Path, folder: Path) -> None:
-    """The way back: a diffusers folder of the pipeline in a checkpoint, with its recipe where the file has one.
-
-    Raises:
-        InputError: The file is no checkpoint, or the folder cannot be written.
-    """
-    pipeline = load_pipeline(file)
-    recipe = load_contents(file).recipe
-    save_pipeline(pipeline, folder, {RECIPE_FILE: yaml.safe_dump(recipe, sort_keys=False)} if recipe else None)
 
 
 def why_not(pipeline: StableDiffusionPipeline) -> str | None:

@@ -105,6 +105,8 @@ def _check(options: ExportOptions, kind: Format) -> None:
         raise InputError(f"batch_size is {options.batch_size}; give at least 1")
     if is_exported(options.model):
         raise InputError(f"model {options.model} is an export already; give the model that it was made from")
+    if options.decoder and (kind.suffix or kind.is_model):
+        raise InputError(f"decoder is {options.decoder}, and {kind.name} has a whole VAE; leave --decoder out")
     kind.check_packages()
 
 
