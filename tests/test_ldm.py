@@ -81,7 +81,9 @@ def test_the_way_back_writes_a_folder_with_the_recipe(v1_teacher: StableDiffusio
     write_single_file(student(v1_teacher, small), file, recipe=small)
     export(ExportOptions(str(file), "diffusers", str(tmp_path / "small")))
     check_folder(tmp_path / "small")
-    assert_same(load_pipeline(tmp_path / "small"), load_pipeline(file))
+    ours, theirs = (original_tensors(load_pipeline(model), torch.float32) for model in (tmp_path / "small", file))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert read_recipe(tmp_path / "small") == small
 
 
