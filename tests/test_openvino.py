@@ -18,7 +18,7 @@ from bksdm.export.run import export
 from bksdm.export.to_openvino import write_graph
 from bksdm.models import save_pipeline
 from bksdm.options import ExportOptions
-from bksdm.runtime.openvino_networks import OpenVinoNetworks
+from bksdm.runtime.openvino_networks import OpenvinoNetworks
 
 pytest.importorskip("openvino")
 SMALL = V1_UNET | {
@@ -44,8 +44,8 @@ def folder(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def networks(folder: Path) -> OpenVinoNetworks:
-    return OpenVinoNetworks(folder)
+def networks(folder: Path) -> OpenvinoNetworks:
+    return OpenvinoNetworks(folder)
 
 
 def source(pipeline: StableDiffusionPipeline, precision: str = "fp32", **more: object) -> Source:
@@ -59,14 +59,14 @@ def latents(batch: int, height: int = LATENT, width: int = LATENT) -> np.ndarray
 # float32
 
 
-def test_the_picture_is_torchs(pipeline: StableDiffusionPipeline, folder: Path, networks: OpenVinoNetworks) -> None:
+def test_the_picture_is_torchs(pipeline: StableDiffusionPipeline, folder: Path, networks: OpenvinoNetworks) -> None:
     assert json.loads((folder / "export.json").read_text())["parity"]["largest"] <= 1
     assert check_parity(pipeline, networks, PICTURE, PICTURE, steps=2).largest <= 1
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 16, 8), (2, 8, 24)])
 def test_batch_and_sides_are_open(
-    pipeline: StableDiffusionPipeline, networks: OpenVinoNetworks, batch: int, height: int, width: int
+    pipeline: StableDiffusionPipeline, networks: OpenvinoNetworks, batch: int, height: int, width: int
 ) -> None:
     ours, torchs = networks, TorchNetworks(pipeline)
     noisy, context = latents(batch, height, width), np.ones((batch, MAX_TOKENS, CONTEXT), np.float32)
@@ -170,12 +170,12 @@ def test_stock_genai_starts_from_a_picture(folder: Path, genai) -> None:
 # Fewer bits
 
 
-def unet_of(pipeline: StableDiffusionPipeline, precision: str, folder: Path) -> tuple[OpenVinoNetworks, int]:
+def unet_of(pipeline: StableDiffusionPipeline, precision: str, folder: Path) -> tuple[OpenvinoNetworks, int]:
     """The U-Net in a precision, and the bytes of its weights."""
     steps = denoising_steps(source(pipeline, calibration=("red apple",))) if precision == "w8a8" else []
     (folder / UNET).mkdir()
     write_graph(components(pipeline, PICTURE, PICTURE)[UNET], folder / UNET / "openvino_model.xml", precision, steps)
-    return OpenVinoNetworks(folder), (folder / UNET / "openvino_model.bin").stat().st_size
+    return OpenvinoNetworks(folder), (folder / UNET / "openvino_model.bin").stat().st_size
 
 
 def constants(file: Path) -> set[str]:

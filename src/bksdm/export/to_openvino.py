@@ -112,9 +112,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
-    from bksdm.runtime.openvino_networks import OpenVinoNetworks  # noqa: PLC0415
+    from bksdm.runtime.openvino_networks import OpenvinoNetworks  # noqa: PLC0415
 
-    return OpenVinoNetworks(folder)
+    return OpenvinoNetworks(folder)
 
 
 FORMAT = Format(

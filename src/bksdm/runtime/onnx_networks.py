@@ -1,24 +1,73 @@
-"""The networks of an ONNX folder, computed by onnxruntime."""
+"""Networks of an ONNX folder, computed by onnxruntime."""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
 import numpy as np
-from bksdm.runtime.networks import Array, Tokens
+from numpy.typing import NDArray
+
+from bksdm.errors import InputError
+from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
+
+_FORMATS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+_ERRORS_ONLY = 3
 
 
-class OnnxNetworks:
-    """Placeholder until the runtime package is merged: sessions by folder."""
+class OnnxNetworks(FolderNetworks):
+    """Each network is a `model.onnx`, with its weights in it or beside it."""
 
-    def __init__(self, folder: Path) -> None:
-        import onnxruntime as ort
-        self._s = {n: ort.InferenceSession(str(folder / n / "model.onnx")) for n in ("text_encoder", "unet", "vae_decoder", "vae_encoder")}
+    file = "model.onnx"
 
-    def encode(self, tokens: Tokens) -> Array:
-        return self._s["text_encoder"].run(None, {"input_ids": tokens})[0]
+    def __init__(self, folder: Path, *, threads: int | None = None, low_memory: bool = False) -> None:
+        """Take the networks of `folder`; none is loaded yet.
 
-    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
-        return self._s["unet"].run(None, {"sample": latents, "timestep": np.array([timestep], np.int64), "encoder_hidden_states": context})[0]
+        Arguments:
+            folder: With a folder for each network.
+            threads: Of the CPU; all by default.
+            low_memory: Whether a network leaves the memory when another is loaded.
 
-    def decode(self, latents: Array) -> Array:
-        return self._s["vae_decoder"].run(None, {"latent_sample": latents})[0]
+        Raises:
+            InputError: onnxruntime is missing.
+        """
+        super().__init__(folder, low_memory=low_memory)
+        try:
+            import onnxruntime  # noqa: PLC0415
+        except ImportError as error:
+            raise InputError("ONNX folders need onnxruntime; pip install onnxruntime") from error
+        self._runtime: Any = onnxruntime
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = _ERRORS_ONLY
+        if threads is not None:
+            self._options.intra_op_num_threads = threads
+        # What an operator asked for once need not stay for good; pictures of another size ask for other amounts.
+        self._options.enable_cpu_mem_arena = not low_memory
 
-    def moments(self, pixels: Array) -> Array:
-        return self._s["vae_encoder"].run(None, {"sample": pixels})[0]
+    def load(self, file: Path) -> Network:
+        try:
+            session = self._runtime.InferenceSession(file, self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's kinds of error have no base of their own
+            first = str(error).splitlines()[0]
+            raise InputError(f"{file} cannot be loaded ({first}); export the model again") from error
+        return _Session(session)
+
+
+class _Session(Network):
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs = {
+            given.name: Input(
+                np.dtype(_FORMATS[given.type]), tuple(size if isinstance(size, int) else None for size in given.shape)
+            )
+            for given in session.get_inputs()
+        }
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
+        found: NDArray[Any] = self._session.run([output], dict(inputs))[0]
+        return found

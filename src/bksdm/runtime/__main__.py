@@ -1,0 +1,113 @@
+"""`python -m bksdm.runtime FOLDER --prompt TEXT --out FILE.png`: one picture from an exported folder."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bksdm.errors import InputError
+from bksdm.runtime.folder import open_folder
+from bksdm.runtime.pipeline import Pipeline, Pixels
+from bksdm.runtime.png import encode
+
+_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the picture that the command line asks for; the exit status is 2 where it cannot be made."""
+    options = _parser().parse_args(arguments)
+    try:
+        _make(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USAGE
+    return 0
+
+
+def _make(options: argparse.Namespace) -> None:
+    out = Path(options.out)
+    if out.suffix.lower() != ".png":
+        raise InputError(f"out is {out}; give a name that ends in .png")
+    pipeline = open_folder(
+        options.folder,
+        threads=options.threads,
+        low_memory=options.low_memory,
+        precision=options.precision,
+        cache=options.cache,
+    )
+    image = _read(Path(options.image), options, pipeline) if options.image else None
+    (pictures,) = pipeline.sample(
+        [options.prompt],
+        [options.seed],
+        steps=options.steps,
+        guidance=options.guidance,
+        negative_prompt=options.negative_prompt,
+        height=options.height,
+        width=options.width,
+        image=image,
+        strength=options.strength,
+        on_step=_show if sys.stderr.isatty() else None,
+    )
+    names = ["prompt", "seed", "folder", "steps", "guidance", "negative_prompt"]
+    names += ["image", "strength"] if options.image else []
+    about = {name: str(getattr(options, name)) for name in names}
+    _write(out, encode(pictures[0], about))
+    print(out)
+
+
+def _read(file: Path, options: argparse.Namespace, pipeline: Pipeline) -> Pixels:
+    """A picture file, cut and resized to the size that is asked for."""
+    try:
+        from PIL import Image, ImageOps  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError("--image needs Pillow; pip install pillow") from error
+    size = options.width or pipeline.width, options.height or pipeline.height
+    try:
+        with Image.open(file) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise InputError(f"image {file} cannot be read ({error}); give a picture file") from error
+    if min(size) < 1:
+        raise InputError(f"the size is {size[0]}x{size[1]}; give multiples of {pipeline.multiple}")
+    return np.array(ImageOps.fit(picture, size, Image.Resampling.BICUBIC))
+
+
+def _write(out: Path, content: bytes) -> None:
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+
+
+def _show(done: int, steps: int) -> None:
+    print(f"\rstep {done} of {steps}", end="\n" if done == steps else "", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bksdm.runtime", description="One picture from an exported folder.")
+    add = parser.add_argument
+    add("folder", help="what bksdm export wrote, for ONNX or OpenVINO")
+    add("--prompt", required=True, help="what it shows")
+    add("--out", default="picture.png", help="the PNG to write (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of its random numbers (default: %(default)s)")
+    add("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
+    add("--guidance", type=float, default=7.5, help="guidance scale, 1 or less for none (default: %(default)s)")
+    add("--negative_prompt", default="", help="what to keep away from")
+    add("--height", type=int, help="in pixels (default: the model's own)")
+    add("--width", type=int, help="in pixels (default: the model's own)")
+    add("--image", help="a picture to start from")
+    add("--strength", type=float, default=0.8, help="share done anew with --image (default: %(default)s)")
+    add("--threads", type=int, help="of the CPU (default: all)")
+    add("--low_memory", action="store_true", help="hold one network at a time")
+    add("--precision", default="f32", help="of OpenVINO's arithmetic: f32, f16 or bf16 (default: %(default)s)")
+    add("--cache", help="a folder where OpenVINO keeps what it compiled")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Networks that lie in a folder, one below each of the names that optimum gave them.
+
+A network is loaded when it is first asked for. All then stay, so that a second batch waits for nothing; with
+`low_memory` only one is held at a time, and the peak is that of the largest alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.errors import InputError
+from bksdm.runtime.networks import Array, Tokens
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network says about one of its inputs.
+
+    Attributes:
+        dtype: Its number format.
+        shape: Its dimensions; None where one may vary.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+class Network(ABC):
+    """A network that a runtime has loaded."""
+
+    inputs: Mapping[str, Input]
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
+        """The output of this name."""
+
+
+class FolderNetworks(ABC):
+    """The four networks of a folder; a runtime says how one of them is loaded."""
+
+    file: str
+
+    def __init__(self, folder: Path, *, low_memory: bool = False) -> None:
+        """Take the networks of `folder`; none is loaded yet.
+
+        Arguments:
+            folder: With a folder for each network.
+            low_memory: Whether a network leaves the memory when another is loaded.
+        """
+        self._folder = folder
+        self._low_memory = low_memory
+        self._held: dict[str, Network] = {}
+
+    @abstractmethod
+    def load(self, file: Path) -> Network:
+        """A network from its file.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
+
+    def encode(self, tokens: Tokens) -> Array:
+        return self._run("text_encoder", {"input_ids": tokens}, "last_hidden_state")
+
+    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
+        given = {"sample": latents, "timestep": np.array(timestep), "encoder_hidden_states": context}
+        return self._run("unet", given, "out_sample")
+
+    def decode(self, latents: Array) -> Array:
+        return self._run("vae_decoder", {"latent_sample": latents}, "sample")
+
+    def moments(self, pixels: Array) -> Array:
+        return self._run("vae_encoder", {"sample": pixels}, "latent_parameters")
+
+    def _run(self, name: str, given: Mapping[str, NDArray[Any]], output: str) -> Array:
+        network = self._network(name)
+        lacking = sorted(given.keys() - network.inputs.keys())
+        if lacking:
+            raise InputError(f"{self._folder / name} has no input {lacking[0]}; export the model again")
+        cast = {key: _as_declared(key, value, network.inputs[key]) for key, value in given.items()}
+        return np.asarray(network.run(cast, output), dtype=np.float32)
+
+    def _network(self, name: str) -> Network:
+        if name not in self._held:
+            file = self._folder / name / self.file
+            if not file.is_file():
+                raise InputError(f"{file} is missing; export the model again")
+            if self._low_memory:
+                self._held.clear()
+            self._held[name] = self.load(file)
+        return self._held[name]
+
+
+def _as_declared(name: str, value: NDArray[Any], declared: Input) -> NDArray[Any]:
+    """A value in the number format and, for a timestep, the shape that a network declares."""
+    if name == "timestep":
+        number = float(value)
+        if declared.dtype.kind in "iu" and not number.is_integer():
+            raise InputError(
+                f"this scheduler asks for timestep {number}, and the exported U-Net takes whole ones; set "
+                f"timestep_spacing to leading in scheduler_config.json"
+            )
+        value = np.full([size or 1 for size in declared.shape], number)
+    return np.ascontiguousarray(value, dtype=declared.dtype)

@@ -1,0 +1,72 @@
+"""Networks of an OpenVINO folder, computed by OpenVINO on the CPU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bksdm.errors import InputError
+from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
+
+
+class OpenvinoNetworks(FolderNetworks):
+    """Each network is an `openvino_model.xml` with its weights in `openvino_model.bin`."""
+
+    file = "openvino_model.xml"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int | None = None,
+        low_memory: bool = False,
+        precision: str | None = "f32",
+        cache: Path | None = None,
+    ) -> None:
+        """Take the networks of `folder`; none is loaded yet.
+
+        Arguments:
+            folder: With a folder for each network.
+            threads: Of the CPU; all by default.
+            low_memory: Whether a network leaves the memory when another is loaded.
+            precision: Of the arithmetic, "f32", "f16" or "bf16"; None for what the processor is fastest in, which
+                moves pictures a little from machine to machine.
+            cache: A folder that keeps what was compiled, so that the next start is quick.
+
+        Raises:
+            InputError: OpenVINO is missing.
+        """
+        super().__init__(folder, low_memory=low_memory)
+        try:
+            import openvino  # noqa: PLC0415
+        except ImportError as error:
+            raise InputError("OpenVINO folders need openvino; pip install openvino") from error
+        self._core: Any = openvino.Core()
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": cache}
+        self._settings = {name: str(value) for name, value in settings.items() if value is not None}
+
+    def load(self, file: Path) -> Network:
+        try:
+            return _Compiled(self._core.compile_model(str(file), "CPU", self._settings))
+        except RuntimeError as error:
+            first = " ".join(str(error).split())
+            raise InputError(f"{file} cannot be loaded ({first}); export the model again") from error
+
+
+class _Compiled(Network):
+    def __init__(self, model: Any) -> None:
+        self._request = model.create_infer_request()
+        self.inputs = {
+            name: Input(
+                given.get_element_type().to_dtype(),
+                tuple(size.get_length() if size.is_static else None for size in given.get_partial_shape()),
+            )
+            for given in model.inputs
+            for name in given.get_names()
+        }
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
+        self._request.infer(dict(inputs))
+        found: NDArray[Any] = self._request.get_tensor(output).data.copy()
+        return found

@@ -1,0 +1,202 @@
+"""Text-to-image and image-to-image from networks, a tokenizer and a scheduler's options, in numpy.
+
+Noise, guidance and the order of random numbers are those of diffusers' StableDiffusionPipeline and
+StableDiffusionImg2ImgPipeline with a generator on the CPU for each picture.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.errors import InputError
+from bksdm.runtime.networks import Array, Networks, Tokens
+from bksdm.runtime.noise import Generator
+from bksdm.runtime.schedulers import trajectory
+
+Pixels = NDArray[np.uint8]
+_LOG_VARIANCE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model that makes pictures of prompts.
+
+    Attributes:
+        networks: Compute in some runtime.
+        tokenizer: Prompts to tokens with shape (B, L).
+        scheduler: The options of scheduler_config.json.
+        channels: Of the latents.
+        scaling_factor: By which latents of the VAE are multiplied for the U-Net.
+        factor: Pixels along a side of one latent.
+        multiple: Of which heights and widths in pixels are multiples.
+        height: In pixels, where none is asked for.
+        width: In pixels, where none is asked for.
+        fixed: Whether the networks take no other height and width.
+    """
+
+    networks: Networks
+    tokenizer: Callable[[Sequence[str]], Tokens]
+    scheduler: Mapping[str, Any]
+    channels: int
+    scaling_factor: float
+    factor: int
+    multiple: int
+    height: int
+    width: int
+    fixed: bool = False
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        steps: int = 25,
+        guidance: float = 7.5,
+        batch_size: int = 1,
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        image: Pixels | None = None,
+        strength: float = 0.8,
+        latents: Array | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Pixels]:
+        """Yield pictures with shape (B, H, W, 3), a batch at a time, in order.
+
+        Arguments:
+            prompts: One a picture.
+            seeds: One a picture; 0, 1, ... by default.
+            steps: Denoising steps.
+            guidance: Classifier-free guidance scale; 1 or less for none, which halves the work.
+            batch_size: Pictures at a time.
+            negative_prompt: What to keep away from, under guidance.
+            height: In pixels; the image's or the model's own by default.
+            width: The same.
+            image: Start from this picture with shape (H, W, 3) (SDEdit, arXiv 2108.01073) instead of from noise.
+            strength: Share of the denoising that is done anew with `image`, in (0, 1].
+            latents: Standard normal latents with shape (N, C, h, w) to start from instead of those of the seeds.
+            on_step: Called after every step with the number of steps that are done and that of all, in this batch.
+
+        Raises:
+            InputError: An argument is unfit; see the message.
+        """
+        chosen = range(len(prompts)) if seeds is None else seeds
+        size = self._size(height, width, image)
+        shape = (self.channels, size[0] // self.factor, size[1] // self.factor)
+        self._check(prompts, chosen, batch_size, latents, image, shape)
+        trajectory(self.scheduler, steps, strength if image is not None else 1.0)
+        return self._batches(
+            prompts, chosen, steps, guidance, batch_size, negative_prompt, shape, image, strength, latents, on_step
+        )
+
+    def _batches(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        batch_size: int,
+        negative_prompt: str,
+        shape: tuple[int, ...],
+        image: Pixels | None,
+        strength: float,
+        latents: Array | None,
+        on_step: Callable[[int, int], None] | None,
+    ) -> Iterator[Pixels]:
+        for start in range(0, len(prompts), batch_size):
+            batch = slice(start, start + batch_size)
+            guided = guidance > 1
+            context = self._context(prompts[batch], negative_prompt if guided else None)
+            draws = _Draws(seeds[batch], shape)
+            if image is None:
+                way = trajectory(self.scheduler, steps)
+                given = draws() if latents is None else np.asarray(latents[batch], dtype=np.float32)
+                sample = given * way.noise_scale
+            else:
+                way = trajectory(self.scheduler, steps, strength)
+                clean = self._latents(image, draws)
+                sample = way.noisy(clean, draws())
+            for number, timestep in enumerate(way.timesteps, 1):
+                output = self._predict(way.scaled(sample), float(timestep), context, guidance if guided else None)
+                sample = way.step(output, sample, draws)
+                if on_step is not None:
+                    on_step(number, len(way.timesteps))
+            yield to_bytes(self.networks.decode(sample / self.scaling_factor))
+
+    def _context(self, prompts: Sequence[str], negative_prompt: str | None) -> Array:
+        """Embeddings of the prompts, under guidance after as many of the negative one."""
+        context = self.networks.encode(self.tokenizer(prompts))
+        if negative_prompt is None:
+            return context
+        away = self.networks.encode(self.tokenizer([negative_prompt]))
+        return np.concatenate([np.repeat(away, len(prompts), axis=0), context])
+
+    def _predict(self, latents: Array, timestep: float, context: Array, guidance: float | None) -> Array:
+        if guidance is None:
+            return self.networks.predict(latents, timestep, context)
+        both = self.networks.predict(np.concatenate([latents, latents]), timestep, context)
+        away, towards = np.split(both, 2)
+        return away + guidance * (towards - away)
+
+    def _latents(self, image: Pixels, draws: "_Draws") -> Array:
+        """Draws from the VAE's posterior for one picture, scaled for the U-Net."""
+        mean, log_variance = np.split(self.networks.moments(from_bytes(image)), 2, axis=1)
+        spread = np.exp(0.5 * np.clip(log_variance, *_LOG_VARIANCE))
+        return np.asarray(self.scaling_factor * (mean + spread * draws()), dtype=np.float32)
+
+    def _size(self, height: int | None, width: int | None, image: Pixels | None) -> tuple[int, int]:
+        own = (self.height, self.width) if image is None else (image.shape[0], image.shape[1])
+        size = own[0] if height is None else height, own[1] if width is None else width
+        for name, value, only in zip(("height", "width"), size, (self.height, self.width), strict=True):
+            if self.fixed and value != only:
+                raise InputError(f"{name} is {value}, and this export makes {only} only; export it for another size")
+            if value < 1 or value % self.multiple:
+                raise InputError(f"{name} is {value}; give a multiple of {self.multiple}")
+        if image is not None and size != own:
+            raise InputError(f"the image is {own[1]}x{own[0]} and not {size[1]}x{size[0]}; resize it first")
+        return size
+
+    def _check(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        batch_size: int,
+        latents: Array | None,
+        image: Pixels | None,
+        shape: tuple[int, ...],
+    ) -> None:
+        if len(seeds) != len(prompts):
+            raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give at least 1")
+        if image is not None and (image.dtype != np.uint8 or image.shape[2:] != (3,)):
+            raise InputError(f"the image is {image.dtype} of shape {image.shape}; give uint8 of shape (H, W, 3)")
+        if latents is not None and image is not None:
+            raise InputError("both latents and an image are given; give one of them")
+        if latents is not None and latents.shape != (len(prompts), *shape):
+            raise InputError(f"latents have shape {latents.shape}; give {(len(prompts), *shape)}")
+
+
+class _Draws:
+    """Normal numbers with shape (B, C, h, w), each picture's from a generator of its own."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        self._generators = [Generator(seed) for seed in seeds]
+        self._shape = shape
+
+    def __call__(self) -> Array:
+        return np.stack([generator.normal(self._shape) for generator in self._generators])
+
+
+def to_bytes(pixels: Array) -> Pixels:
+    """Pixels with shape (B, H, W, 3), 0 to 255, of those with shape (B, 3, H, W), about -1 to 1."""
+    shares = np.clip(pixels * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return np.ascontiguousarray(np.round(shares.transpose(0, 2, 3, 1) * np.float32(255)).astype(np.uint8))
+
+
+def from_bytes(image: Pixels) -> Array:
+    """Pixels with shape (1, 3, H, W), -1 to 1, of those with shape (H, W, 3), 0 to 255."""
+    return (image.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None] * 2 - 1
