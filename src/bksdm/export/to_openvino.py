@@ -43,14 +43,12 @@ def write_graph(component: Component, file: Path, precision: str, steps: list[St
     Arguments:
         component: The network.
         file: The .xml file.
-        precision: Of the U-Net; text encoder and VAE have 8-bit weights where the U-Net has fewer or w8a8.
+        precision: Of the U-Net; text encoder and VAE have 8-bit weights where the U-Net has fewer bits or w8a8.
         steps: Denoising steps that w8a8 is fitted to.
     """
-    import openvino  # noqa: PLC0415
-
     with _quiet():
-        model = _lowered(to_graph(component), precision if component.name == UNET else _beside(precision), steps)
-        openvino.save_model(model, file, compress_to_fp16=precision != "fp32")
+        graph = to_graph(component)
+    save_graph(graph, file, precision if component.name == UNET else beside(precision), steps)
 
 
 def to_graph(component: Component) -> Any:
@@ -69,6 +67,20 @@ def to_graph(component: Component) -> Any:
     return model
 
 
+def save_graph(graph: Any, file: Path, precision: str, steps: list[Step]) -> None:
+    """Lower a float32 graph, which changes it, to a precision, and write it."""
+    import openvino  # noqa: PLC0415
+
+    with _quiet():
+        if precision == "int8":
+            graph = to_int8(graph)
+        elif precision == "int4":
+            graph = to_int4(graph)
+        elif precision == "w8a8":
+            graph = to_w8a8(graph, steps)
+        openvino.save_model(graph, file, compress_to_fp16=precision != "fp32")
+
+
 def write_tokenizer(tokenizer: CLIPTokenizer, file: Path) -> None:
     """A tokenizer as a graph from strings (B,) to `input_ids` (B, L), cut and padded to the model's length."""
     import openvino  # noqa: PLC0415
@@ -82,15 +94,7 @@ def write_tokenizer(tokenizer: CLIPTokenizer, file: Path) -> None:
         openvino.save_model(graph, file, compress_to_fp16=False)
 
 
-def _lowered(model: Any, precision: str, steps: list[Step]) -> Any:
-    if precision == "int8":
-        return to_int8(model)
-    if precision == "int4":
-        return to_int4(model)
-    return to_w8a8(model, steps) if precision == "w8a8" else model
-
-
-def _beside(precision: str) -> str:
+def beside(precision: str) -> str:
     """The precision of text encoder and VAE."""
     return precision if precision in ("fp32", "fp16") else "int8"
 
