@@ -221,9 +221,12 @@ def test_calibration_is_the_models_own_denoising(pipeline: StableDiffusionPipeli
     np.testing.assert_array_equal(steps[0].encoder_hidden_states[0], steps[9].encoder_hidden_states[0])
 
 
-def test_a_whole_pipeline_in_four_bits(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_a_whole_pipeline_in_four_bits(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     save_pipeline(pipeline, tmp_path / "model")
     made = export(ExportOptions(str(tmp_path / "model"), "openvino", str(tmp_path / "out"), precision="int4"))
+    assert capfd.readouterr().out == ""
     assert made.parity is not None
     assert made.parity.psnr > 15
     for name, kind in (("unet", "u4"), ("text_encoder", "i8"), ("vae_decoder", "i8"), ("vae_encoder", "i8")):
