@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from full_size import DATA, stable_diffusion
@@ -122,8 +123,9 @@ def convert(rival: Rival, out: Path) -> None:
             if rival.precision == "int8":
                 to_onnx.to_int8(folder / to_onnx.MODEL_FILE)
         else:
-            source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE)
-            steps = denoising_steps(source)[:4] if rival.precision == "w8a8" else []
+            calibration = ("red apple",)
+            source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE, calibration=calibration)
+            steps = denoising_steps(source) if rival.precision == "w8a8" else []
             to_openvino.write_graph(component, folder / to_openvino.MODEL_FILE, rival.precision, steps)
     done = {"seconds": time.perf_counter() - began, "peak": peak.bytes}
     write_text(folder / "conversion.json", json.dumps(done))
@@ -171,7 +173,6 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
 def whole(name: str, out: Path, steps: int) -> dict[str, Any]:
     """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
     from bksdm.exported import open_exported, sample_exported  # noqa: PLC0415
-    from bksdm.peak import psutil  # noqa: PLC0415
     from bksdm.sampling import Request, sample  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
@@ -196,13 +197,13 @@ def whole(name: str, out: Path, steps: int) -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
     rows = [
-        "| network | runtime | weights | seconds a call | diffusers' float32, same rounds | times as fast | MiB on disk |",
+        "| network | runtime | weights | seconds a call | diffusers in float32, same rounds | times as fast | MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        ratio, size = line["ratio"], line["bytes"]
+        ratio, size, network = line["ratio"], line["bytes"], f"{line['part']} {line['model']}"
         rows.append(
-            f"| {line['part']} {line['model']} | {line['runtime']} | {line['precision']} | {line['seconds']['median']:.2f} "
+            f"| {network} | {line['runtime']} | {line['precision']} | {line['seconds']['median']:.2f} "
             f"| {line['stock']['median']:.2f} | {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) "
             f"| {format(size / 2**20, '.0f') if size else ''} |"
         )

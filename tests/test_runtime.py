@@ -16,7 +16,9 @@ from transformers import CLIPTokenizer
 
 import bksdm.runtime
 from bksdm.errors import InputError
+from bksdm.export.run import export
 from bksdm.models import load_pipeline
+from bksdm.options import ExportOptions
 from bksdm.runtime import png
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.folder import open_folder
@@ -25,31 +27,13 @@ from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.pipeline import Pixels
 from bksdm.runtime.tokens import Tokenizer
 from bksdm.sampling import Request, sample
-from runtime_exports import UNET, as_openvino, export_onnx
-from tiny_models import MAX_TOKENS, build_pipeline, build_tokenizer, write_json
+from tiny_models import MAX_TOKENS, build_tokenizer, write_json
 
 PACKAGE = Path(bksdm.runtime.__file__).parent
 MAY_IMPORT = {*sys.stdlib_module_names, "numpy", "tokenizers", "onnxruntime", "openvino"}
 HEAVY = ("torch", "diffusers", "transformers", "PIL")
 PROMPTS, SEEDS = ("red apple", "green car", "a red"), (7, 2**33 + 5, 0)
 LARGEST = 2
-
-
-@pytest.fixture(scope="session")
-def teacher_drawn() -> StableDiffusionPipeline:
-    return build_pipeline(UNET)
-
-
-@pytest.fixture(scope="session")
-def onnx_folder(teacher_drawn: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by all tests: not to be changed."""
-    return export_onnx(teacher_drawn, tmp_path_factory.mktemp("exports") / "onnx")
-
-
-@pytest.fixture(scope="session")
-def openvino_folder(onnx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by all tests: not to be changed."""
-    return as_openvino(onnx_folder, tmp_path_factory.mktemp("exports") / "openvino")
 
 
 @pytest.fixture
@@ -97,29 +81,29 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
-def test_onnx_draws_what_diffusers_draws(teacher_drawn, onnx_folder: Path, way: dict) -> None:
+def test_onnx_draws_what_diffusers_draws(exported, onnx_folder: Path, way: dict) -> None:
     drawn = ours(onnx_folder, **way)
     assert drawn.std() > LARGEST  # a picture, not one colour
-    assert difference(drawn, theirs(teacher_drawn, **way)) <= LARGEST
+    assert difference(drawn, theirs(exported, **way)) <= LARGEST
 
 
 @pytest.mark.parametrize("way", [WAYS["guidance"], WAYS["image to image"]], ids=["text", "image"])
-def test_openvino_draws_what_diffusers_draws(teacher_drawn, openvino_folder: Path, way: dict) -> None:
-    assert difference(ours(openvino_folder, **way), theirs(teacher_drawn, **way)) <= LARGEST
+def test_openvino_draws_what_diffusers_draws(exported, openvino_folder: Path, way: dict) -> None:
+    assert difference(ours(openvino_folder, **way), theirs(exported, **way)) <= LARGEST
 
 
 @pytest.mark.parametrize("kind", [LCMScheduler, EulerDiscreteScheduler])
-def test_the_scheduler_of_the_folder_is_used(teacher_drawn, damaged: Path, kind: type) -> None:
-    scheduler = kind.from_config(teacher_drawn.scheduler.config)
+def test_the_scheduler_of_the_folder_is_used(exported, damaged: Path, kind: type) -> None:
+    scheduler = kind.from_config(exported.scheduler.config)
     scheduler.save_pretrained(damaged / "scheduler")
     way = {"steps": 4, "guidance": 2.0}
     drawn = ours(damaged, **way)
-    assert difference(drawn, theirs(teacher_drawn, scheduler, **way)) <= LARGEST
-    assert difference(drawn, theirs(teacher_drawn, **way)) > LARGEST
+    assert difference(drawn, theirs(exported, scheduler, **way)) <= LARGEST
+    assert difference(drawn, theirs(exported, **way)) > LARGEST
 
 
-def test_fractions_of_timesteps_are_refused_where_whole_ones_are_taken(teacher_drawn, damaged: Path) -> None:
-    stock = teacher_drawn.scheduler.config
+def test_fractions_of_timesteps_are_refused_where_whole_ones_are_taken(exported, damaged: Path) -> None:
+    stock = exported.scheduler.config
     EulerDiscreteScheduler.from_config(stock, timestep_spacing="linspace").save_pretrained(damaged / "scheduler")
     with pytest.raises(InputError, match="timestep_spacing"):
         ours(damaged, steps=5)
@@ -350,7 +334,7 @@ def test_the_package_imports_little() -> None:
 @pytest.mark.slow
 def test_the_embedded_model_draws_the_same_pictures(tmp_path: Path) -> None:
     pipeline = load_pipeline("emoji")
-    folder = export_onnx(pipeline, tmp_path / "onnx")
+    folder = export(ExportOptions("emoji", "onnx", str(tmp_path / "onnx"))).out
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     ways = (
         {"steps": 20, "guidance": 5.0},
