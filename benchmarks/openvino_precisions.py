@@ -3,8 +3,8 @@
     python benchmarks/openvino_precisions.py pictures     # embedded teacher and its students, whole pictures
     python benchmarks/openvino_precisions.py unet         # U-Net of Stable Diffusion v1.4 by recipe tiny
 
-Pictures are compared with torch's as `bksdm export` does it. The full-size U-Net has random weights; each conversion is
-a process of its own, whose peak of memory counts what torch holds as well. Its steps, with guidance at 256x256 pixels
+Pictures are compared with torch's as `bksdm export` does it. The full-size U-Net has random weights; it is converted to
+float32 from torch, and to the rest from that, each in a process of its own. Its steps, with guidance at 256x256 pixels
 on one thread, take turns with torch's in float32, and ratios are formed within rounds.
 """
 
@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bksdm.assets import asset
@@ -75,27 +77,27 @@ def denoised(unet: UNet2DConditionModel) -> list[Step]:
     return steps
 
 
-def convert(precision: str, folder: Path) -> None:
+def convert(precision: str, work: Path) -> None:
     """Write the U-Net in one precision, and print seconds, bytes and the peak of memory."""
-    unet = full_size()
-    sides = {0: Axis("batch"), 2: Axis("height", 8), 3: Axis("width", 8)}
-    axes = {"sample": sides, "timestep": {}, "encoder_hidden_states": {0: Axis("batch")}}
-    component = Component(UNET, UNet(unet), inputs(), ("out_sample",), axes, "")
     began = time.perf_counter()
-    steps = denoised(unet) if precision == "w8a8" else []
-    folder.mkdir(parents=True)
-    write_graph(component, folder / MODEL_FILE, precision, steps)
-    print(
-        json.dumps(
-            {
-                "precision": precision,
-                "parameters": component.parameters,
-                "seconds": time.perf_counter() - began,
-                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "bytes": (folder / MODEL_FILE).with_suffix(".bin").stat().st_size,
-            }
-        )
-    )
+    file = work / precision / MODEL_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if precision == "fp32":
+        sides = {0: Axis("batch"), 2: Axis("height", 8), 3: Axis("width", 8)}
+        axes = {"sample": sides, "timestep": {}, "encoder_hidden_states": {0: Axis("batch")}}
+        write_graph(Component(UNET, UNet(full_size()), inputs(), ("out_sample",), axes, ""), file, precision, [])
+    else:
+        import openvino  # noqa: PLC0415
+
+        steps = denoised(full_size()) if precision == "w8a8" else []
+        save_graph(openvino.Core().read_model(work / "fp32" / MODEL_FILE), file, precision, steps)
+    found = {
+        "precision": precision,
+        "seconds": time.perf_counter() - began,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "bytes": file.with_suffix(".bin").stat().st_size,
+    }
+    print(json.dumps(found))
 
 
 def converted(work: Path, precisions: list[str]) -> list[dict[str, Any]]:
@@ -119,7 +121,7 @@ def step_seconds(work: Path, precisions: list[str], rounds: int) -> tuple[list[l
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
     arrays = {name: tensor.numpy() for name, tensor in given.items()}
     compiled = [core.compile_model(work / precision / MODEL_FILE, "CPU", settings) for precision in precisions]
-    rivals = [lambda: in_torch(unet, given), *(lambda model=model: model(arrays)[0] for model in compiled)]
+    rivals = [partial(in_torch, unet, given), *(partial(in_openvino, model, arrays) for model in compiled)]
     with torch.inference_mode():
         exact = rivals[0]()
         errors = [float(np.sqrt(np.mean((rival() - exact) ** 2) / np.mean(exact**2))) for rival in rivals]
@@ -132,13 +134,19 @@ def in_torch(unet: UNet2DConditionModel, given: dict[str, Tensor]) -> Array:
     return found
 
 
+def in_openvino(model: Any, given: dict[str, NDArray[Any]]) -> Array:
+    found: Array = model(given)[0]
+    return found
+
+
 def measure_unet(work: Path, precisions: list[str], rounds: int) -> str:
     records = converted(work, precisions)
     seconds, errors = step_seconds(work, precisions, rounds)
+    parameters = sum(parameter.numel() for parameter in full_size().parameters())
     lines = [
-        "| precision | conversion, s | peak, GiB | weights, MiB | error of a step | step, s | step / torch's |",
+        "| precision | written in, s | peak, GiB | weights, MiB | error of a step | step, s | step / torch's |",
         "|---|---|---|---|---|---|---|",
-        f"| torch fp32 | | | {4 * records[0]['parameters'] / 2**20:.0f} | | {Spread.of(seconds[0]).median:.2f} | 1 |",
+        f"| torch fp32 | | | {4 * parameters / 2**20:.0f} | | {Spread.of(seconds[0]).median:.2f} | 1 |",
     ]
     for record, taken, error in zip(records, seconds[1:], errors[1:], strict=True):
         ratio = Interval.of([ours / torchs for ours, torchs in zip(taken, seconds[0], strict=True)])
@@ -147,9 +155,7 @@ def measure_unet(work: Path, precisions: list[str], rounds: int) -> str:
             f"{record['bytes'] / 2**20:.0f} | {error:.1e} | {Spread.of(taken).median:.2f} | "
             f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |"
         )
-    title = (
-        f"U-Net of Stable Diffusion v1.4 by recipe tiny, {records[0]['parameters'] / 1e6:.0f} million random weights"
-    )
+    title = f"U-Net of Stable Diffusion v1.4 by recipe tiny, {parameters / 1e6:.0f} million random weights"
     return "\n".join([f"{title}; {rounds} rounds on one thread.", "", *lines])
 
 
@@ -188,7 +194,7 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     if arguments.part == "convert":
-        convert(arguments.precisions[0], arguments.work / arguments.precisions[0])
+        convert(arguments.precisions[0], arguments.work)
         return
     if arguments.part == "pictures":
         table = measure_pictures(arguments.work, arguments.precisions)

@@ -190,9 +190,9 @@ def constants(file: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("precision", "stored", "bytes_each", "error"),
     [
-        ("fp16", "f16", 2.1, 0.003),
         ("int8", "i8", 1.3, 0.03),
-        ("int4", "u4", 1.1, 0.15),
+        pytest.param("fp16", "f16", 2.1, 0.003, marks=pytest.mark.slow),
+        pytest.param("int4", "u4", 1.1, 0.15, marks=pytest.mark.slow),
         pytest.param("w8a8", "i8", 1.4, 0.15, marks=pytest.mark.slow),
     ],
 )
