@@ -11,8 +11,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bksdm.export.run import export
 from bksdm.models import save_pipeline
-from tiny_models import V1_UNET, V2_UNET, build_pictures, build_pipeline
+from bksdm.options import ExportOptions
+from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, build_pictures, build_pipeline
 
 torch.set_num_threads(1)
 
@@ -49,6 +51,38 @@ def v2_folder(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("v2") / "teacher"
     save_pipeline(v2_teacher, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
+    """What the exported folders hold. Shared by all tests: not to be changed."""
+    return build_pipeline(TWO_STAGES)
+
+
+@pytest.fixture(scope="session")
+def exported_model(exported: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on the disk, in diffusers' form. Shared by all tests: not to be changed."""
+    folder = tmp_path_factory.mktemp("exports") / "model"
+    save_pipeline(exported, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(exported_model: Path) -> Path:
+    """The same as ONNX. Shared by all tests: not to be changed."""
+    return export(ExportOptions(str(exported_model), "onnx", str(exported_model.parent / "onnx"))).out
+
+
+@pytest.fixture(scope="session")
+def openvino_folder(exported_model: Path) -> Path:
+    """The same for OpenVINO. Shared by all tests: not to be changed."""
+    return export(ExportOptions(str(exported_model), "openvino", str(exported_model.parent / "openvino"))).out
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted models are kept for a run of the tests, and not among the user's."""
+    monkeypatch.setenv("BKSDM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 
-from bksdm.benchmark import PARTS, BatchResult, Benchmark, ModelResult, _Model, benchmark, latencies
+from bksdm.benchmark import BatchResult, Benchmark, ModelResult, benchmark, latencies
 from bksdm.cli import main, parse
 from bksdm.cost import UNetCost, unet_cost
 from bksdm.errors import InputError
 from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import BenchmarkOptions
 from bksdm.peak import Work, peaks
+from bksdm.rivals import PARTS, Drawing, TorchRival
 from bksdm.timing import Interval, Spread
 from tiny_models import LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline
 from verbs import Run
@@ -151,7 +152,7 @@ def test_parts_are_called_as_the_pipeline_calls_them(v1_folder: Path, guidance: 
 
     for name, network in (("text", pipeline.text_encoder), ("unet", pipeline.unet), ("decoder", pipeline.vae.decoder)):
         network.register_forward_pre_hook(watch(name), with_kwargs=True)
-    tasks = _Model("v1", pipeline, PICTURE, 2 * PICTURE, 1, guidance).tasks(batch_size)
+    tasks = TorchRival("v1", pipeline, Drawing(1, guidance, PICTURE, 2 * PICTURE)).tasks(batch_size)
     calls.clear()
     with torch.inference_mode():
         for part in ("text_encoder", "unet_step", "decoder"):
@@ -212,7 +213,9 @@ def result(*names: str, rounds: int = 7) -> Benchmark:
     for number, name in enumerate(names, start=1):
         seconds = {part: Spread(number, 0.9 * number, 1.1 * number) for part in PARTS}
         speedup = {part: Interval(1 / number, 0.9 / number, 1.1 / number, 0.984375) for part in PARTS}
-        models.append(ModelResult(name, 32, 48, params, cost, (BatchResult(2, 3 * 2**20, seconds, speedup),)))
+        models.append(
+            ModelResult(name, 32, 48, "float32", params, cost, (BatchResult(2, 3 * 2**20, seconds, speedup),))
+        )
     return Benchmark("cpu", "a processor, threads: 1", "float32", 25, 7.5, rounds, 1, tuple(models))
 
 

@@ -27,6 +27,17 @@ V1_UNET = {
     "norm_num_groups": 16,
 }
 V2_UNET = V1_UNET | {"attention_head_dim": (2, 4, 4, 8), "use_linear_projection": True}
+# Two stages of one layer: quick to trace.
+TWO_STAGES = {
+    "sample_size": LATENT,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": CONTEXT,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
 CAPTIONS = ("red apple", "green apple", "red car", "green car", "a red", "a green", "apple car", "car")
 _COLOURS = ("red", "green", "crimson", "lime", "orange", "teal", "blue", "gold")
 

@@ -9,36 +9,30 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor, nn
 
-from bksdm.cost import UNetCost, unet_cost
-from bksdm.decoder import decoder_fingerprint, load_model
+from bksdm.cost import UNetCost
+from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.generate import check as check_generation
-from bksdm.models import check_text_to_image, fingerprint, image_size
+from bksdm.models import fingerprint
 from bksdm.options import BenchmarkOptions, GenerateOptions
 from bksdm.peak import Work, peaks
 from bksdm.progress import bar
-from bksdm.randomness import generator
+from bksdm.rivals import PARTS, Drawing, Rival, Task, TorchRival, load_rivals
 from bksdm.runs import open_run, provenance, run_files, write_text
-from bksdm.sampling import Request, sample
 from bksdm.tables import aligned
 from bksdm.timing import Interval, Spread, take_turns
 
-PARTS = {"text_encoder": "text encoder", "unet_step": "U-Net step", "decoder": "decoder", "whole": "whole"}
-PROMPT = "red apple"  # every prompt is padded to the same length
 _NAME_WIDTH = 28
 
-Task = Callable[[], object]
 Seconds = dict[tuple[int, str], list[list[float]]]  # of batch size and part, by model and round
 
 
@@ -75,6 +69,7 @@ class ModelResult:
     Attributes:
         model: As it was named, with the small decoder if it has one.
         height, width: Of its pictures in pixels.
+        precision: Of its weights.
         params: Parameters of text_encoder, unet and decoder.
         cost: Of its U-Net for one picture, without guidance.
         batches: By batch size, rising.
@@ -83,6 +78,7 @@ class ModelResult:
     model: str
     height: int
     width: int
+    precision: str
     params: Mapping[str, int]
     cost: UNetCost
     batches: tuple[BatchResult, ...]
@@ -92,6 +88,7 @@ class ModelResult:
             "model": self.model,
             "height": self.height,
             "width": self.width,
+            "precision": self.precision,
             "params": dict(self.params),
             "unet_gmacs_modules": self.cost.gmacs_modules,
             "unet_gmacs_all": self.cost.gmacs_all,
@@ -143,6 +140,7 @@ class Benchmark:
         """A column for each model."""
         rows = [
             ["", *(_short(model.model) for model in self.models)],
+            ["precision", *(model.precision for model in self.models)],
             ["pixels", *(f"{model.height}x{model.width}" for model in self.models)],
             *(
                 [f"{name}, M parameters", *(f"{model.params[part] / 1e6:.4g}" for model in self.models)]
@@ -178,14 +176,14 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     _check(options)
     device = choose_device(options.device)
     dtype = choose_precision(options.precision, device, training=False)
-    decoders = [None, options.decoder] if options.decoder else [None]
-    models = [_Model.load(name, options, dtype, decoder) for name in options.models for decoder in decoders]
+    drawing = Drawing(options.steps, options.guidance, options.height, options.width)
+    models = load_rivals(options.models, drawing, dtype, runtimes=options.runtimes, decoder=options.decoder)
     costs = [model.cost() for model in models]
     precision = str(dtype).removeprefix("torch.")
     out = Path(options.out) if options.out else None
     files = _open_folder(out, options, {"device": str(device), "precision": precision}) if out else {}
     sizes = tuple(sorted(set(options.batch_sizes)))
-    held = _peaks(models, sizes, device, precision)  # before the models themselves are on the device
+    held = _peaks(models, sizes, options.guidance, device, precision)  # before the models themselves are on the device
     seconds = _seconds(models, sizes, device, options.rounds, options.warmup)
     result = Benchmark(
         device=str(device),
@@ -198,8 +196,9 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
         models=tuple(
             ModelResult(
                 model=model.title,
-                height=model.height,
-                width=model.width,
+                height=model.size[0],
+                width=model.size[1],
+                precision=model.precision,
                 params=model.params(),
                 cost=costs[number],
                 batches=tuple(_batch_result(number, size, held[number][size], seconds) for size in sizes),
@@ -237,98 +236,12 @@ def latencies(
         rounds: How many rounds count.
         warmup: Rounds before those.
     """
-    tasks = []
+    drawing, tasks = Drawing(steps, guidance, height, width), []
     for name, pipeline in pipelines.items():
-        side = image_size(pipeline)
-        tasks.append(_Model(name, pipeline, height or side, width or side, steps, guidance).whole(batch_size))
+        tasks.append(TorchRival(name, pipeline, drawing).tasks(batch_size)["whole"])
     device = next(iter(pipelines.values())).device
     seconds = take_turns({"whole": tasks}, rounds=rounds, warmup=warmup, device=device)["whole"]
     return {name: Spread.of(values) for name, values in zip(pipelines, seconds, strict=True)}
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model that is measured, and what its pictures are to be like."""
-
-    name: str
-    pipeline: StableDiffusionPipeline
-    height: int
-    width: int
-    steps: int
-    guidance: float
-    decoder: str | None = None
-
-    @classmethod
-    def load(cls, name: str, options: BenchmarkOptions, dtype: torch.dtype, decoder: str | None) -> "_Model":
-        pipeline = load_model(name, dtype, decoder)
-        check_text_to_image(pipeline, name)
-        side = image_size(pipeline)
-        height, width = options.height or side, options.width or side
-        return cls(name, pipeline, height, width, options.steps, options.guidance, decoder)
-
-    @property
-    def title(self) -> str:
-        return self.name if self.decoder is None else f"{self.name} + {self.decoder}"
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        factor = self.pipeline.vae_scale_factor
-        return self.pipeline.unet.config.in_channels, self.height // factor, self.width // factor
-
-    def cost(self) -> UNetCost:
-        _, height, width = self.latent_shape
-        tokens = self.pipeline.text_encoder.config.max_position_embeddings
-        return unet_cost(self.pipeline.unet.config, height, tokens, width)
-
-    def params(self) -> dict[str, int]:
-        networks = {
-            "text_encoder": [self.pipeline.text_encoder],
-            "unet": [self.pipeline.unet],
-            "decoder": [self.pipeline.vae.decoder, self.pipeline.vae.post_quant_conv],
-        }
-        return {name: sum(map(_count, parts)) for name, parts in networks.items()}
-
-    def tasks(self, batch_size: int) -> dict[str, Task]:
-        """By part, in the order of `PARTS`; each calls its network as the pipeline does."""
-        pipeline, guided = self.pipeline, self.guidance > 1
-        device = pipeline.device
-        encode = partial(pipeline.encode_prompt, [PROMPT] * batch_size, device, 1, guided)
-        with torch.inference_mode():
-            prompt, empty = encode()
-        context = torch.cat([empty, prompt]) if guided else prompt
-        latents = self._latents(batch_size).to(device, context.dtype)
-        pipeline.scheduler.set_timesteps(self.steps, device=device)
-        step = partial(
-            pipeline.unet,
-            torch.cat([latents] * 2) if guided else latents,
-            pipeline.scheduler.timesteps[0],
-            encoder_hidden_states=context,
-            return_dict=False,
-        )
-        decode = partial(pipeline.vae.decode, latents / pipeline.vae.config.scaling_factor, return_dict=False)
-        parts: tuple[Task, ...] = (encode, step, decode, self.whole(batch_size))
-        return dict(zip(PARTS, parts, strict=True))
-
-    def whole(self, batch_size: int) -> Task:
-        requests = [Request(PROMPT, seed) for seed in range(batch_size)]
-
-        def make() -> object:
-            return list(
-                sample(
-                    self.pipeline,
-                    requests,
-                    steps=self.steps,
-                    guidance=self.guidance,
-                    batch_size=batch_size,
-                    height=self.height,
-                    width=self.width,
-                )
-            )
-
-        return make
-
-    def _latents(self, batch_size: int) -> Tensor:
-        return torch.randn(batch_size, *self.latent_shape, generator=generator(0, "benchmark"))
 
 
 def _check(options: BenchmarkOptions) -> None:
@@ -359,25 +272,24 @@ def _open_folder(folder: Path, options: BenchmarkOptions, chosen: Mapping[str, s
 
 
 def _peaks(
-    models: Sequence[_Model], sizes: tuple[int, ...], device: torch.device, precision: str
+    models: Sequence[Rival], sizes: tuple[int, ...], guidance: float, device: torch.device, precision: str
 ) -> list[dict[int, int]]:
     """Bytes by model and batch size."""
     found, threads = [], torch.get_num_threads()
     with bar(len(models), "models' memory") as progress:
         for model in models:
-            shape = (model.height, model.width)
-            work = Work(model.name, sizes, model.guidance, *shape, str(device), precision, threads, model.decoder)
-            found.append(peaks(work))
+            given = (*model.size, str(device), precision, threads, model.decoder)
+            found.append(peaks(Work(model.model, sizes, guidance, *given)))
             progress.advance()
     return found
 
 
-def _seconds(models: Sequence[_Model], sizes: Sequence[int], device: torch.device, rounds: int, warmup: int) -> Seconds:
+def _seconds(models: Sequence[Rival], sizes: Sequence[int], device: torch.device, rounds: int, warmup: int) -> Seconds:
     """Measured while all models are on the device."""
     works: dict[tuple[int, str], list[Task]] = {(size, part): [] for size in sizes for part in PARTS}
     try:
         for model in models:
-            model.pipeline.to(device)
+            model.to(device)
             for size in sizes:
                 for part, task in model.tasks(size).items():
                     works[size, part].append(task)
@@ -399,10 +311,6 @@ def _batch_result(number: int, size: int, peak_memory: int, seconds: Seconds) ->
         seconds={part: Spread.of(seconds[size, part][number]) for part in PARTS},
         speedup=speedup,
     )
-
-
-def _count(network: nn.Module | None) -> int:
-    return sum(p.numel() for p in network.parameters()) if network else 0
 
 
 def _hardware(device: torch.device) -> str:

@@ -141,7 +141,7 @@ def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) 
 
 
 def _about(request: Request, options: GenerateOptions) -> dict[str, object]:
-    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "runtime", "precision"]
+    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "precision"]
     shown += ["image", "strength"] if options.image else []
     return {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
 

@@ -26,6 +26,7 @@ from bksdm.assets import asset
 from bksdm.cost import TOKENS
 from bksdm.errors import InputError
 from bksdm.runs import files_digest, replace_folder, write_text
+from bksdm.single_file import Contents, read_contents, read_pipeline
 
 EMBEDDED = ("emoji",)
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
@@ -53,9 +54,7 @@ def load_pipeline(
     arguments = {"dtype": dtype, "use_safetensors": True}
     try:
         if path is not None and path.is_file():
-            _check_safetensors(path)
-            pipeline = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
-            pipeline.unet = pipeline.unet if with_unet else None
+            pipeline = _single_file(path, dtype, with_unet)
         elif path is not None:
             check_folder(path)
             networks = {
@@ -73,6 +72,27 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     if with_unet:
         _check_parts(pipeline, model)
+    return pipeline
+
+
+def load_contents(file: str | Path) -> Contents:
+    """What a single-file checkpoint says about itself; no weights are read.
+
+    Raises:
+        InputError: It is not there, damaged, no safetensors file or no Stable Diffusion checkpoint.
+    """
+    path = _local(Path(file))
+    assert path is not None  # a Path is never taken for a hub id
+    _check_safetensors(path)
+    return read_contents(path)
+
+
+def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
+    contents = load_contents(path)
+    if not contents.is_stock:
+        return read_pipeline(path, contents, dtype, with_unet)
+    pipeline = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
+    pipeline.unet = pipeline.unet if with_unet else None
     return pipeline
 
 
@@ -176,7 +196,7 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
             raise InputError(f"{path} has no unet/config.json; give a diffusers pipeline folder")
         path = found
     elif path.suffix == ".safetensors":
-        return dict(load_pipeline(path).unet.config)
+        return load_config(path, "unet")
     config = _read_json(path)
     if "block_out_channels" not in config:
         raise InputError(f"{path} is not the config of a U-Net (it has no block_out_channels)")
@@ -197,6 +217,9 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
             raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
     if path.is_dir():
         return _read_json(path / part / "config.json")
+    contents = load_contents(path)
+    if not contents.is_stock:
+        return contents.configs[part]
     config = getattr(load_pipeline(path), part).config
     return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
 
@@ -204,6 +227,8 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
 def context_tokens(model: str | Path) -> int:
     """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
     path = _local(model)
+    if path is not None and path.is_file():
+        return int(load_contents(path).configs["text_encoder"]["max_position_embeddings"])
     config = path / "text_encoder" / "config.json" if path else None
     found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
     return found if isinstance(found, int) else TOKENS

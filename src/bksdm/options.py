@@ -365,7 +365,8 @@ class BenchmarkOptions:
     """Measure latency, memory and cost of models side by side.
 
     Attributes:
-        models: One model or several, each a folder, .safetensors file, Hub id, or 'emoji'; the first is compared with.
+        models: One model or several, each a folder, .safetensors file, Hub id, 'emoji', or a folder that `bksdm export`
+            wrote for onnx or openvino; the first is compared with.
         out: Folder for benchmark.json and benchmark.csv; the same command measures again.
         batch_sizes: Pictures at a time, one number or several.
         rounds: Timed rounds; in each, every model does everything once.
@@ -375,7 +376,8 @@ class BenchmarkOptions:
         height: Height in pixels; each model's own by default.
         width: Width in pixels; each model's own by default.
         decoder: Folder or Hub id of an AutoencoderTiny; every model is measured with its own decoder, then with this.
-        precision: Type of the weights.
+        runtimes: What computes: torch, openvino, onnx; a model is converted once for the others, and kept.
+        precision: Type of the weights in torch.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
     """
@@ -390,6 +392,7 @@ class BenchmarkOptions:
     height: int | None = None
     width: int | None = None
     decoder: str | None = None
+    runtimes: list[Literal["torch", "openvino", "onnx"]] = field(default_factory=lambda: ["torch"])
     precision: Precision = "auto"
     device: str = "auto"
     json: bool = False

@@ -10,8 +10,9 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
@@ -19,6 +20,7 @@ import torch
 from bksdm.decoder import load_model
 from bksdm.devices import peak_inside, peak_memory
 from bksdm.errors import InputError
+from bksdm.exported import is_exported, open_exported, sample_exported
 from bksdm.models import quiet_libraries
 from bksdm.sampling import Request, sample
 
@@ -31,7 +33,7 @@ class Work:
     """What a process is to do; plain values, which travel as JSON.
 
     Attributes:
-        model: The MODEL.
+        model: The MODEL, or an exported folder.
         batch_sizes: Pictures at a time, rising.
         guidance: Guidance scale; 1 or less for none.
         height, width: In pixels.
@@ -83,11 +85,10 @@ def _measured(work: Work) -> Iterator[tuple[int, int]]:
     torch.set_num_threads(work.threads)
     device = torch.device(work.device)
     libraries = psutil.Process().memory_info().rss if device.type == "cpu" else 0
-    pipeline = load_model(work.model, getattr(torch, work.dtype), work.decoder).to(device)
+    draw = _drawing(work, device)
     for size in work.batch_sizes:
         requests = [Request("red apple", seed) for seed in range(size)]
-        batches = sample(
-            pipeline,
+        batches = draw(
             requests,
             steps=_STEPS,
             guidance=work.guidance,
@@ -99,6 +100,12 @@ def _measured(work: Work) -> Iterator[tuple[int, int]]:
             list(batches)
         held = peak_memory(device) if peak.bytes is None else peak.bytes
         yield size, held - libraries
+
+
+def _drawing(work: Work, device: torch.device) -> Callable[..., Iterator[object]]:
+    if is_exported(work.model):
+        return partial(sample_exported, open_exported(work.model))
+    return partial(sample, load_model(work.model, getattr(torch, work.dtype), work.decoder).to(device))
 
 
 def _main() -> None:

@@ -12,7 +12,7 @@ from bksdm.card import model_card
 from bksdm.describe import Description, describe, describe_config
 from bksdm.errors import InputError
 from bksdm.families import derive
-from bksdm.models import fingerprint, load_pipeline, save_pipeline
+from bksdm.models import fingerprint, load_contents, load_pipeline, save_pipeline
 from bksdm.options import PruneOptions
 from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.runs import check_free, digest, run_files
@@ -61,15 +61,30 @@ def save_student(
 
 
 def read_recipe(student: str | Path) -> Recipe:
-    """The recipe that a student's folder was made with.
+    """The recipe that a student's folder, or its single file, was made with.
 
     Raises:
-        InputError: The folder has none.
+        InputError: There is none.
     """
-    path = Path(student) / RECIPE_FILE
-    if not path.is_file():
+    recipe = recipe_of(student)
+    if recipe is None and Path(student).is_file():
+        raise InputError(f"{student} names no recipe in its header, so it is no student that bksdm export wrote")
+    if recipe is None:
         raise InputError(f"{student} has no {RECIPE_FILE}, so it was not made by bksdm prune; run that first")
-    return load_recipe(path)
+    return recipe
+
+
+def recipe_of(model: str | Path) -> Recipe | None:
+    """The recipe that MODEL was pruned by, as far as it tells.
+
+    Raises:
+        InputError: What tells is no recipe.
+    """
+    path = Path(model)
+    if path.is_file():
+        values = load_contents(path).recipe
+        return None if values is None else Recipe.from_dict(values, str(model))
+    return load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
 
 
 def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:

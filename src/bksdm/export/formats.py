@@ -70,6 +70,7 @@ class Format:
         networks: Open what was written, to be compared with torch; None where it cannot run here.
         check: Compare what was written with torch in the format's own way, where its runtime opens no networks.
         suffix: Of the file, for formats of one file; empty for folders.
+        is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
@@ -86,6 +87,7 @@ class Format:
     networks: Callable[[Path, Source], Networks] | None = None
     check: Callable[[Path, Source], Parity] | None = None
     suffix: str = ""
+    is_model: bool = False
     fixed_size: bool = False
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)

@@ -6,7 +6,7 @@ compared: the largest difference, and the peak signal-to-noise ratio 10 log10(25
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,12 @@ class Parity:
     def to_dict(self) -> dict[str, float | None]:
         """For JSON, which knows no infinity: psnr is None where the pictures are equal."""
         return {"largest": self.largest, "psnr": None if math.isinf(self.psnr) else round(self.psnr, 2)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float | None]) -> "Parity":
+        """What `to_dict` gave."""
+        largest, psnr = values.get("largest"), values.get("psnr")
+        return cls(int(largest or 0), math.inf if psnr is None else psnr)
 
     def text(self) -> str:
         return f"max {self.largest}/255, PSNR {self.psnr:.1f} dB"

@@ -21,11 +21,11 @@ from bksdm.errors import InputError
 from bksdm.export.components import components
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
-from bksdm.exported import EXPORT_FILE, is_exported
+from bksdm.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import ExportOptions
 from bksdm.progress import say
-from bksdm.prune import RECIPE_FILE, read_recipe
+from bksdm.prune import recipe_of
 from bksdm.runs import check_free, digest, replace_folder, run_files, write_text
 
 _MOST_DIFFERENT = 2  # of 255, in float32
@@ -76,7 +76,7 @@ def export(options: ExportOptions) -> Exported:
         _check_new(out, kind)
     else:
         check_free(out, "export", settings, may_change=("json",))
-        if (out / EXPORT_FILE).exists():  # folders appear whole
+        if (out / "config.yaml").exists():  # folders appear whole
             return _found(out)
     source = _source(options, kind)
     _check_source(source, kind, out)
@@ -84,7 +84,8 @@ def export(options: ExportOptions) -> Exported:
         kind.write(source, partial)
         parity = _parity(source, kind, partial)
         if not kind.suffix:
-            _describe(source, kind, parity, partial)
+            if not kind.is_model:
+                _describe(source, kind, parity, partial)
             for name, text in run_files("export", settings).items():
                 write_text(partial / name, text)
     return Exported(out, _size(out), parity)
@@ -104,6 +105,8 @@ def _check(options: ExportOptions, kind: Format) -> None:
         raise InputError(f"batch_size is {options.batch_size}; give at least 1")
     if is_exported(options.model):
         raise InputError(f"model {options.model} is an export already; give the model that it was made from")
+    if options.decoder and (kind.suffix or kind.is_model):
+        raise InputError(f"decoder is {options.decoder}, and {kind.name} has a whole VAE; leave --decoder out")
     kind.check_packages()
 
 
@@ -118,11 +121,10 @@ def _source(options: ExportOptions, kind: Format) -> Source:
     pipeline = load_model(options.model, decoder=options.decoder)
     check_text_to_image(pipeline, options.model)
     side = image_size(pipeline)
-    has_recipe = (Path(options.model) / RECIPE_FILE).is_file()
     return Source(
         model=options.model,
         pipeline=pipeline,
-        recipe=read_recipe(options.model) if has_recipe else None,
+        recipe=recipe_of(options.model),
         precision=options.precision or kind.precisions[0],
         height=options.height or side,
         width=options.width or side,
@@ -226,9 +228,8 @@ def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path)
 
 def _found(folder: Path) -> Exported:
     """What an earlier run made."""
-    values = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))["parity"]
-    psnr = values and (float("inf") if values["psnr"] is None else values["psnr"])
-    return Exported(folder, _size(folder), Parity(values["largest"], psnr) if values else None)
+    kept = export_facts(folder).get("parity") if is_exported(folder) else None
+    return Exported(folder, _size(folder), Parity.from_dict(kept) if isinstance(kept, dict) else None)
 
 
 def _size(path: Path) -> int:

@@ -68,20 +68,17 @@ def why_not(source: Source) -> str | None:
 
 
 def _objections(pipeline: StableDiffusionPipeline) -> Iterator[str]:
-    yield from _unlike("text encoder", pipeline.text_encoder.config, _TEXT_ENCODER)
+    yield from _unlike("text encoder", pipeline.text_encoder.config.to_dict(), _TEXT_ENCODER)
     if type(pipeline.vae).__name__ != "AutoencoderKL":
-        yield f"its decoder is a {type(pipeline.vae).__name__}, and the file holds an AutoencoderKL; leave out --decoder"
+        yield f"its decoder is a {type(pipeline.vae).__name__}, not an AutoencoderKL; leave out --decoder"
     yield from _unlike("VAE", pipeline.vae.config, _VAE)
     yield from _unlike("U-Net", pipeline.unet.config, _UNET)
     yield from _unlike("scheduler", pipeline.scheduler.config, _SCHEDULER)
     shape = UNetShape.of(pipeline.unet.config)
-    attends = (True,) * (shape.stages - 1)
-    if shape.widths == _WHOLE and shape.has_mid and set(shape.layers) == {2}:
-        if shape.attends_down == shape.attends_up == (*attends, False):
-            return
-    elif shape.widths == _TINY and not shape.has_mid and set(shape.layers) == {1}:
-        if shape.attends_down == shape.attends_up == (*attends, True):
-            return
+    attends = shape.attends_down if shape.attends_down == shape.attends_up else None
+    stem = (shape.widths, shape.has_mid, set(shape.layers), attends)
+    if stem in ((_WHOLE, True, {2}, (True, True, True, False)), (_TINY, False, {1}, (True, True, True))):
+        return
     yield (
         f"its U-Net has {shape.stages} stages with {', '.join(map(str, shape.layers))} layers and "
         f"{'a' if shape.has_mid else 'no'} middle block, and stable-diffusion.cpp knows that of Stable Diffusion 1.x "

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 
 from bksdm.export.components import Component, components
 from bksdm.export.formats import Format, Source
@@ -31,7 +32,9 @@ _BLOCK = 32
 def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
-    networks = components(source.pipeline, source.height, source.width)
+    networks = components(
+        source.pipeline, *(max(side, smallest(source.pipeline)) for side in (source.height, source.width))
+    )
     with bar(len(networks), "networks") as progress:
         for component in networks.values():
             made = component_folder(component, folder)
@@ -41,6 +44,11 @@ def write(source: Source, folder: Path) -> None:
             elif source.precision == "int8":
                 to_int8(made / MODEL_FILE)
             progress.advance()
+
+
+def smallest(pipeline: StableDiffusionPipeline) -> int:
+    """The side in pixels that examples have at least: a side of one latent, anywhere in the U-Net, would stay one."""
+    return 2 * int(pipeline.vae_scale_factor) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 
 
 def write_graph(component: Component, file: Path) -> None:

@@ -1,0 +1,284 @@
+"""Stable Diffusion v1.4 at full size on a CPU: its U-Net and its students', by runtime and precision.
+
+    python benchmarks/cpu_speed.py convert     # networks with random weights for every runtime, under runs/cpu_speed
+    python benchmarks/cpu_speed.py measure     # steps and decoders, each beside torch in float32, taking turns
+    python benchmarks/cpu_speed.py whole       # whole 512-px pictures
+    python benchmarks/cpu_speed.py table       # what is known so far; writes benchmarks/results/cpu_speed.md
+
+Every rival is measured in a process of its own beside diffusers' network in float32, in turns, and the ratio is taken
+within a round. What is measured already is not measured again. Guidance is on: the U-Net is called with a batch of two.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from full_size import DATA, stable_diffusion
+from plan import VAE
+
+from bksdm.assets import asset
+from bksdm.devices import peak_inside
+from bksdm.export import to_onnx, to_openvino
+from bksdm.export.calibration import denoising_steps
+from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components
+from bksdm.export.formats import Source
+from bksdm.families import derive
+from bksdm.prune import prune_unet, with_unet
+from bksdm.recipe import load_recipe
+from bksdm.runs import provenance, read_lines, write_text
+from bksdm.runtime.networks import Networks
+from bksdm.runtime.onnx_networks import OnnxNetworks
+from bksdm.runtime.openvino_networks import OpenvinoNetworks
+from bksdm.timing import Interval, Spread, take_turns
+
+RESULT = asset().parents[2] / "benchmarks" / "results" / "cpu_speed.md"
+SIDE, TOKENS, WIDTH = 64, 77, 768
+MODELS = ("teacher", "base", "small", "tiny")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One network in one runtime.
+
+    Attributes:
+        part: text_encoder, unet or vae_decoder.
+        model: Of MODELS; for the decoder kl or tiny.
+        runtime: torch, openvino or onnx.
+        precision: Of the weights.
+    """
+
+    part: str
+    model: str
+    runtime: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}-{self.model}-{self.runtime}-{self.precision}"
+
+
+RIVALS = [
+    *(Rival(UNET, model, "torch", "fp32") for model in MODELS[1:]),
+    *(Rival(UNET, model, "openvino", "fp32") for model in MODELS),
+    Rival(UNET, "tiny", "openvino", "int8"),
+    *(Rival(UNET, model, "openvino", "w8a8") for model in ("base", "tiny")),
+    *(Rival(UNET, model, "onnx", "fp32") for model in ("teacher", "tiny")),
+    Rival(UNET, "tiny", "onnx", "int8"),
+    *(Rival(DECODER, model, "openvino", "fp32") for model in ("kl", "tiny")),
+    Rival(DECODER, "tiny", "torch", "fp32"),
+    Rival(DECODER, "kl", "onnx", "fp32"),
+    Rival(TEXT_ENCODER, "teacher", "openvino", "fp32"),
+    Rival(TEXT_ENCODER, "teacher", "onnx", "fp32"),
+]
+
+
+# Networks
+
+
+def unet(model: str) -> UNet2DConditionModel:
+    config = json.loads((DATA / "unet_sd_v1.4.json").read_text())
+    if model != "teacher":
+        config = derive(load_recipe(model), config).student_config
+    torch.manual_seed(0)
+    return UNet2DConditionModel.from_config(config).eval()
+
+
+def decoder(model: str) -> Any:
+    torch.manual_seed(0)
+    return (AutoencoderKL(**VAE) if model == "kl" else AutoencoderTiny()).eval()
+
+
+def student(model: str) -> StableDiffusionPipeline:
+    teacher = stable_diffusion()
+    if model in MODELS[1:]:
+        return with_unet(teacher, prune_unet(teacher.unet, load_recipe(model))[0])
+    return teacher
+
+
+def convert(rival: Rival, out: Path) -> None:
+    """Write a network for its runtime, and how long that took and what it needed."""
+    folder = out / rival.name / rival.part
+    pipeline = student(rival.model)
+    if rival.part == DECODER and rival.model == "tiny":
+        pipeline.vae.decoder, pipeline.vae.post_quant_conv = decoder("tiny").decoder, torch.nn.Identity()
+    component = components(pipeline, 8 * SIDE, 8 * SIDE)[rival.part]
+    folder.mkdir(parents=True)
+    began = time.perf_counter()
+    with peak_inside(CPU) as peak:
+        if rival.runtime == "onnx":
+            to_onnx.write_graph(component, folder / to_onnx.MODEL_FILE)
+            if rival.precision == "int8":
+                to_onnx.to_int8(folder / to_onnx.MODEL_FILE)
+        else:
+            calibration = ("red apple",)
+            source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE, calibration=calibration)
+            steps = denoising_steps(source) if rival.precision == "w8a8" else []
+            to_openvino.write_graph(component, folder / to_openvino.MODEL_FILE, rival.precision, steps)
+    done = {"seconds": time.perf_counter() - began, "peak": peak.bytes}
+    write_text(folder / "conversion.json", json.dumps(done))
+
+
+# Timing
+
+
+def task(rival: Rival, out: Path) -> Callable[[], object]:
+    """One call of a network, as a picture under guidance asks for it."""
+    rng = torch.Generator().manual_seed(0)
+    latents, context = (torch.randn(*shape, generator=rng) for shape in ((2, 4, SIDE, SIDE), (2, TOKENS, WIDTH)))
+    tokens = torch.zeros(2, TOKENS, dtype=torch.int64)
+    if rival.runtime == "torch":
+        if rival.part == UNET:
+            return partial(unet(rival.model), latents, torch.tensor(901), context, return_dict=False)
+        if rival.part == DECODER:
+            return partial(decoder(rival.model).decode, latents[:1], return_dict=False)
+        return partial(stable_diffusion().text_encoder, tokens)
+    kind: type[Any] = OnnxNetworks if rival.runtime == "onnx" else OpenvinoNetworks
+    networks: Networks = kind(out / rival.name, threads=torch.get_num_threads())
+    if rival.part == UNET:
+        return partial(networks.predict, latents.numpy(), 901.0, context.numpy())
+    if rival.part == DECODER:
+        return partial(networks.decode, latents[:1].numpy())
+    return partial(networks.encode, tokens.numpy())
+
+
+def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
+    first = "kl" if rival.part == DECODER else "teacher"
+    stock = Rival(rival.part, first, "torch", "fp32")
+    tasks = [task(stock, out), task(rival, out)]
+    theirs, ours = take_turns({"": tasks}, rounds=rounds, warmup=1, device=CPU)[""]
+    folder = out / rival.name
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in (".bin", ".data", ".xml", ".onnx"))
+    return {
+        **dataclasses.asdict(rival),
+        "stock": dataclasses.asdict(Spread.of(theirs)),
+        "seconds": dataclasses.asdict(Spread.of(ours)),
+        "ratio": dataclasses.asdict(Interval.of([a / b for a, b in zip(theirs, ours, strict=True)])),
+        "bytes": size,
+    }
+
+
+def whole(name: str, out: Path, steps: int) -> dict[str, Any]:
+    """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
+    from bksdm.exported import open_exported, sample_exported  # noqa: PLC0415
+    from bksdm.sampling import Request, sample  # noqa: PLC0415
+
+    libraries = psutil.Process().memory_info().rss
+    request = [Request("red apple", 0)]
+    draw: Callable[..., Any]
+    if name in MODELS:
+        draw = partial(sample, student(name), request)
+    else:
+        pipeline = open_exported(out / name)
+        list(sample_exported(pipeline, request, steps=1, guidance=7.5))  # compiled, and loaded
+        draw = partial(sample_exported, pipeline, request)
+    began = time.perf_counter()
+    with peak_inside(CPU) as peak, torch.inference_mode():
+        picture = np.asarray(next(iter(draw(steps=steps, guidance=7.5)))[0])
+    assert picture.shape == (8 * SIDE, 8 * SIDE, 3)
+    seconds = time.perf_counter() - began
+    return {"name": name, "steps": steps, "seconds": seconds, "peak": (peak.bytes or 0) - libraries}
+
+
+# Tables
+
+
+def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
+    rows = [
+        "| network | runtime | weights | seconds a call | diffusers in float32, same rounds | times as fast | MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        ratio, size, network = line["ratio"], line["bytes"], f"{line['part']} {line['model']}"
+        rows.append(
+            f"| {network} | {line['runtime']} | {line['precision']} | {line['seconds']['median']:.2f} "
+            f"| {line['stock']['median']:.2f} | {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) "
+            f"| {format(size / 2**20, '.0f') if size else ''} |"
+        )
+    rows += ["", "| whole 512-px picture, guidance 7.5 | steps | seconds | peak memory, GiB |", "|---|---|---|---|"]
+    rows += [
+        f"| {line['name']} | {line['steps']} | {line['seconds']:.1f} | {line['peak'] / 2**30:.2f} |" for line in wholes
+    ]
+    return "\n".join(rows)
+
+
+# Order of work
+
+
+def child(*words: str) -> str:
+    """Run this script for one thing, so that memory and caches are its own."""
+    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout if done.returncode == 0 else json.dumps({"failed": done.returncode})
+
+
+def each(what: str, out: Path, rounds: int, keys: Mapping[str, list[str]]) -> None:
+    """Do `what` for every key that the ledger does not have."""
+    ledger = out / f"{what}.jsonl"
+    lines = read_lines(ledger)
+    for key, words in keys.items():
+        if any(line["key"] == key for line in lines):
+            continue
+        print(what, key, flush=True)
+        found = json.loads(child(what, "--out", str(out), "--rounds", str(rounds), *words).splitlines()[-1])
+        lines.append({"key": key, **found})
+        write_text(ledger, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("convert", "measure", "whole", "table"))
+    parser.add_argument("--out", type=Path, default=Path("runs/cpu_speed"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help="a network or a model, in this process")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--folders", nargs="*", default=[], help="exported folders under OUT, for whole pictures")
+    given = parser.parse_args()
+    out: Path = given.out
+    rivals = {rival.name: rival for rival in RIVALS}
+    if given.what == "table":
+        show(out)
+    elif given.one is None:
+        if given.what == "convert":
+            for name, rival in rivals.items():
+                if rival.runtime != "torch" and not (out / name / rival.part / "conversion.json").exists():
+                    print("convert", name, flush=True)
+                    child("convert", "--out", str(out), "--one", name)
+        elif given.what == "measure":
+            each("measure", out, given.rounds, {name: ["--one", name] for name in rivals})
+        else:
+            names = ["teacher", *given.folders]
+            keys = {f"{name} {steps}": ["--one", name, "--steps", str(steps)] for name in names for steps in (10, 25)}
+            each("whole", out, given.rounds, keys)
+    elif given.what == "convert":
+        convert(rivals[given.one], out)
+    elif given.what == "measure":
+        print(json.dumps(measure(rivals[given.one], out, given.rounds)))
+    else:
+        print(json.dumps(whole(given.one, out, given.steps)))
+
+
+def show(out: Path) -> None:
+    lines, wholes = (
+        [line for line in read_lines(out / f"{what}.jsonl") if "failed" not in line] for what in ("measure", "whole")
+    )
+    about = provenance()
+    machine = f"{about['processor']}, {about['processors']} cores, threads: {torch.get_num_threads()}"
+    text = f"{table(lines, wholes)}\n\n{machine}; {about['started'][:10]}; torch {about['versions']['torch']}."
+    print(text)
+    write_text(RESULT, f"# Speed on a CPU at full size\n\n`python benchmarks/cpu_speed.py`\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

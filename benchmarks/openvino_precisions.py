@@ -1,0 +1,205 @@
+"""Which precision of OpenVINO is near to torch, which is small, and which is fast on this processor?
+
+    python benchmarks/openvino_precisions.py pictures     # embedded teacher and its students, whole pictures
+    python benchmarks/openvino_precisions.py unet         # U-Net of Stable Diffusion v1.4 by recipe tiny
+
+Pictures are compared with torch's as `bksdm export` does it. The full-size U-Net has random weights; each conversion is
+a process of its own, whose peak of memory counts what torch holds as well. Its steps, with guidance at 256x256 pixels
+on one thread, take turns with torch's in float32, and ratios are formed within rounds.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import PNDMScheduler, UNet2DConditionModel
+from torch import Tensor
+
+from bksdm.assets import asset
+from bksdm.export.calibration import Step, denoising_steps
+from bksdm.export.components import UNET, Axis, Component, UNet, components
+from bksdm.export.formats import Source
+from bksdm.export.parity import check_parity
+from bksdm.export.to_openvino import FORMAT, MODEL_FILE, beside, save_graph, to_graph, write_graph
+from bksdm.families import derive
+from bksdm.models import image_size, load_pipeline, quiet_libraries
+from bksdm.options import PruneOptions
+from bksdm.prune import prune
+from bksdm.recipe import load_recipe
+from bksdm.runs import provenance, write_text
+from bksdm.runtime.networks import Array
+from bksdm.runtime.openvino_networks import OpenvinoNetworks
+from bksdm.timing import Interval, Spread, take_turns
+
+ROOT = asset().parents[2]
+LATENT, TOKENS, CONTEXT = 32, 77, 768
+RECIPES = ("tiny", "small", "base")
+
+
+def full_size() -> UNet2DConditionModel:
+    """The U-Net of SD v1.4 by recipe tiny, with random weights."""
+    torch.manual_seed(0)
+    config = json.loads((ROOT / "tests" / "data" / "unet_sd_v1.4.json").read_text())
+    return UNet2DConditionModel.from_config(derive(load_recipe("tiny"), config).student_config).eval()
+
+
+def inputs() -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return {
+        "sample": torch.randn(1, 4, LATENT, LATENT, generator=rng).repeat(2, 1, 1, 1),
+        "timestep": torch.tensor([801]),
+        "encoder_hidden_states": torch.randn(2, TOKENS, CONTEXT, generator=rng),
+    }
+
+
+@torch.inference_mode()
+def denoised(unet: UNet2DConditionModel) -> list[Step]:
+    """Steps of one picture."""
+    scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
+    scheduler.set_timesteps(8)
+    given, steps = inputs(), []
+    sample, context = given["sample"][:1], given["encoder_hidden_states"]
+    for timestep in scheduler.timesteps:
+        both = sample.repeat(2, 1, 1, 1)
+        steps.append(Step(both.numpy(), np.array([int(timestep)]), context.numpy()))
+        empty, prompted = unet(both, timestep, context, return_dict=False)[0].chunk(2)
+        sample = scheduler.step(empty + 7.5 * (prompted - empty), timestep, sample).prev_sample
+    return steps
+
+
+def convert(precision: str, folder: Path) -> None:
+    """Write the U-Net in one precision, and print seconds, bytes and the peak of memory."""
+    unet = full_size()
+    sides = {0: Axis("batch"), 2: Axis("height", 8), 3: Axis("width", 8)}
+    axes = {"sample": sides, "timestep": {}, "encoder_hidden_states": {0: Axis("batch")}}
+    component = Component(UNET, UNet(unet), inputs(), ("out_sample",), axes, "")
+    began = time.perf_counter()
+    steps = denoised(unet) if precision == "w8a8" else []
+    folder.mkdir(parents=True)
+    write_graph(component, folder / MODEL_FILE, precision, steps)
+    print(
+        json.dumps(
+            {
+                "precision": precision,
+                "parameters": component.parameters,
+                "seconds": time.perf_counter() - began,
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "bytes": (folder / MODEL_FILE).with_suffix(".bin").stat().st_size,
+            }
+        )
+    )
+
+
+def converted(work: Path, precisions: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for precision in precisions:
+        record = work / f"{precision}.json"
+        if not record.exists():
+            command = [sys.executable, __file__, "convert", "--work", str(work), "--precisions", precision]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            write_text(record, done.stdout.splitlines()[-1])
+        found.append(json.loads(record.read_text()))
+        print(found[-1], flush=True)
+    return found
+
+
+def step_seconds(work: Path, precisions: list[str], rounds: int) -> tuple[list[list[float]], list[float]]:
+    """Seconds of a step by rival and round, torch the first; and how far each is from torch, as a share of its RMS."""
+    import openvino  # noqa: PLC0415
+
+    unet, given, core = full_size(), inputs(), openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
+    arrays = {name: tensor.numpy() for name, tensor in given.items()}
+    compiled = [core.compile_model(work / precision / MODEL_FILE, "CPU", settings) for precision in precisions]
+    rivals = [lambda: in_torch(unet, given), *(lambda model=model: model(arrays)[0] for model in compiled)]
+    with torch.inference_mode():
+        exact = rivals[0]()
+        errors = [float(np.sqrt(np.mean((rival() - exact) ** 2) / np.mean(exact**2))) for rival in rivals]
+    seconds = take_turns({"step": rivals}, rounds=rounds, warmup=1, device=torch.device("cpu"))["step"]
+    return seconds, errors
+
+
+def in_torch(unet: UNet2DConditionModel, given: dict[str, Tensor]) -> Array:
+    found: Array = unet(**given, return_dict=False)[0].numpy()
+    return found
+
+
+def measure_unet(work: Path, precisions: list[str], rounds: int) -> str:
+    records = converted(work, precisions)
+    seconds, errors = step_seconds(work, precisions, rounds)
+    lines = [
+        "| precision | conversion, s | peak, GiB | weights, MiB | error of a step | step, s | step / torch's |",
+        "|---|---|---|---|---|---|---|",
+        f"| torch fp32 | | | {4 * records[0]['parameters'] / 2**20:.0f} | | {Spread.of(seconds[0]).median:.2f} | 1 |",
+    ]
+    for record, taken, error in zip(records, seconds[1:], errors[1:], strict=True):
+        ratio = Interval.of([ours / torchs for ours, torchs in zip(taken, seconds[0], strict=True)])
+        lines.append(
+            f"| {record['precision']} | {record['seconds']:.0f} | {record['peak'] / 2**30:.1f} | "
+            f"{record['bytes'] / 2**20:.0f} | {error:.1e} | {Spread.of(taken).median:.2f} | "
+            f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) |"
+        )
+    title = (
+        f"U-Net of Stable Diffusion v1.4 by recipe tiny, {records[0]['parameters'] / 1e6:.0f} million random weights"
+    )
+    return "\n".join([f"{title}; {rounds} rounds on one thread.", "", *lines])
+
+
+def measure_pictures(work: Path, precisions: list[str]) -> str:
+    """Parity by model and precision; each network is converted once."""
+    lines = ["| model | precision | weights, MiB | largest difference, of 255 | PSNR, dB |", "|---|---|---|---|---|"]
+    for name in (*RECIPES, "teacher"):
+        model = "emoji" if name == "teacher" else str(work / name)
+        if name != "teacher" and not Path(model).exists():
+            prune(PruneOptions("emoji", name, model))
+        pipeline = load_pipeline(model)
+        side = image_size(pipeline)
+        steps = denoising_steps(Source(model, pipeline, None, "w8a8", side, side)) if "w8a8" in precisions else []
+        graphs = {key: to_graph(component) for key, component in components(pipeline, side, side).items()}
+        for precision in precisions:
+            with tempfile.TemporaryDirectory() as folder:
+                for key, graph in graphs.items():
+                    (Path(folder) / key).mkdir()
+                    chosen = precision if key == UNET else beside(precision)
+                    save_graph(graph.clone(), Path(folder) / key / MODEL_FILE, chosen, steps)
+                found = check_parity(pipeline, OpenvinoNetworks(Path(folder)), side, side)
+                size = sum(file.stat().st_size for file in Path(folder).rglob("*.bin")) / 2**20
+            lines.append(f"| {name} | {precision} | {size:.1f} | {found.largest} | {found.psnr:.1f} |")
+            print(lines[-1], flush=True)
+    return "\n".join(["Whole pictures against torch's: the embedded teacher and its pruned students.", "", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("pictures", "unet", "convert"))
+    parser.add_argument("--precisions", nargs="+", default=list(FORMAT.precisions))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--work", type=Path, default=Path("runs/openvino_precisions"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(1)
+    if arguments.part == "convert":
+        convert(arguments.precisions[0], arguments.work / arguments.precisions[0])
+        return
+    if arguments.part == "pictures":
+        table = measure_pictures(arguments.work, arguments.precisions)
+    else:
+        table = measure_unet(arguments.work / "unet", arguments.precisions, arguments.rounds)
+    made_by = provenance()
+    machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}."
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out / f"openvino_{arguments.part}.md", f"{table}\n\n{machine}\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A whole pipeline as one `.safetensors` file with the names of original Stable Diffusion checkpoints.
+
+Where each tensor goes follows from the structure of the networks (`families.sd_ldm`). What names and shapes do not tell
+goes into the header, so that `load_pipeline` gives back the same pipeline without the hub.
+"""
+
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bksdm.errors import InputError
+from bksdm.families import sd_ldm
+from bksdm.recipe import Recipe
+from bksdm.single_file import KEY, TOKENIZER_FILES, packed
+
+
+def write_single_file(
+    pipeline: StableDiffusionPipeline,
+    file: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    recipe: Recipe | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a pipeline as one file, whole or not at all; an existing file is replaced.
+
+    Arguments:
+        pipeline: The pipeline.
+        file: Where to, `.safetensors`.
+        dtype: Number format of the weights.
+        recipe: What it was pruned by; None for a model that is whole.
+        metadata: More texts for the header.
+
+    Raises:
+        InputError: The layout cannot hold the pipeline, or the file cannot be written.
+    """
+    if file.suffix != ".safetensors":
+        raise InputError(f"out is {file}; give a file name that ends in .safetensors")
+    tensors = original_tensors(pipeline, dtype)
+    header = {"format": "pt", **(metadata or {}), KEY: json.dumps(_description(pipeline, recipe))}
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=header)
+        with partial.open("rb") as opened:
+            os.fsync(opened.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {error.strerror or error}; choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def why_not(pipeline: StableDiffusionPipeline) -> str | None:
+    """Why the layout cannot hold a pipeline; None where it can."""
+    try:
+        _places(pipeline)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def original_tensors(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All tensors of a pipeline by their original names.
+
+    Raises:
+        InputError: The layout has no place for one.
+    """
+    whole: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for part, places in _places(pipeline).items():
+        for key, tensor in getattr(pipeline, part).state_dict().items():
+            place, value = places[key], tensor.detach().cpu().to(dtype)
+            if place.third is not None:
+                thirds[place.name][place.third] = value
+            else:
+                whole[place.name] = (value[:, :, None, None] if place.spatial else value).contiguous()
+    return whole | {name: torch.cat([parts[third] for third in range(3)]) for name, parts in thirds.items()}
+
+
+def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, sd_ldm.Place]]:
+    # Version 2 differs from 1 in linear projections and in OpenCLIP's text encoder, and readers expect both or neither.
+    open_clip = bool(pipeline.unet.config.use_linear_projection)
+    return {
+        "unet": sd_ldm.unet_places(pipeline.unet.state_dict()),
+        "vae": sd_ldm.vae_places(pipeline.vae.state_dict()),
+        "text_encoder": sd_ldm.text_places(pipeline.text_encoder.state_dict(), open_clip),
+    }
+
+
+def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> dict[str, Any]:
+    """What names and shapes do not tell, as plain values."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.tokenizer.save_pretrained(folder)
+        tokenizer = {name: packed((Path(folder) / name).read_text(encoding="utf-8")) for name in TOKENIZER_FILES}
+    return {
+        "configs": {
+            "unet": _plain(pipeline.unet),
+            "vae": _plain(pipeline.vae),
+            "text_encoder": _plain(pipeline.text_encoder.config, use_diff=False),
+        },
+        "scheduler": _plain(pipeline.scheduler),
+        "tokenizer": tokenizer,
+        "recipe": recipe.to_dict() if recipe else None,
+    }
+
+
+def _plain(part: Any, **arguments: bool) -> dict[str, Any]:
+    """A config as it is written into a folder."""
+    values: dict[str, Any] = json.loads(part.to_json_string(**arguments))
+    values.pop("_name_or_path", None)  # where it was loaded from is nobody's business
+    return values

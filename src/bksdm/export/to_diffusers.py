@@ -1,0 +1,34 @@
+"""A diffusers folder: the way back from a single file, with the recipe that it was pruned by."""
+
+from pathlib import Path
+
+import yaml
+
+from bksdm.export.formats import Format, Source
+from bksdm.export.parity import TorchNetworks
+from bksdm.models import load_pipeline, save_pipeline
+from bksdm.prune import RECIPE_FILE
+from bksdm.runtime.networks import Networks
+
+
+def write(source: Source, folder: Path) -> None:
+    """The pipeline in `folder`."""
+    recipe = source.recipe
+    extra = {RECIPE_FILE: yaml.safe_dump(recipe.to_dict(), sort_keys=False)} if recipe else {}
+    save_pipeline(source.pipeline, folder, extra)
+
+
+def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
+    return TorchNetworks(load_pipeline(folder))
+
+
+FORMAT = Format(
+    name="diffusers",
+    summary="a diffusers folder, from a single file",
+    precisions=("fp32",),
+    packages={},
+    write=write,
+    networks=_open,
+    is_model=True,
+    memory=2.0,
+)

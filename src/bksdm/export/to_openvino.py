@@ -1,0 +1,132 @@
+"""OpenVINO: graphs for Intel's processors and GPUs, in the folder that openvino-genai's C++ pipelines load.
+
+Batch, height and width are left open. Beside the networks lies the tokenizer as a graph too, which pads to the model's
+length. Whatever the precision, inputs and outputs are float32.
+"""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPTokenizer
+
+from bksdm.export.calibration import Step, denoising_steps
+from bksdm.export.components import UNET, Component, components
+from bksdm.export.formats import Format, Source
+from bksdm.export.layout import component_folder, write_layout
+from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
+from bksdm.progress import bar
+from bksdm.runtime.networks import Networks
+
+MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
+
+
+def write(source: Source, folder: Path) -> None:
+    """The whole pipeline in `folder`, in the source's precision."""
+    write_layout(source.pipeline, folder)
+    write_tokenizer(source.pipeline.tokenizer, folder / "tokenizer" / TOKENIZER_FILE)
+    networks = components(source.pipeline, source.height, source.width)
+    steps = denoising_steps(source) if source.precision == "w8a8" else []
+    with bar(len(networks), "networks") as progress:
+        for component in networks.values():
+            write_graph(component, component_folder(component, folder) / MODEL_FILE, source.precision, steps)
+            progress.advance()
+
+
+def write_graph(component: Component, file: Path, precision: str, steps: list[Step]) -> None:
+    """A network as an .xml file with its weights in a .bin file beside it.
+
+    Arguments:
+        component: The network.
+        file: The .xml file.
+        precision: Of the U-Net; text encoder and VAE have 8-bit weights where the U-Net has fewer bits or w8a8.
+        steps: Denoising steps that w8a8 is fitted to.
+    """
+    with _quiet():
+        graph = to_graph(component)
+    save_graph(graph, file, precision if component.name == UNET else beside(precision), steps)
+
+
+def to_graph(component: Component) -> Any:
+    """A network as an OpenVINO model in float32, with the component's names and open dimensions."""
+    import openvino  # noqa: PLC0415
+
+    model = openvino.convert_model(component.module, example_input=tuple(component.inputs.values()))
+    for port, name in zip(model.outputs, component.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    model.reshape(
+        {
+            name: [-1 if at in component.axes[name] else size for at, size in enumerate(example.shape)]
+            for name, example in component.inputs.items()
+        }
+    )
+    return model
+
+
+def save_graph(graph: Any, file: Path, precision: str, steps: list[Step]) -> None:
+    """Lower a float32 graph, which changes it, to a precision, and write it."""
+    import openvino  # noqa: PLC0415
+
+    with _quiet():
+        if precision == "int8":
+            graph = to_int8(graph)
+        elif precision == "int4":
+            graph = to_int4(graph)
+        elif precision == "w8a8":
+            graph = to_w8a8(graph, steps)
+        openvino.save_model(graph, file, compress_to_fp16=precision != "fp32")
+
+
+def write_tokenizer(tokenizer: CLIPTokenizer, file: Path) -> None:
+    """A tokenizer as a graph from strings (B,) to `input_ids` (B, L), cut and padded to the model's length."""
+    import openvino  # noqa: PLC0415
+    import openvino_tokenizers  # noqa: PLC0415
+
+    with _quiet():
+        length = tokenizer.model_max_length
+        graph = openvino_tokenizers.convert_tokenizer(
+            tokenizer, use_max_padding=True, truncation=True, max_length=length
+        )
+        openvino.save_model(graph, file, compress_to_fp16=False)
+
+
+def beside(precision: str) -> str:
+    """The precision of text encoder and VAE."""
+    return precision if precision in ("fp32", "fp16") else "int8"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from their bars and notices, and from sending statistics, which they leave out in CI."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
+    from bksdm.runtime.openvino_networks import OpenvinoNetworks  # noqa: PLC0415
+
+    return OpenvinoNetworks(folder)
+
+
+FORMAT = Format(
+    name="openvino",
+    summary="Intel's processors and GPUs, and openvino-genai in C++ and Python",
+    precisions=("fp32", "fp16", "int8", "int4", "w8a8"),
+    packages={"openvino": "openvino", "nncf": "nncf", "openvino_tokenizers": "openvino-tokenizers"},
+    write=write,
+    networks=_open,
+    least_psnr={"fp16": 30.0, "int8": 20.0},
+)

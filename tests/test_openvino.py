@@ -1,0 +1,242 @@
+"""OpenVINO folders compute what torch does, and stock openvino-genai loads them."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bksdm.export.calibration import denoising_steps
+from bksdm.export.components import UNET, components
+from bksdm.export.formats import Source
+from bksdm.export.parity import TorchNetworks, check_parity
+from bksdm.export.run import export
+from bksdm.export.to_openvino import write_graph
+from bksdm.models import save_pipeline
+from bksdm.options import ExportOptions
+from bksdm.runtime.openvino_networks import OpenvinoNetworks
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, V2_UNET, build_pipeline
+
+pytest.importorskip("openvino")
+SMALL = V1_UNET | {
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+PROMPTS = ("", "red apple", "GREEN  car!", "a " * 50, "½ Üñï 🍎 don't 12", "red car\n")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    return build_pipeline(SMALL)
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("openvino")
+    save_pipeline(pipeline, made / "model")
+    export(ExportOptions(model=str(made / "model"), to="openvino", out=str(made / "out")))
+    return made / "out"
+
+
+@pytest.fixture(scope="module")
+def networks(folder: Path) -> OpenvinoNetworks:
+    return OpenvinoNetworks(folder)
+
+
+def source(pipeline: StableDiffusionPipeline, precision: str = "fp32", **more: object) -> Source:
+    return Source("model", pipeline, None, precision, PICTURE, PICTURE, **more)
+
+
+def latents(batch: int, height: int = LATENT, width: int = LATENT) -> np.ndarray:
+    return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(1)).numpy()
+
+
+# float32
+
+
+def test_the_picture_is_torchs(pipeline: StableDiffusionPipeline, folder: Path, networks: OpenvinoNetworks) -> None:
+    assert json.loads((folder / "export.json").read_text())["parity"]["largest"] <= 1
+    assert check_parity(pipeline, networks, PICTURE, PICTURE, steps=2).largest <= 1
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 16, 8), (2, 8, 24)])
+def test_batch_and_sides_are_open(
+    pipeline: StableDiffusionPipeline, networks: OpenvinoNetworks, batch: int, height: int, width: int
+) -> None:
+    ours, torchs = networks, TorchNetworks(pipeline)
+    noisy, context = latents(batch, height, width), np.ones((batch, MAX_TOKENS, CONTEXT), np.float32)
+    tokens = np.arange(batch * MAX_TOKENS, dtype=np.int64).reshape(batch, MAX_TOKENS)
+    pixels = torchs.decode(noisy)
+    for ours_found, found in (
+        (ours.encode(tokens), torchs.encode(tokens)),
+        (ours.predict(noisy, 701, context), torchs.predict(noisy, 701, context)),
+        (ours.decode(noisy), pixels),
+        (ours.moments(pixels), torchs.moments(pixels)),
+    ):
+        np.testing.assert_allclose(ours_found, found, atol=2e-4)
+
+
+def test_names_and_shapes_are_those_of_optimums_folders(folder: Path) -> None:
+    import openvino
+
+    expected = {
+        "text_encoder": (["input_ids[?,8]"], ["last_hidden_state", "pooler_output"]),
+        "unet": (["sample[?,4,?,?]", "timestep[1]", "encoder_hidden_states[?,8,32]"], ["out_sample"]),
+        "vae_decoder": (["latent_sample[?,4,?,?]"], ["sample"]),
+        "vae_encoder": (["sample[?,3,?,?]"], ["latent_parameters"]),
+    }
+    for name, (inputs, outputs) in expected.items():
+        model = openvino.Core().read_model(folder / name / "openvino_model.xml")
+        assert [f"{port.any_name}{port.partial_shape.to_string()}" for port in model.inputs] == inputs
+        assert [port.any_name for port in model.outputs] == outputs
+
+
+# openvino-genai
+
+
+@pytest.fixture(scope="module")
+def genai() -> object:
+    return pytest.importorskip("openvino_genai")
+
+
+@pytest.fixture(scope="module")
+def drawn(genai, folder: Path) -> object:
+    return genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
+
+
+def test_the_tokenizer_in_the_folder_is_the_pipelines(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    import openvino
+    import openvino_tokenizers  # noqa: F401 (brings the operations that the graph is made of)
+
+    graph = openvino.compile_model(folder / "tokenizer" / "openvino_tokenizer.xml", "CPU")
+    arguments = {"padding": "max_length", "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "np"}
+    wanted = pipeline.tokenizer(list(PROMPTS), **arguments).input_ids
+    np.testing.assert_array_equal(graph(list(PROMPTS))["input_ids"], wanted)
+
+
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
+def test_stock_genai_makes_torchs_picture(
+    pipeline: StableDiffusionPipeline, genai, drawn, scheduler: str, tmp_path: Path
+) -> None:
+    from bksdm.sampling import scheduler_named
+
+    ours = copy.copy(pipeline)
+    ours.scheduler = scheduler_named(scheduler, pipeline.scheduler)
+    ours.scheduler.save_pretrained(tmp_path)
+    drawn.set_scheduler(genai.Scheduler.from_config(tmp_path / "scheduler_config.json"))
+    given = latents(1)
+
+    class Given(genai.Generator):
+        def __init__(self) -> None:
+            genai.Generator.__init__(self)
+
+        def next(self) -> float:
+            raise AssertionError("no single numbers are asked for")
+
+        def randn_tensor(self, shape: object) -> object:
+            import openvino
+
+            return openvino.Tensor(given.reshape(list(shape)))
+
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0}
+    theirs = drawn.generate("red apple", generator=Given(), **settings).data
+    with torch.inference_mode():
+        torchs = ours("red apple", latents=torch.from_numpy(given), output_type="np", **settings).images
+    # genai cuts off what is behind the point where diffusers rounds.
+    difference = theirs.astype(int) - np.floor(torchs * 255).astype(int)
+    assert theirs.shape == (1, PICTURE, PICTURE, 3)
+    assert np.abs(difference).max() <= 1
+
+
+def test_stock_genai_starts_from_a_picture(folder: Path, genai) -> None:
+    import openvino
+
+    drawn = genai.Image2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
+    picture = np.random.default_rng(0).integers(0, 256, (1, PICTURE, PICTURE, 3), dtype=np.uint8)
+    settings = {"num_inference_steps": 8, "rng_seed": 0}
+    made = [
+        drawn.generate("red car", openvino.Tensor(picture), strength=strength, **settings).data.copy()
+        for strength in (0.3, 0.9)
+    ]
+    assert made[0].shape == picture.shape
+    assert (made[0] != made[1]).any()
+
+
+# Fewer bits
+
+
+def unet_of(pipeline: StableDiffusionPipeline, precision: str, folder: Path) -> tuple[OpenvinoNetworks, int]:
+    """The U-Net in a precision, and the bytes of its weights."""
+    steps = denoising_steps(source(pipeline, calibration=("red apple",))) if precision == "w8a8" else []
+    (folder / UNET).mkdir()
+    write_graph(components(pipeline, PICTURE, PICTURE)[UNET], folder / UNET / "openvino_model.xml", precision, steps)
+    return OpenvinoNetworks(folder), (folder / UNET / "openvino_model.bin").stat().st_size
+
+
+def constants(file: Path) -> set[str]:
+    """Number formats of what is stored, and "rounded" where what flows is rounded as well."""
+    import openvino
+
+    ops = openvino.Core().read_model(file).get_ops()
+    found = {op.get_element_type().get_type_name() for op in ops if op.get_type_name() == "Constant"}
+    return found | {"rounded" for op in ops if op.get_type_name() == "FakeQuantize"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored", "bytes_each", "error"),
+    [
+        ("fp16", "f16", 2.1, 0.003),
+        ("int8", "i8", 1.3, 0.03),
+        ("int4", "u4", 1.1, 0.15),
+        pytest.param("w8a8", "i8", 1.4, 0.15, marks=pytest.mark.slow),
+    ],
+)
+def test_fewer_bits_are_fewer_bytes_and_near(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, precision: str, stored: str, bytes_each: float, error: float
+) -> None:
+    networks, size = unet_of(pipeline, precision, tmp_path)
+    found = constants(tmp_path / UNET / "openvino_model.xml")
+    assert stored in found
+    assert ("rounded" in found) == (precision == "w8a8")
+    assert size < bytes_each * sum(p.numel() for p in pipeline.unet.parameters())
+    noisy, context = latents(2), np.ones((2, MAX_TOKENS, CONTEXT), np.float32)
+    exact = TorchNetworks(pipeline).predict(noisy, 501, context)
+    rounded = networks.predict(noisy, 501, context)
+    assert 0 < np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2)) < error
+
+
+def test_calibration_is_the_models_own_denoising(pipeline: StableDiffusionPipeline) -> None:
+    steps = denoising_steps(source(pipeline, calibration=("red apple", "green car")))
+    assert len(steps) == 2 * 9  # of eight steps PNDM takes the second twice
+    assert [int(step.timestep[0]) for step in steps[:9]] == sorted(
+        (int(s.timestep[0]) for s in steps[:9]), reverse=True
+    )
+    assert {step.sample.shape for step in steps} == {(2, 4, LATENT, LATENT)}
+    assert not np.array_equal(steps[0].encoder_hidden_states[0], steps[0].encoder_hidden_states[1])
+    np.testing.assert_array_equal(steps[0].encoder_hidden_states[0], steps[9].encoder_hidden_states[0])
+
+
+def test_a_whole_pipeline_in_four_bits(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_pipeline(pipeline, tmp_path / "model")
+    made = export(ExportOptions(str(tmp_path / "model"), "openvino", str(tmp_path / "out"), precision="int4"))
+    assert capfd.readouterr().out == ""
+    assert made.parity is not None
+    assert made.parity.psnr > 15
+    for name, kind in (("unet", "u4"), ("text_encoder", "i8"), ("vae_decoder", "i8"), ("vae_encoder", "i8")):
+        assert kind in constants(tmp_path / "out" / name / "openvino_model.xml"), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("unet", "prediction"), [(V1_UNET, "epsilon"), (V2_UNET, "v_prediction")])
+def test_the_four_stages_of_both_generations(tmp_path: Path, unet: dict, prediction: str) -> None:
+    save_pipeline(build_pipeline(unet, prediction), tmp_path / "model")
+    made = export(ExportOptions(str(tmp_path / "model"), "openvino", str(tmp_path / "out")))
+    assert made.parity is not None
+    assert made.parity.largest <= 1

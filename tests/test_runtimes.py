@@ -1,0 +1,162 @@
+"""Exported folders and other runtimes where `generate` and `benchmark` take a model."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bksdm import runtimes
+from bksdm.benchmark import benchmark
+from bksdm.errors import InputError
+from bksdm.exported import export_facts, is_exported, open_exported
+from bksdm.generate import generate
+from bksdm.options import BenchmarkOptions, GenerateOptions
+from bksdm.runtimes import Choice, choose, converted, open_drawer
+
+CPU = torch.device("cpu")
+DRAWING = {"prompt": ["red apple", "green car"], "steps": 3, "guidance": 3.0, "batch_size": 2}
+
+
+def drawn(model: Path, out: Path, **changes: object) -> list[np.ndarray]:
+    given = GenerateOptions(str(model), str(out), **(DRAWING | changes))
+    return [np.asarray(Image.open(path), np.int64) for path in generate(given)]
+
+
+def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
+    return max(int(np.abs(one - other).max()) for one, other in zip(ours, theirs, strict=True))
+
+
+# Generate
+
+
+@pytest.mark.parametrize("kind", ["onnx_folder", "openvino_folder"])
+def test_an_exported_folder_draws_what_its_model_draws(
+    request: pytest.FixtureRequest, exported_model: Path, kind: str, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(kind)
+    assert difference(drawn(folder, tmp_path / "ours"), drawn(exported_model, tmp_path / "theirs")) <= 2
+    assert kind.removesuffix("_folder") in (tmp_path / "ours" / "provenance.json").read_text()
+
+
+def test_an_exported_folder_starts_from_a_picture(openvino_folder: Path, exported_model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 50), "orange").save(tmp_path / "orange.png")
+    start = {"image": str(tmp_path / "orange.png"), "strength": 0.7}
+    ours, theirs = (drawn(model, tmp_path / model.name, **start) for model in (openvino_folder, exported_model))
+    assert difference(ours, theirs) <= 2
+
+
+def test_a_runtime_that_is_asked_for_is_converted_to_once(
+    exported_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BKSDM_CACHE", str(tmp_path / "cache"))
+    ours = drawn(exported_model, tmp_path / "ours", runtime="openvino")
+    assert difference(ours, drawn(exported_model, tmp_path / "theirs", runtime="torch")) <= 2
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert export_facts(kept)["precision"] == "fp32"
+    monkeypatch.setattr(runtimes, "export", None)  # is not called again
+    assert converted(str(exported_model), "openvino") == kept
+    assert choose(str(exported_model), CPU, "auto", None, None, 1).runtime == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"runtime": "onnx"}, "was exported to openvino, and runtime is onnx"),
+        ({"scheduler": "DDIMScheduler"}, "exported with its scheduler"),
+        ({"decoder": "emoji"}, "exported with its decoder"),
+        ({"height": 36}, "height is 36"),
+    ],
+)
+def test_what_an_export_cannot_do_is_refused(
+    openvino_folder: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        drawn(openvino_folder, tmp_path / "out", **changes)
+
+
+def test_other_runtimes_have_no_other_precision(exported_model: Path) -> None:
+    with pytest.raises(InputError, match="give --runtime torch"):
+        open_drawer(str(exported_model), "openvino", CPU, "fp16")
+
+
+def test_a_format_that_does_not_run_here_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text('{"format": "coreml"}')
+    with pytest.raises(InputError, match="has format 'coreml'; give a folder of onnx or openvino"):
+        open_exported(tmp_path)
+
+
+def test_a_damaged_export_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text("{")
+    assert is_exported(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        drawn(tmp_path, tmp_path / "out")
+
+
+# The choice
+
+
+def chosen(model: Path, calls: int, **changes: object) -> Choice:
+    given = {"device": CPU, "precision": "auto", "decoder": None, "scheduler": None} | changes
+    return choose(str(model), unet_calls=calls, **given)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine of one GFLOP/s, on which OpenVINO is twice as fast, and nothing is converted yet."""
+    monkeypatch.setattr(runtimes, "_gflops", lambda: 1.0)
+    monkeypatch.setitem(runtimes.FASTER, "openvino", 2.0)
+    monkeypatch.setenv("BKSDM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_conversion_has_to_save_more_than_it_takes(v1_folder: Path) -> None:
+    from bksdm.cost import unet_cost
+    from bksdm.models import load_unet_config
+
+    config = load_unet_config(v1_folder)
+    saved_by_call = unet_cost(config, config["sample_size"]).gmacs_all  # 2 GFLOP a GMAC, half of it saved
+    fixed, grows = runtimes._CONVERSION["openvino"]
+    conversion = fixed + grows * unet_cost(config, config["sample_size"]).params / 1e6
+    enough = int(conversion / saved_by_call) + 1
+    assert chosen(v1_folder, enough).runtime == "openvino"
+    assert chosen(v1_folder, enough - 2).runtime == "torch"
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    "changes", [{"device": torch.device("cuda")}, {"precision": "bf16"}, {"scheduler": "DDIMScheduler"}]
+)
+def test_what_only_torch_does_is_done_by_torch(v1_folder: Path, changes: dict[str, object]) -> None:
+    assert chosen(v1_folder, 10**9, **changes).runtime == "torch"
+
+
+@pytest.mark.usefixtures("measured")
+def test_without_the_packages_torch_is_chosen(v1_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtimes, "_installed", lambda runtime: False)
+    found = chosen(v1_folder, 10**9)
+    assert found.runtime == "torch"
+    assert "pip install 'bksdm[openvino]'" in found.reason
+
+
+# Benchmark
+
+
+def test_exported_folders_are_measured_beside_their_model(openvino_folder: Path, exported_model: Path) -> None:
+    options = BenchmarkOptions(
+        [str(exported_model), str(openvino_folder)], batch_sizes=[1], rounds=2, warmup=0, steps=2
+    )
+    ours, theirs = reversed(benchmark(options).models)
+    assert (ours.precision, theirs.precision) == ("fp32", "float32")
+    assert ours.params == theirs.params
+    assert ours.cost == theirs.cost
+    assert all(spread.median > 0 for spread in ours.batches[0].seconds.values())
+    assert ours.batches[0].peak_memory > 0
+
+
+def test_a_model_is_measured_in_several_runtimes(exported_model: Path) -> None:
+    options = BenchmarkOptions([str(exported_model)], batch_sizes=[1], rounds=1, warmup=0, steps=1)
+    found = benchmark(dataclasses.replace(options, runtimes=["torch", "openvino"])).models
+    assert [model.model for model in found] == [str(exported_model), f"{exported_model}, openvino"]
