@@ -82,6 +82,9 @@ def test_text_encoder_weights_have_the_names_that_are_looked_for(tmp_path: Path)
     with safe_open(tmp_path / "text_encoder" / "model.safetensors", "pt") as weights:
         assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118
         assert "text_model.embeddings.token_embedding.weight" in set(weights.keys())
+    with safe_open(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        assert weights.get_tensor("conv_in.weight").dtype == torch.float16
+        assert weights.get_tensor("conv_in.bias").dtype == torch.float32
 
 
 @pytest.mark.parametrize(

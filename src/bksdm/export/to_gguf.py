@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -113,11 +114,17 @@ def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         ("text_encoder", "model.safetensors", pipeline.text_encoder),
     )
     for name, file, network in networks:
-        tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+        tensors = {key: _half(tensor).contiguous() for key, tensor in network.state_dict().items()}
         if name == "text_encoder":
             tensors = _text_model(tensors)
         (folder / name).mkdir()
         save_file(tensors, folder / name / file, metadata={"format": "pt"})
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """Kernels in half precision, which stable-diffusion.cpp computes them in: their rows are too short for its blocks
+    of fewer bits, so that they stay as they are given."""
+    return tensor.half() if tensor.dim() == 4 else tensor
 
 
 def _text_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,10 +153,11 @@ def check(file: Path, source: Source) -> Parity:
             scheduler="discrete",
         )
         ours = np.asarray(Image.open(picture).convert("RGB"))[None]
-    return compare(ours, _torch_picture(source.pipeline))
+    return compare(ours, torch_picture(source.pipeline))
 
 
-def _torch_picture(pipeline: StableDiffusionPipeline) -> Any:
+def torch_picture(pipeline: StableDiffusionPipeline) -> NDArray[np.uint8]:
+    """What torch makes in the place of stable-diffusion.cpp, 8-bit with shape (1, 64, 64, 3)."""
     scheduler = EulerDiscreteScheduler(**_SCHEDULER, timestep_spacing="linspace")
     parts = pipeline.components | {"scheduler": scheduler}
     euler = StableDiffusionPipeline(**parts, requires_safety_checker=False)
