@@ -14,6 +14,7 @@ from typing import cast
 from diffusers import StableDiffusionPipeline
 
 from bksdm.errors import InputError
+from bksdm.export.parity import Parity
 from bksdm.recipe import Recipe
 from bksdm.runtime.networks import Networks
 
@@ -67,6 +68,7 @@ class Format:
         packages: What is imported -> what pip installs.
         write: Write the export into an empty folder, or, with a `suffix`, as the file that is named.
         networks: Open what was written, to be compared with torch; None where it cannot run here.
+        check: Compare what was written with torch in the format's own way, where its runtime opens no networks.
         suffix: Of the file, for formats of one file; empty for folders.
         is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
@@ -74,6 +76,7 @@ class Format:
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
         memory: Peak of memory as a multiple of the weights in float32, over and above the pipeline itself.
+        scratch: Bytes a parameter that lie on the disk meanwhile.
     """
 
     name: str
@@ -82,19 +85,21 @@ class Format:
     packages: Mapping[str, str]
     write: Callable[[Source, Path], None]
     networks: Callable[[Path, Source], Networks] | None = None
+    check: Callable[[Path, Source], Parity] | None = None
     suffix: str = ""
     is_model: bool = False
     fixed_size: bool = False
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
     memory: float = 2.0
+    scratch: float = 0.0
 
     def needs(self, source: Source) -> Needs:
         """An estimate, from the number of parameters."""
         pipeline = source.pipeline
         networks = (pipeline.text_encoder, pipeline.unet, pipeline.vae)
         parameters = sum(p.numel() for network in networks for p in network.parameters())
-        return Needs(int(4 * parameters * self.memory), int(parameters * _BYTES[source.precision]))
+        return Needs(int(4 * parameters * self.memory), int(parameters * (_BYTES[source.precision] + self.scratch)))
 
     def check_packages(self) -> None:
         """Say what to install where something is missing.

@@ -89,11 +89,13 @@ def check_parity(
     return compare(ours, theirs)
 
 
-def draw(pipeline: StableDiffusionPipeline, networks: Networks, latents: Array, steps: int) -> NDArray[np.uint8]:
+def draw(
+    pipeline: StableDiffusionPipeline, networks: Networks, latents: Array, steps: int, prompt: str = PROMPT
+) -> NDArray[np.uint8]:
     """The picture, 8-bit with shape (1, H, W, 3), that networks make of latents (1, C, h, w) under guidance."""
     scheduler = copy.deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(steps)
-    context = networks.encode(_tokens(pipeline, ["", PROMPT]))
+    context = networks.encode(_tokens(pipeline, ["", prompt]))
     sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
     noise = torch.Generator().manual_seed(_SEED)
     extra = {"generator": noise} if _draws(scheduler) else {}

@@ -192,10 +192,14 @@ def _parity(source: Source, kind: Format, written: Path) -> Parity | None:
     Raises:
         RuntimeError: They differ by more than the format's precision explains.
     """
-    if kind.networks is None:
+    if kind.check is not None:
+        say("comparing the export with torch")
+        parity = kind.check(written, source)
+    elif kind.networks is not None:
+        say("comparing the export with torch")
+        parity = check_parity(source.pipeline, kind.networks(written, source), source.height, source.width)
+    else:
         return None
-    say("comparing the export with torch")
-    parity = check_parity(source.pipeline, kind.networks(written, source), source.height, source.width)
     least = kind.least_psnr.get(source.precision, 0.0)
     if (source.precision == "fp32" and parity.largest > _MOST_DIFFERENT) or parity.psnr < least:
         raise RuntimeError(f"the export differs from torch ({parity.text()}); nothing was written")
