@@ -1,7 +1,7 @@
 """Train the small decoder of the embedded model, and put it into the package.
 
-    python examples/emoji/decoder.py train     # goes on where it was stopped
-    python examples/emoji/decoder.py ship      # at any moment of the training
+    python examples/emoji/small_decoder.py train     # goes on where it was stopped
+    python examples/emoji/small_decoder.py ship      # at any moment of the training
 
 `ship` writes `decoder/` of the package's `emoji` assets from the newest checkpoint, in half precision.
 `benchmarks/decoder.py embedded` measures it.
