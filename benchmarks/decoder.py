@@ -12,8 +12,9 @@ whose pictures are then scored by `bksdm evaluate`. Tables go to stdout and, wit
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
@@ -40,7 +41,6 @@ SD_VAE = {
 }
 HELD_OUT, SCORES = "emoji/heldout", ("frechet_distance", "clip_score", "retrieval_r1")
 SCHEDULER, STEPS, GUIDANCE = "DPMSolverMultistepScheduler", 8, 2.5
-Vae = AutoencoderKL | AutoencoderTiny
 
 
 def main() -> None:
@@ -85,9 +85,9 @@ def embedded(decoder: str, rounds: int) -> str:
     return "\n\n".join([*tables, scored({"own": own, "small": small}, drawn)])
 
 
-def costs(vaes: dict[str, Vae], latents: Tensor, rounds: int) -> str:
+def costs(vaes: dict[str, Any], latents: Tensor, rounds: int) -> str:
     """A table of decoders that take turns; the first is compared with."""
-    works: list[Callable[[], object]] = [lambda vae=vae: vae.decode(latents) for vae in vaes.values()]
+    works = [partial(vae.decode, latents) for vae in vaes.values()]
     seconds = take_turns({"decode": works}, rounds=rounds, warmup=1, device=latents.device)["decode"]
     rows = []
     for (name, vae), own in zip(vaes.items(), seconds, strict=True):
@@ -105,16 +105,16 @@ def costs(vaes: dict[str, Vae], latents: Tensor, rounds: int) -> str:
     return table(["decoder", "M parameters", "GMACs", "ms, median (quartiles)", "times as fast"], rows)
 
 
-def parameters(vae: Vae) -> int:
+def parameters(vae: Any) -> int:
     networks: list[nn.Module] = [vae.decoder, getattr(vae, "post_quant_conv", None) or nn.Identity()]
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
-def gmacs(vae: Vae, latents: Tensor) -> float:
+def gmacs(vae: Any, latents: Tensor) -> float:
     """Of convolutions and matrix products, those inside attention with them."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         vae.decode(latents)
-    return counter.get_total_flops() / 2e9
+    return float(counter.get_total_flops() / 2e9)
 
 
 def drawn_latents(pipeline: StableDiffusionPipeline) -> Tensor:
