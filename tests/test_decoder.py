@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bksdm.decoder import fresh_autoencoder, load_decoder, upsampling, with_autoencoder, with_decoder
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
-from bksdm.distill.decoder import distill_decoder
+from bksdm.distill.decoder import distill_decoder, newest_decoder
 from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, decoded, taught_bytes
 from bksdm.distill.loop import Interrupted
 from bksdm.errors import InputError
@@ -265,6 +265,14 @@ def test_the_decoder_is_stock_and_stands_in_for_the_teachers(
         own = pipeline.vae.decode(latents / v1_teacher.vae.config.scaling_factor).sample
         assert torch.allclose(own, small.decode(latents).sample, atol=1e-5)
         assert small.encode(own).latents.shape == latents.shape
+
+
+def test_the_newest_checkpoint_is_what_a_finished_run_saved(finished: Path, v1_folder: Path) -> None:
+    options = DecoderOptions(str(v1_folder), "", str(finished), channels=8, blocks=1)
+    small, steps = newest_decoder(options)
+    saved = load_file(finished / "decoder" / WEIGHTS)
+    assert steps == 40
+    assert all(torch.equal(value, saved[name]) for name, value in small.state_dict().items())
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])

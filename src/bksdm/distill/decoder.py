@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from bksdm.data.stream import Samples, Stream
 from bksdm.decoder import fresh_autoencoder
@@ -68,6 +68,21 @@ def distill_decoder(options: DecoderOptions) -> Path:
     if _steps_of(run / "decoder") != state.step:
         _save(run / "decoder", state)
     return run / "decoder"
+
+
+def newest_decoder(options: DecoderOptions) -> tuple[AutoencoderTiny, int]:
+    """The averaged decoder in the newest checkpoint of a run, on the CPU, and after how many steps it was written.
+
+    Raises:
+        InputError: There is no checkpoint, or it is cut short.
+    """
+    teacher, device = load_pipeline(options.teacher, with_unet=False), torch.device("cpu")
+    state = _fresh_state(options, teacher, device, torch.float32)
+    if not Checkpoints(Path(options.out) / "checkpoints").restore(state):
+        raise InputError(f"{options.out} has no checkpoint; train first")
+    if state.ema:
+        state.ema.copy_to(state.model)
+    return _coder(state).small, state.step
 
 
 def _settings(options: DecoderOptions, data: Pictures | Latents) -> dict[str, Any]:
@@ -160,14 +175,17 @@ def _check(options: DecoderOptions) -> None:
 
 def _save(folder: Path, state: TrainState) -> None:
     """The averaged weights in float32, whole or not at all."""
-    coder = state.model
-    assert isinstance(coder, Coder)
     try:
         with averaged(state), replace_folder(folder) as partial:
-            coder.small.save_pretrained(partial, safe_serialization=True)
+            _coder(state).small.save_pretrained(partial, safe_serialization=True)
             write_text(partial / STEPS_FILE, json.dumps({"steps": state.step}) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def _coder(state: TrainState) -> Coder:
+    assert isinstance(state.model, Coder)
+    return state.model
 
 
 def _steps_of(folder: Path) -> int | None:
