@@ -23,7 +23,18 @@ pytest_plugins = ["verbs_fixtures"]
 # Options are a budget: a new one needs a reason and a line here.
 OPTIONS = {"quickstart": 4, "describe": 3, "prune": 4, "prepare": 17, "distill": 44, "generate": 20, "evaluate": 25}
 OPTIONS |= {"decoder": 26, "benchmark": 14, "sensitivity": 17, "export": 11}
-JSON_VERBS = ("describe", "prune", "prepare", "distill", "decoder", "generate", "evaluate", "benchmark", "sensitivity", "export")
+JSON_VERBS = (
+    "describe",
+    "prune",
+    "prepare",
+    "distill",
+    "decoder",
+    "generate",
+    "evaluate",
+    "benchmark",
+    "sensitivity",
+    "export",
+)
 
 
 def python(*words: object) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, V1_UNET, V2_UNET, build_pipeline, random_inputs
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.errors import InputError
@@ -23,6 +22,7 @@ from bksdm.export.to_coreml import CoreMLNetworks, Package, _TextEncoder, conver
 from bksdm.models import save_pipeline
 from bksdm.options import ExportOptions, PruneOptions
 from bksdm.prune import prune
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, V1_UNET, V2_UNET, build_pipeline, random_inputs
 
 # Two stages of one layer and no middle block: every kind of operation, in a quarter of the time.
 SMALLEST = V1_UNET | {

@@ -76,10 +76,11 @@ class Decoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae
+        self.before = vae.post_quant_conv or nn.Identity()
+        self.network = vae.decoder
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
-        return (self.vae.decode(latent_sample, return_dict=False)[0],)
+        return (self.network(self.before(latent_sample)),)
 
 
 class Encoder(nn.Module):
@@ -87,10 +88,11 @@ class Encoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae
+        self.network = vae.encoder
+        self.after = vae.quant_conv or nn.Identity()
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
-        return (self.vae.encode(sample).latent_dist.parameters,)
+        return (self.after(self.network(sample)),)
 
 
 def components(pipeline: StableDiffusionPipeline, height: int, width: int, batch_size: int = 2) -> dict[str, Component]:

@@ -48,7 +48,8 @@ def write(source: Source, folder: Path) -> None:
 
 def smallest(pipeline: StableDiffusionPipeline) -> int:
     """The side in pixels that examples have at least: a side of one latent, anywhere in the U-Net, would stay one."""
-    return 2 * int(pipeline.vae_scale_factor) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    halvings = len(pipeline.unet.config.block_out_channels) - 1
+    return int(2 * pipeline.vae_scale_factor * 2**halvings)
 
 
 def write_graph(component: Component, file: Path) -> None:
