@@ -1,4 +1,4 @@
-"""Every command of the README, and of the pages on evaluation and decoders, is one that exists and takes these options."""
+"""Every command of the README and of the pages exists and takes these options."""
 
 import re
 import shlex
