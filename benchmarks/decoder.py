@@ -2,6 +2,7 @@
 
     python benchmarks/decoder.py full                          # Stable Diffusion's sizes, random weights
     python benchmarks/decoder.py embedded                      # the embedded model and its small decoder
+    python benchmarks/decoder.py full --rounds 0               # without the clock
     python benchmarks/decoder.py embedded --decoder RUN/decoder
 
 `full` sets a decoder of Stable Diffusion's VAE beside TAESD's, on one latent of 64 x 64, the two taking turns.
@@ -10,6 +11,7 @@ whose pictures are then scored by `bksdm evaluate`. Tables go to stdout and, wit
 """
 
 import argparse
+import copy
 import json
 import tempfile
 from functools import partial
@@ -86,7 +88,10 @@ def embedded(decoder: str, rounds: int) -> str:
 
 
 def costs(vaes: dict[str, Any], latents: Tensor, rounds: int) -> str:
-    """A table of decoders that take turns; the first is compared with."""
+    """A table of decoders that take turns; the first is compared with. Without rounds, nothing is timed."""
+    if not rounds:
+        counted = [[name, f"{parameters(vae) / 1e6:.3f}", f"{gmacs(vae, latents):.3f}"] for name, vae in vaes.items()]
+        return table(["decoder", "M parameters", "GMACs"], counted)
     works = [partial(vae.decode, latents) for vae in vaes.values()]
     seconds = take_turns({"decode": works}, rounds=rounds, warmup=1, device=latents.device)["decode"]
     rows = []
@@ -112,8 +117,9 @@ def parameters(vae: Any) -> int:
 
 def gmacs(vae: Any, latents: Tensor) -> float:
     """Of convolutions and matrix products, those inside attention with them."""
+    without_data = copy.deepcopy(vae).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        vae.decode(latents)
+        without_data.decode(latents.to("meta"))
     return float(counter.get_total_flops() / 2e9)
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bksdm.data.folder import data_folder, read_captions
+from bksdm.data.pictures import to_pixels
 from bksdm.decoder import fresh_autoencoder, load_decoder, upsampling, with_autoencoder, with_decoder
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
@@ -126,6 +128,14 @@ def test_slices_and_tiles_still_work(v1_teacher: StableDiffusionPipeline, small:
     pipeline = with_decoder(v1_teacher, small)
     getattr(pipeline.vae, option)()
     assert pipeline.vae.decode(torch.zeros(2, 4, 2 * LATENT, LATENT)).sample.shape == (2, 3, 2 * PICTURE, PICTURE)
+
+
+def test_the_embedded_decoder_draws_as_the_vaes_own(emoji: StableDiffusionPipeline) -> None:
+    pixels = to_pixels(read_captions(data_folder("emoji/heldout"))[0].open(), 64)[None]
+    with torch.no_grad():
+        latents = emoji.vae.encode(pixels).latent_dist.mean * emoji.vae.config.scaling_factor
+        own, small = (decoded(each.vae, latents) for each in (emoji, with_decoder(emoji, "emoji")))
+    assert ((own - small) / 2).square().mean() < 10**-2.6
 
 
 # What is refused
