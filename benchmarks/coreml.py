@@ -86,7 +86,6 @@ def full_size_row(precision: str) -> dict[str, Any]:
 
 def full_size(precision: str) -> None:
 
-
     torch.manual_seed(0)
     teacher = json.loads((ROOT / "tests" / "data" / "unet_sd_v1.4.json").read_text())
     recipe = load_recipe("tiny")
