@@ -121,6 +121,11 @@ def test_inputs_of_another_shape_are_refused(tmp_path: Path) -> None:
         ("reduce_argmax", {"axis": 1, "keep_dims": False}, [1]),
         ("gather", {"indices": torch.tensor([1, 0, 1]), "axis": 1}, [[2.0, 1.0, 2.0]]),
         ("gather", {"indices": 1, "axis": 1}, [2.0]),
+        (
+            "batch_norm",
+            {"mean": torch.tensor([1.0, 0.0]), "variance": torch.tensor([1.0, 4.0]), "epsilon": 0.0},
+            [[0.0, 1.0]],
+        ),
         ("slice_by_index", {"begin": torch.tensor([0, 1]), "end": torch.tensor([1, 2])}, [[2.0]]),
         ("gather_nd", {"indices": torch.tensor([[0, 1]])}, [2.0]),
         ("matmul", {"y": torch.tensor([[3.0, 4.0]]), "transpose_x": True}, [[3.0, 4.0], [6.0, 8.0]]),

@@ -191,7 +191,8 @@ def _conv(given: Given) -> Tensor:
 
 
 def _matmul(given: Given) -> Tensor:
-    x, y = given["x"], given["y"]
+    x: Tensor = given["x"]
+    y: Tensor = given["y"]
     return (x.mT if given.get("transpose_x") else x) @ (y.mT if given.get("transpose_y") else y)
 
 
@@ -204,40 +205,49 @@ def _layer_norm(given: Given) -> Tensor:
     return F.layer_norm(given["x"], shape, given.get("gamma"), given.get("beta"), given["epsilon"])
 
 
+def _batch_norm(given: Given) -> Tensor:
+    known = (given["mean"], given["variance"], given.get("gamma"), given.get("beta"))
+    return F.batch_norm(given["x"], *known, training=False, eps=given["epsilon"])
+
+
 def _gelu(given: Given) -> Tensor:
     return F.gelu(given["x"], approximate="none" if given["mode"] == "EXACT" else "tanh")
 
 
 def _reduce_mean(given: Given) -> Tensor:
-    return given["x"].mean(_numbers(given["axes"]), keepdim=bool(given["keep_dims"]))
+    x: Tensor = given["x"]
+    return x.mean(_numbers(given["axes"]), keepdim=bool(given["keep_dims"]))
 
 
 def _reduce_argmax(given: Given) -> Tensor:
     # Of equal values torch promises none in particular; Core ML takes the first.
-    x, axis = given["x"], int(given["axis"])
+    x: Tensor = given["x"]
+    axis = int(given["axis"])
     return (x == x.amax(axis, keepdim=True)).int().argmax(axis, keepdim=bool(given["keep_dims"]))
 
 
 def _split(given: Given) -> Sequence[Tensor]:
-    x, axis = given["x"], int(given["axis"])
+    x: Tensor = given["x"]
+    axis = int(given["axis"])
     if given.get("split_sizes") is not None:
-        return x.split(_numbers(given["split_sizes"]), axis)
+        return torch.split_with_sizes(x, _numbers(given["split_sizes"]), axis)
     return x.chunk(int(given["num_splits"]), axis)
 
 
 def _gather(given: Given) -> Tensor:
     indices, axis = torch.as_tensor(given["indices"]), int(given["axis"])
-    found = given["x"].index_select(axis, indices.flatten())
-    return found.unflatten(axis, indices.shape) if indices.ndim else found.squeeze(axis)
+    found: Tensor = given["x"].index_select(axis, indices.flatten())
+    return found.reshape(*given["x"].shape[:axis], *indices.shape, *given["x"].shape[axis + 1 :])
 
 
 def _gather_nd(given: Given) -> Tensor:
     assert not given.get("batch_dims")
-    return given["x"][tuple(given["indices"].unbind(-1))]
+    x: Tensor = given["x"]
+    return x[tuple(given["indices"].unbind(-1))]
 
 
 def _slice_by_index(given: Given) -> Tensor:
-    x = given["x"]
+    x: Tensor = given["x"]
     begin, end = _numbers(given["begin"]), _numbers(given["end"])
     strides, from_start, to_end, single = (
         _numbers(given[name]) if given.get(name) is not None else [default] * x.ndim
@@ -266,15 +276,17 @@ def _upsample(given: Given) -> Tensor:
 
 
 def _cast(given: Given) -> Tensor:
+    x: Tensor = given["x"]
     kind = given["dtype"]
     if kind == "bool":
-        return given["x"].bool()
-    return given["x"].float() if kind.startswith("fp") else given["x"].long()
+        return x.bool()
+    return x.float() if kind.startswith("fp") else x.long()
 
 
 def _shaped(operation: Any, given: Given) -> Tensor:
     """Operations that only name the dimensions anew."""
-    return given["x"].reshape(tuple(map(int, operation.outputs[0].shape)))
+    x: Tensor = given["x"]
+    return x.reshape(tuple(map(int, operation.outputs[0].shape)))
 
 
 _SHAPED = ("expand_dims", "squeeze", "reshape")
@@ -282,6 +294,7 @@ _SHAPED = ("expand_dims", "squeeze", "reshape")
 OPERATIONS: dict[str, Callable[..., Result]] = {
     **dict.fromkeys(_SHAPED, _shaped),
     "add": lambda given: given["x"] + given["y"],
+    "batch_norm": _batch_norm,
     "cast": _cast,
     "concat": lambda given: torch.cat(given["values"], int(given["axis"])),
     "conv": _conv,
