@@ -1,4 +1,4 @@
-"""Stable Diffusion v1.4's tiny student at full size as GGUF: seconds, memory, size, and how near its pictures are.
+"""Stable Diffusion v1.4's tiny student at full size as GGUF: seconds, size, and how near its pictures are.
 
     python benchmarks/gguf.py                            # all precisions; needs pip install 'bksdm[gguf]'
 
@@ -7,7 +7,6 @@ Weights are random. Pictures of 64x64 by stable-diffusion.cpp and by torch are c
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -66,13 +65,11 @@ def measure(pipeline: Any, precision: str) -> dict[str, Any]:
         started = time.perf_counter()
         FORMAT.write(source, file)
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         assert FORMAT.check is not None
         parity = FORMAT.check(file, source)
         return {
             "precision": precision,
             "seconds": seconds,
-            "peak": peak,
             "bytes": file.stat().st_size,
             "deviation": float(torch_picture(pipeline).std()),
             **parity.to_dict(),
@@ -81,14 +78,14 @@ def measure(pipeline: Any, precision: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| precision | s to convert | largest peak of stable-diffusion.cpp so far, MiB | file, MiB | PSNR, dB "
+        "| precision | s to convert | file, MiB | PSNR, dB "
         "| largest difference, of 255 | deviation of the picture, of 255 |",
     ]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|")
     for row in rows:
-        sizes = f"{row['peak'] / 2**20:.0f} | {row['bytes'] / 2**20:.0f}"
+        size = f"{row['bytes'] / 2**20:.0f}"
         near = f"{row['psnr']} | {row['largest']} | {row['deviation']:.1f}"
-        lines.append(f"| {row['precision']} | {row['seconds']:.0f} | {sizes} | {near} |")
+        lines.append(f"| {row['precision']} | {row['seconds']:.0f} | {size} | {near} |")
     return "\n".join(lines)
 
 
