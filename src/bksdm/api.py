@@ -12,6 +12,8 @@ from bksdm.benchmark import Benchmark, benchmark, latencies
 from bksdm.describe import Description, describe
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.consistency import Consistency, few_step_scheduler
+from bksdm.distill.few_steps import lcm
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -28,6 +30,7 @@ from bksdm.options import (
     DistillOptions,
     EvaluateOptions,
     GenerateOptions,
+    LcmOptions,
     PrepareOptions,
     PruneOptions,
     QuickstartOptions,
@@ -47,6 +50,7 @@ __all__ = [
     "CaptionPool",
     "Captions",
     "Conditions",
+    "Consistency",
     "Description",
     "DistillOptions",
     "Distillation",
@@ -54,6 +58,7 @@ __all__ = [
     "GenerateOptions",
     "InputError",
     "Interrupted",
+    "LcmOptions",
     "LossWeights",
     "NoiseSchedule",
     "Plan",
@@ -70,9 +75,11 @@ __all__ = [
     "describe",
     "distill",
     "evaluate",
+    "few_step_scheduler",
     "foresee",
     "generate",
     "latencies",
+    "lcm",
     "load_pipeline",
     "load_recipe",
     "prepare",

@@ -52,6 +52,13 @@ def _distill(options: verbs.DistillOptions) -> None:
     _answer({"student": student}, options.json, f"student in {student}")
 
 
+def _lcm(options: verbs.LcmOptions) -> None:
+    from bksdm.distill.few_steps import lcm
+
+    student = str(lcm(options))
+    _answer({"student": student}, options.json, f"student in {student}")
+
+
 def _generate(options: verbs.GenerateOptions) -> None:
     from bksdm.generate import generate
 
@@ -104,6 +111,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "prune": (verbs.PruneOptions, _prune),
     "prepare": (verbs.PrepareOptions, _prepare),
     "distill": (verbs.DistillOptions, _distill),
+    "lcm": (verbs.LcmOptions, _lcm),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
     "benchmark": (verbs.BenchmarkOptions, _benchmark),
@@ -112,7 +120,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.
-SHARED = ("prepare", "distill", "generate", "evaluate")
+SHARED = ("prepare", "distill", "lcm", "generate", "evaluate")
 
 
 def main(arguments: list[str] | None = None) -> None:
