@@ -4,7 +4,8 @@
 
 Prunes the embedded model, retrains the student, teaches it latent consistency, and scores it at a few numbers of
 steps without guidance beside itself before that, with guidance, on the held-out art. Times of all take turns in one
-process, each model with its own steps. Everything goes on where it stopped.
+process, each model with its own steps. Everything goes on where it stopped; another
+recipe or another retraining needs another `--runs`.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[
             TEACHER,
             str(pruned),
             "emoji/train",
-            str(runs / f"{recipe}-retrained-{steps}"),
+            str(runs / "retrained"),
             steps=steps,
             batch_size=32,
             accumulation=1,
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--solver_steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--ema_decay", type=float, default=0.95)
     parser.add_argument("--loss", choices=["huber", "l2"], default="huber")
@@ -130,13 +132,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     given = parser.parse_args()
     quiet_libraries()
-    name = f"{given.recipe}-lcm-{given.steps}-{given.lr:g}-{given.guidance:g}-{given.ema_decay:g}-{given.loss}"
+    name = f"lcm-{given.steps}-{given.lr:g}-{given.solver_steps}-{given.guidance:g}-{given.ema_decay:g}-{given.loss}"
     options = LcmOptions(
         TEACHER,
         "",
         "emoji/train",
         str(given.runs / name),
         steps=given.steps,
+        solver_steps=given.solver_steps,
         guidance=given.guidance,
         loss=given.loss,
         batch_size=given.batch_size,
@@ -151,8 +154,9 @@ def main() -> None:
     scored, seconds, made_by = scores(found, given.runs, given.limit), times(found, given.rounds), provenance()
     settings = (
         f"Recipe {given.recipe}, retrained for {given.retraining_steps} steps of 32; then {given.steps} steps of "
-        f"{given.batch_size} of lcm, learning rate {given.lr:g}, guidance {given.guidance:g}, average {given.ema_decay:g}, "
-        f"loss {given.loss}. {given.limit} held-out prompts; times of one picture, {given.rounds} rounds in turns."
+        f"{given.batch_size} of lcm, learning rate {given.lr:g}, {given.solver_steps} solver steps, guidance "
+        f"{given.guidance:g}, average {given.ema_decay:g}, loss {given.loss}. "
+        f"{given.limit} held-out prompts; times of one picture, {given.rounds} rounds in turns."
     )
     versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
     machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
