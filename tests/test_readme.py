@@ -1,4 +1,4 @@
-"""Every command of the README and of the page on evaluation is one that exists and takes these options."""
+"""Every command of the README and of the pages on evaluation and few steps is one that exists and takes these options."""
 
 import re
 import shlex
@@ -13,10 +13,11 @@ from bksdm.cli import VERBS, parse
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
+FEW_STEPS = (ROOT / "docs" / "few-steps.md").read_text()
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README + EVALUATION, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README + EVALUATION + FEW_STEPS, re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
