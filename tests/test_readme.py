@@ -3,21 +3,27 @@
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from bksdm import api
 from bksdm.cli import VERBS, parse
+from bksdm.runtime import __main__ as runtime
 
 ROOT = Path(__file__).parent.parent
+EXPORTS = ROOT / "docs" / "exports"
+PROJECT = (ROOT / "pyproject.toml").read_text()
 README = (ROOT / "README.md").read_text()
-EVALUATION = (ROOT / "docs" / "evaluation.md").read_text()
-DECODER = (ROOT / "docs" / "decoder.md").read_text()
+PAGES = "".join(
+    page.read_text()
+    for page in (*(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "decoder", "few-steps")), *EXPORTS.iterdir())
+)
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README + EVALUATION + DECODER, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README + PAGES, re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
@@ -30,6 +36,13 @@ def test_a_command_is_understood(command: str) -> None:
     program, verb, *given = shlex.split(command, comments=True)
     if program == "make":
         assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pip":
+        extras = re.findall(r"bksdm\[(.*)\]", given[-1])
+        assert set(",".join(extras).split(",")) <= tomllib.loads(PROJECT)["project"]["optional-dependencies"].keys() | {
+            ""
+        }
+    elif program == "python" and given[0] == "bksdm.runtime":
+        runtime._parser().parse_args(given[1:])
     else:
         assert program == "bksdm"
         parse(VERBS[verb][0], verb, given)
@@ -77,11 +90,19 @@ def test_the_files_that_the_readme_names_are_there() -> None:
 def test_the_public_surface() -> None:
     functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
     functions |= {"benchmark", "latencies", "quickstart", "sample", "sensitivity", "distill_decoder", "with_decoder"}
+    functions |= {"export", "lcm", "few_step_scheduler"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
-    options |= {"BenchmarkOptions", "DecoderOptions", "QuickstartOptions", "SensitivityOptions"}
+    options |= {
+        "BenchmarkOptions",
+        "DecoderOptions",
+        "ExportOptions",
+        "LcmOptions",
+        "QuickstartOptions",
+        "SensitivityOptions",
+    }
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
-    kinds |= {"Benchmark", "Sensitivity"}
+    kinds |= {"Benchmark", "Consistency", "Exported", "Sensitivity"}
     kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

@@ -13,7 +13,9 @@ from bksdm.decoder import with_decoder
 from bksdm.describe import Description, describe
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.consistency import Consistency, few_step_scheduler
 from bksdm.distill.decoder import distill_decoder
+from bksdm.distill.few_steps import lcm
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
@@ -21,6 +23,7 @@ from bksdm.distill.plan import Plan
 from bksdm.distill.run import distill, foresee
 from bksdm.errors import InputError
 from bksdm.evaluate.run import evaluate
+from bksdm.export.run import Exported, export
 from bksdm.families import derive
 from bksdm.generate import generate
 from bksdm.losses import LossWeights
@@ -30,7 +33,9 @@ from bksdm.options import (
     DecoderOptions,
     DistillOptions,
     EvaluateOptions,
+    ExportOptions,
     GenerateOptions,
+    LcmOptions,
     PrepareOptions,
     PruneOptions,
     QuickstartOptions,
@@ -50,14 +55,18 @@ __all__ = [
     "CaptionPool",
     "Captions",
     "Conditions",
+    "Consistency",
     "DecoderOptions",
     "Description",
     "DistillOptions",
     "Distillation",
     "EvaluateOptions",
+    "ExportOptions",
+    "Exported",
     "GenerateOptions",
     "InputError",
     "Interrupted",
+    "LcmOptions",
     "LossWeights",
     "NoiseSchedule",
     "Plan",
@@ -75,9 +84,12 @@ __all__ = [
     "distill",
     "distill_decoder",
     "evaluate",
+    "export",
+    "few_step_scheduler",
     "foresee",
     "generate",
     "latencies",
+    "lcm",
     "load_pipeline",
     "load_recipe",
     "prepare",

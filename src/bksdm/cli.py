@@ -59,6 +59,13 @@ def _decoder(options: verbs.DecoderOptions) -> None:
     _answer({"decoder": decoder}, options.json, f"decoder in {decoder}")
 
 
+def _lcm(options: verbs.LcmOptions) -> None:
+    from bksdm.distill.few_steps import lcm
+
+    student = str(lcm(options))
+    _answer({"student": student}, options.json, f"student in {student}")
+
+
 def _generate(options: verbs.GenerateOptions) -> None:
     from bksdm.generate import generate
 
@@ -112,6 +119,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "prepare": (verbs.PrepareOptions, _prepare),
     "distill": (verbs.DistillOptions, _distill),
     "decoder": (verbs.DecoderOptions, _decoder),
+    "lcm": (verbs.LcmOptions, _lcm),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
     "benchmark": (verbs.BenchmarkOptions, _benchmark),
@@ -120,7 +128,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.
-SHARED = ("prepare", "distill", "generate", "evaluate")
+SHARED = ("prepare", "distill", "lcm", "generate", "evaluate")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -41,6 +41,17 @@ def output_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.detach().float())
 
 
+def pseudo_huber(student: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:
+    r"""Mean of $\sqrt{d^2 + c^2} - c$ for differences d: square near zero, absolute beyond c (arXiv 2310.14189).
+
+    Arguments:
+        student, target: With shape (B, C, H, W).
+        c: Where one becomes the other.
+    """
+    difference = student.float() - target.detach().float()
+    return ((difference.square() + c * c).sqrt() - c).mean()
+
+
 def guided(outputs: Tensor, scale: float) -> Tensor:
     r"""Classifier-free guidance, $\epsilon_\emptyset + g\,(\epsilon_c - \epsilon_\emptyset)$ (arXiv 2207.12598).
 

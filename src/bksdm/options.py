@@ -188,6 +188,84 @@ class DistillOptions:
 
 
 @dataclass(frozen=True)
+class LcmOptions:
+    """Teach a retrained student to draw in few steps: latent-consistency distillation.
+
+    Attributes:
+        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        student: Folder that `bksdm prune` or `bksdm distill` wrote.
+        data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
+        out: Folder of the run; the student ends in OUT/student. The same command resumes it.
+        steps: Optimizer steps.
+        solver_steps: Timesteps of the teacher's solver (DDIM), of which the student's are chosen later.
+        guidance: Guidance scale of the teacher, which the student learns; 1 for none. It draws without one.
+        loss: Distance to the target, a pseudo-Huber or the mean square.
+        batch_size: Pictures in a micro-batch.
+        accumulation: Micro-batches a step.
+        lr: Learning rate.
+        warmup: Steps of linear rise of the learning rate.
+        cosine: Let the learning rate fall to zero along a half cosine.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Largest 2-norm of the gradient; 0 for none.
+        ema_decay: Decay of the averaged weights, which give the target and become the student; 0 for none.
+        resolution: Side of the pictures in pixels; the teacher's own by default.
+        flip: Mirror every other picture, by chance.
+        cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
+        gradient_checkpointing: Save memory by computing activations twice.
+        shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
+        precision: Autocast type of the student; auto takes bf16 where the device has it in hardware.
+        teacher_precision: Type of the teacher's weights; auto takes that of precision.
+        device: cpu, cuda, mps; auto takes the best there is.
+        seed: Root of all random numbers.
+        workers: Processes that read ahead; by default none for latents, and what there is to spare for pictures.
+        log_every: Steps between records in metrics.jsonl.
+        sample_every: Steps between sample grids; 0 for none.
+        sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
+        sample_steps: Denoising steps of the student in the sample grids.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many checkpoints stay.
+        json: Print one JSON object and nothing else.
+    """
+
+    teacher: str
+    student: str
+    data: str
+    out: str
+    steps: int = 4000
+    solver_steps: int = 50
+    guidance: float = 7.5
+    loss: Literal["huber", "l2"] = "huber"
+    batch_size: int = 64
+    accumulation: int = 1
+    lr: float = 1e-5
+    warmup: int = 0
+    cosine: bool = False
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.95
+    resolution: int | None = None
+    flip: bool = True
+    cache_gb: float = 4.0
+    gradient_checkpointing: bool = False
+    shard_teacher: bool = False
+    precision: Precision = "auto"
+    teacher_precision: Precision = "auto"
+    device: str = "auto"
+    seed: int = 0
+    workers: int | None = None
+    log_every: int = 10
+    sample_every: int = 500
+    sample_prompts: str | None = None
+    sample_steps: int = 4
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    json: bool = False
+
+
+TrainingOptions = DistillOptions | LcmOptions
+
+
+@dataclass(frozen=True)
 class DecoderOptions:
     """Train a small decoder of latents by the teacher's own, for short schedules, where decoding is most of the work.
 

@@ -1,5 +1,6 @@
 """Sample grids while a student learns: how its pictures come to look like the teacher's."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,37 +10,55 @@ from PIL import Image
 from bksdm.distill.pair import Pair
 from bksdm.distill.state import TrainState, averaged
 from bksdm.processes import processes
-from bksdm.prune import with_unet
 from bksdm.sampling import Request, sample, side_by_side
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are made: denoising steps, and guidance scale, 1 for none."""
+
+    steps: int = 25
+    guidance: float = 7.5
 
 
 class SampleGrids:
     """Writes `folder/step-N.png`: a row a prompt, the teacher's picture and the student's from the same seed."""
 
-    def __init__(self, pair: Pair, state: TrainState, prompts: list[str], guidance: float, folder: Path) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        student: StableDiffusionPipeline,
+        state: TrainState,
+        prompts: list[str],
+        folder: Path,
+        *,
+        teacher_drawing: Drawing,
+        student_drawing: Drawing,
+    ) -> None:
         self._teacher = pair.teacher
-        self._student = with_unet(pair.teacher, pair.student)
+        self._student = student
+        self._drawings = teacher_drawing, student_drawing
         self._precision = pair.formats.precision
         self._state = state
         self._requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
-        self._guidance = guidance
         self._folder = folder
         self._wanted: list[Image.Image] = []
 
     def __call__(self, step: int) -> None:
-        self._wanted = self._wanted or self._pictures(self._teacher)
+        self._wanted = self._wanted or self._pictures(self._teacher, self._drawings[0])
         with averaged(self._state):
-            got = self._pictures(self._student)
+            got = self._pictures(self._student, self._drawings[1])
         if not processes().main:  # a teacher that is spread over the processes needs them all
             return
         self._folder.mkdir(exist_ok=True)
         side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
 
-    def _pictures(self, pipeline: StableDiffusionPipeline) -> list[Image.Image]:
+    def _pictures(self, pipeline: StableDiffusionPipeline, drawing: Drawing) -> list[Image.Image]:
         own = pipeline.unet.dtype
         precision = self._precision if own == torch.float32 else own
         with (
             torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew
             torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32),
         ):
-            return [picture for batch in sample(pipeline, self._requests, guidance=self._guidance) for picture in batch]
+            batches = sample(pipeline, self._requests, steps=drawing.steps, guidance=drawing.guidance)
+            return [picture for batch in batches for picture in batch]

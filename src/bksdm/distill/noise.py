@@ -59,11 +59,39 @@ class NoiseSchedule:
         share = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return share / (1 - share)
 
-    def corrupt(self, latents: Tensor, draws: Draws) -> Corrupted:
-        """Latents with shape (B, C, H, W) at uniformly drawn timesteps."""
+    def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
+        """Latents with shape (B, C, H, W) at timesteps drawn uniformly from `grid`, with shape (G,), or from all."""
         noise = draws.normal(latents.shape).to(latents)
-        timesteps = draws.integers(len(self), len(latents)).to(latents.device)
-        share = self.alphas_cumprod.to(latents)[timesteps].view(-1, 1, 1, 1)
-        signal, spread = share.sqrt(), (1 - share).sqrt()
+        if grid is None:
+            timesteps = draws.integers(len(self), len(latents)).to(latents.device)
+        else:
+            timesteps = grid[draws.integers(len(grid), len(latents))].to(latents.device)
+        signal, spread = self._shares(timesteps, latents)
         target = noise if self.prediction_type == "epsilon" else signal * noise - spread * latents
         return Corrupted(signal * latents + spread * noise, timesteps, target)
+
+    def parted(self, latents: Tensor, timesteps: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        r"""What a U-Net's answer says that noisy latents consist of: clean latents $z_0$ and noise $\epsilon$.
+
+        Arguments:
+            latents: z_t with shape (B, C, H, W).
+            timesteps: t with shape (B,).
+            answer: The U-Net's, with the shape of `latents`.
+
+        Returns:
+            $z_0$ and $\epsilon$, with the shape of `latents`; `mixed` puts them together again.
+        """
+        signal, spread = self._shares(timesteps, latents)
+        if self.prediction_type == "epsilon":
+            return (latents - spread * answer) / signal, answer
+        return signal * latents - spread * answer, signal * answer + spread * latents
+
+    def mixed(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents at `timesteps`, with shape (B,), of clean latents and noise, each with shape (B, C, H, W)."""
+        signal, spread = self._shares(timesteps, clean)
+        return signal * clean + spread * noise
+
+    def _shares(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What clean latents and noise are multiplied by, each with shape (B, 1, 1, 1)."""
+        share = self.alphas_cumprod.to(like)[timesteps].view(-1, 1, 1, 1)
+        return share.sqrt(), (1 - share).sqrt()

@@ -23,7 +23,7 @@ from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
 from bksdm.losses import LossWeights
-from bksdm.options import DistillOptions
+from bksdm.options import DistillOptions, TrainingOptions
 from bksdm.processes import shard
 from bksdm.recipe import Pruning
 
@@ -43,7 +43,7 @@ class Formats:
     teacher_precision: torch.dtype
 
     @classmethod
-    def choose(cls, options: DistillOptions) -> "Formats":
+    def choose(cls, options: TrainingOptions) -> "Formats":
         """What the options name; what is fast on the device where they say auto."""
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device, training=True)
@@ -135,7 +135,7 @@ class Pair:
         """The forward process that the teacher was trained on."""
         return NoiseSchedule.from_scheduler(self.teacher.scheduler)
 
-    def fresh_state(self, options: DistillOptions) -> TrainState:
+    def fresh_state(self, options: TrainingOptions) -> TrainState:
         """The student before its first step."""
         student, formats = self.student, self.formats
         return TrainState(

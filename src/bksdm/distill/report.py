@@ -47,7 +47,7 @@ def write_run_report(
         step=int(lines[-1]["step"]),
         last=lines[-1],
         losses=curves(lines, {name: [name] for name in _TERMS if name in lines[-1]}),
-        taps=curves(lines, {name.removeprefix("tap/"): [name] for name in taps}),
+        taps=curves(lines, {name.removeprefix("tap/"): [name] for name in taps}) if taps else "",
         pace=curves(lines, {title: [name] for title, name in _PACE.items()}, linear=list(_PACE)[2:]),
         spikes=[line for line in lines if "spike" in line],
         grids=_spread(grids),

@@ -1,0 +1,102 @@
+"""`bksdm lcm`: from a teacher, a retrained student and captioned pictures to a student that draws in few steps."""
+
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+
+from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler
+from bksdm.distill.grids import Drawing
+from bksdm.distill.pair import Pair
+from bksdm.distill.training import Lesson, Parts, check_training, teach
+from bksdm.errors import InputError
+from bksdm.losses import output_kd_loss, pseudo_huber
+from bksdm.models import tokenizing
+from bksdm.options import LcmOptions
+from bksdm.prune import with_unet
+
+_ON_CARD = (
+    "student",
+    "steps",
+    "solver_steps",
+    "guidance",
+    "loss",
+    "batch_size",
+    "accumulation",
+    "lr",
+    "warmup",
+    "cosine",
+    "weight_decay",
+    "max_grad_norm",
+    "ema_decay",
+    "seed",
+)
+_DISTANCES: dict[str, Distance] = {"huber": pseudo_huber, "l2": output_kd_loss}
+
+
+def lcm(options: LcmOptions) -> Path:
+    """Teach a student to draw in few steps; the same options again go on where the run stopped.
+
+    Returns:
+        The folder of the student, `OUT/student`, which has an `LCMScheduler` and draws without guidance.
+
+    Raises:
+        InputError: An option, the models or the data are unfit; see the message.
+        Interrupted: The run was asked to stop and can go on.
+    """
+    _check(options)
+    return teach(options, _lesson(options))
+
+
+def _lesson(options: LcmOptions) -> Lesson:
+    return Lesson(
+        "lcm",
+        objective=lambda parts: _objective(options, parts),
+        pipeline=lambda pair: _pipeline(options, pair),
+        check=lambda pair: _check_solver(options, pair),
+        shown=("loss",),
+        on_card={name: getattr(options, name) for name in _ON_CARD},
+        call=f", num_inference_steps={options.sample_steps}, guidance_scale=1.0",
+        teacher_drawing=Drawing(guidance=options.guidance),
+        student_drawing=Drawing(options.sample_steps, guidance=1.0),
+        fixed_steps=options.cosine,  # it falls by the number of steps
+    )
+
+
+def _objective(options: LcmOptions, parts: Parts) -> Consistency:
+    pair, ema = parts.pair, parts.state.ema
+    tokens = tokenizing(pair.teacher.tokenizer)("")[None].to(pair.formats.device)
+    return Consistency(
+        pair.student,
+        pair.teacher.unet,
+        pair.conditions,
+        pair.schedule,
+        few_step_scheduler(pair.teacher.scheduler, options.solver_steps),
+        pair.conditions.embedding(tokens)[0],
+        guidance=options.guidance,
+        average=ema.average if ema else None,
+        replica=parts.replica,
+        distance=_DISTANCES[options.loss],
+    )
+
+
+def _pipeline(options: LcmOptions, pair: Pair) -> StableDiffusionPipeline:
+    pipeline = with_unet(pair.teacher, pair.student)
+    pipeline.scheduler = few_step_scheduler(pair.teacher.scheduler, options.solver_steps)
+    return pipeline
+
+
+def _check_solver(options: LcmOptions, pair: Pair) -> None:
+    few_step_scheduler(pair.teacher.scheduler, options.solver_steps)  # says where they do not divide
+
+
+def _check(options: LcmOptions) -> None:
+    check_training(options)
+    for name in ("solver_steps", "sample_steps"):
+        if getattr(options, name) < 1:
+            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
+    if options.sample_steps > options.solver_steps:
+        raise InputError(
+            f"sample_steps is {options.sample_steps}; give at most {options.solver_steps}, as solver_steps"
+        )
+    if not options.guidance >= 1:
+        raise InputError(f"guidance is {options.guidance}; give 1 for none, or more")

@@ -1,0 +1,259 @@
+"""Latent-consistency distillation: the objective by hand, and `bksdm lcm` end to end."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.consistency import Consistency, few_step_scheduler
+from bksdm.distill.few_steps import lcm
+from bksdm.distill.noise import NoiseSchedule
+from bksdm.errors import InputError
+from bksdm.losses import pseudo_huber
+from bksdm.models import tokenizing
+from bksdm.options import LcmOptions
+from bksdm.prune import prune_unet, read_recipe
+from bksdm.randomness import Draws
+from bksdm.recipe import load_recipe
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline, random_inputs
+from verbs import Run, read_lines
+
+pytest_plugins = ["verbs_fixtures"]
+
+UNET = Path("student", "unet", "diffusion_pytorch_model.safetensors")
+
+
+def objective(
+    pipeline: StableDiffusionPipeline, guidance: float = 3.0, average: dict[str, Tensor] | None = None
+) -> Consistency:
+    """One for the small student of the pipeline."""
+    teacher = copy.deepcopy(pipeline.unet)
+    student, _ = prune_unet(teacher, load_recipe("small"))
+    conditions = Conditions(pipeline.vae, pipeline.text_encoder)
+    schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
+    empty = conditions.embedding(tokenizing(pipeline.tokenizer)("")[None])[0]
+    return Consistency(
+        student.train(),
+        teacher,
+        conditions,
+        schedule,
+        few_step_scheduler(pipeline.scheduler, 50),
+        empty,
+        guidance=guidance,
+        average=average,
+    )
+
+
+def batch(count: int = 2) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(3)
+    return {
+        "latents_mean": torch.randn(count, 4, LATENT, LATENT, generator=rng),
+        "latents_std": torch.rand(count, 4, LATENT, LATENT, generator=rng),
+        "context": torch.randn(count, MAX_TOKENS, CONTEXT, generator=rng),
+    }
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def pipeline(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
+    return build_pipeline(V1_UNET, request.param)
+
+
+# The objective
+
+
+def test_the_grid_is_the_schedulers(pipeline: StableDiffusionPipeline) -> None:
+    made = objective(pipeline)
+    made.scheduler.set_timesteps(50)
+    assert made.grid.tolist() == sorted(made.scheduler.timesteps.tolist())
+
+
+def test_without_noise_the_latents_stay_as_they_are(pipeline: StableDiffusionPipeline) -> None:
+    latents, _, _ = random_inputs()
+    answer = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(objective(pipeline).consistent(latents, torch.zeros(2).long(), answer), latents, atol=1e-6)
+
+
+def test_late_timesteps_take_the_clean_latents_that_the_scheduler_takes(pipeline: StableDiffusionPipeline) -> None:
+    made = objective(pipeline)
+    latents, _, _ = random_inputs()
+    answer = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    made.scheduler.set_timesteps(4)
+    timestep = made.scheduler.timesteps[1]
+    stepped = made.scheduler.step(answer, timestep, latents, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(made.consistent(latents, timestep.repeat(2), answer), stepped.denoised, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 1, 30, 49])
+def test_the_teachers_step_is_that_of_ddim_under_guidance(pipeline: StableDiffusionPipeline, index: int) -> None:
+    made = objective(pipeline, guidance=3.0)
+    latents, _, context = random_inputs()
+    timestep = made.grid[index]
+    earlier, before = made.solve(latents, timestep.repeat(2), context)
+
+    empty = pipeline.text_encoder(tokenizing(pipeline.tokenizer)("")[None]).last_hidden_state.expand_as(context)
+    with torch.no_grad():
+        captioned, free = (made.teacher(latents, timestep, given).sample for given in (context, empty))
+    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False)
+    ddim.set_timesteps(50)
+    wanted = ddim.step(free + 3.0 * (captioned - free), int(timestep), latents).prev_sample
+    assert torch.allclose(earlier, wanted, rtol=1e-4, atol=1e-4)
+    assert before.tolist() == 2 * [max(0, int(timestep) - 20)]
+
+
+def test_the_loss_is_the_distance_to_the_averaged_student_one_timestep_earlier(
+    pipeline: StableDiffusionPipeline,
+) -> None:
+    other, _ = prune_unet(build_pipeline(V1_UNET, seed=1).unet, load_recipe("small"))
+    made = objective(pipeline, average={name: p.detach() for name, p in other.named_parameters()})
+    loss = made(batch(), Draws(0, "test"))["loss"]
+
+    draws, given = Draws(0, "test"), batch()
+    noisy = made.noise_schedule.corrupt(made.conditions.latents(given, draws), draws, made.grid)
+    with torch.no_grad():
+        earlier, before = made.solve(noisy.latents, noisy.timesteps, given["context"])
+        target = made.consistent(earlier, before, other(earlier, before, given["context"]).sample)
+        answer = made.student(noisy.latents, noisy.timesteps, given["context"]).sample
+        got = made.consistent(noisy.latents, noisy.timesteps, answer)
+    assert loss.item() == pytest.approx(float(((got - target) ** 2 + 1e-6).sqrt().mean() - 1e-3), rel=1e-4)
+
+
+def test_every_parameter_of_the_student_learns_and_none_of_the_teacher(pipeline: StableDiffusionPipeline) -> None:
+    made = objective(pipeline)
+    with torch.autocast("cpu", torch.bfloat16):  # which keeps copies of the weights
+        loss = made(batch(), Draws(0, "test"))["loss"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in made.student.parameters())
+    assert not any(p.requires_grad for p in made.teacher.parameters())
+
+
+def test_how_samples_are_split_changes_nothing_but_rounding() -> None:
+    made, whole = objective(build_pipeline(V1_UNET)), batch(4)
+    halves = [
+        made({name: value[first : first + 2] for name, value in whole.items()}, Draws(0, "test", first))["loss"]
+        for first in (0, 2)
+    ]
+    assert made(whole, Draws(0, "test"))["loss"].item() == pytest.approx(
+        sum(half.item() for half in halves) / 2, rel=1e-5
+    )
+
+
+def test_a_pseudo_huber_is_square_near_zero_and_absolute_far_from_it() -> None:
+    zero = torch.zeros(1, 1, 1, 1)
+    assert float(pseudo_huber(zero + 1e-4, zero, c=1.0)) == pytest.approx(0.5e-8, rel=0.1, abs=6e-8)
+    assert float(pseudo_huber(zero + 5, zero)) == pytest.approx(5, rel=1e-3)
+
+
+# The verb
+
+
+def teach(teacher: Path, student: Path, data: Path, out: Path, **changes: object) -> list[dict[str, float]]:
+    """The records of a short run."""
+    settings: dict[str, object] = {"steps": 4, "batch_size": 2, "lr": 1e-3, "precision": "fp32"}
+    settings |= {"teacher_precision": "fp32", "log_every": 1, "sample_every": 0, "checkpoint_every": 2}
+    lcm(LcmOptions(str(teacher), str(student), str(data), str(out), **settings | changes))
+    return read_lines(out / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def finished(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps with sample grids. Not to be changed."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    (one_prompt := out.parent / "prompt.txt").write_text("red apple\n")
+    teach(v1_folder, v1_student, pictures, out, sample_every=4, sample_prompts=str(one_prompt))
+    return out
+
+
+def test_the_student_is_a_stock_pipeline_that_draws_in_four_steps(finished: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(finished / "student")
+    pipeline.set_progress_bar_config(disable=True)
+    assert isinstance(pipeline.scheduler, LCMScheduler)
+    assert pipeline.scheduler.config.original_inference_steps == 50
+    for steps in (1, 4):
+        rng = torch.Generator().manual_seed(0)
+        pixels = pipeline("red", num_inference_steps=steps, guidance_scale=1.0, generator=rng, output_type="np").images
+        assert pixels.shape == (1, PICTURE, PICTURE, 3)
+        assert pixels.std() > 0
+
+
+def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) -> None:
+    assert [line["step"] for line in read_lines(finished / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert "retraining, step 4 of 4" in (finished / "report.html").read_text()
+    assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-00000000.png", "step-00000004.png"]
+    assert read_recipe(finished / "student").name == "small"
+    card = (finished / "student" / "README.md").read_text()
+    assert 'pipeline("...", num_inference_steps=4, guidance_scale=1.0)' in card
+    assert "- guidance: 7.5" in card
+
+
+def test_the_student_has_the_averaged_weights_and_the_rest_is_the_teachers(finished: Path, v1_folder: Path) -> None:
+    held = load_file(sorted((finished / "checkpoints").iterdir())[-1] / "tensors.safetensors")
+    assert all(torch.equal(value, held[f"ema.{name}"]) for name, value in load_file(finished / UNET).items())
+    vae = Path("vae", "diffusion_pytorch_model.safetensors")
+    assert (finished / "student" / vae).read_bytes() == (v1_folder / vae).read_bytes()
+
+
+def test_a_resumed_run_ends_with_the_same_bits(
+    v1_folder: Path, v1_student: Path, pictures: Path, finished: Path, tmp_path: Path
+) -> None:
+    (prompts := tmp_path / "prompt.txt").write_text("red apple\n")
+    teach(v1_folder, v1_student, pictures, tmp_path / "run", steps=2, sample_prompts=str(prompts))
+    teach(v1_folder, v1_student, pictures, tmp_path / "run", sample_prompts=str(prompts))
+    assert (tmp_path / "run" / UNET).read_bytes() == (finished / UNET).read_bytes()
+
+
+def test_without_an_average_the_target_is_the_students_own(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    options = {"steps": 2, "ema_decay": 0.0, "guidance": 1.0, "loss": "l2"}
+    records = teach(v1_folder, v1_student, pictures, tmp_path / "run", **options)
+    held = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "tensors.safetensors")
+    assert all(torch.equal(value, held[f"model.{name}"]) for name, value in load_file(tmp_path / "run" / UNET).items())
+    assert all(record["loss"] > 0 for record in records)
+
+
+def test_a_student_that_keeps_every_block_learns_too(
+    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "whole.yaml"
+    recipe.write_text("name: whole\n")
+    done("prune", v1_folder, "--recipe", recipe, "--out", tmp_path / "whole")
+    words = ["--steps", 1, "--batch_size", 1, "--sample_every", 0, "--json"]
+    said = done(
+        "lcm", v1_folder, "--student", tmp_path / "whole", "--data", pictures, "--out", tmp_path / "run", *words
+    )
+    assert said.json == {"student": str(tmp_path / "run" / "student")}
+    assert load_file(tmp_path / "run" / UNET).keys() == load_file(v1_folder / "unet" / UNET.name).keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("guidance", 0.0, "guidance is 0.0; give 1 for none, or more"),
+        ("guidance", float("nan"), "guidance is nan"),
+        ("solver_steps", 30, "solver_steps is 30, which does not divide the teacher's 1000 timesteps"),
+        ("solver_steps", 0, "solver_steps is 0; give at least 1"),
+        ("sample_steps", 51, "sample_steps is 51; give at most 50"),
+        ("steps", 0, "steps is 0; give at least 1"),
+        ("ema_decay", 1.0, "ema_decay is 1.0"),
+        ("lr", -1.0, "lr is -1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, option: str, value: float, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        teach(v1_folder, v1_student, pictures, tmp_path / "run", **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_other_options_is_not_gone_on_with(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    teach(v1_folder, v1_student, pictures, tmp_path / "run", steps=1)
+    with pytest.raises(InputError, match=r"guidance: 7\.5 there, 2\.0 now"):
+        teach(v1_folder, v1_student, pictures, tmp_path / "run", guidance=2.0)
