@@ -29,7 +29,7 @@ from bksdm.runs import provenance, read_lines, write_text
 ROOT = asset().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "export_parity.md"
 RECIPES = ("base", "small", "tiny")
-FORMATS = ("ldm", "onnx", "openvino", "coreml", "executorch")
+FORMATS = ("ldm", "openvino", "onnx", "coreml")
 RETRAINING = DistillOptions(
     "emoji", "", "emoji", "", 100, batch_size=32, accumulation=1, lr=1e-3, ema_decay=0.97, flip=False, sample_every=0
 )
@@ -59,12 +59,13 @@ def random_models(folder: Path) -> dict[str, str]:
     return found
 
 
-def choices(kind: Format) -> Iterator[tuple[str, str]]:
-    """Precisions, and forms of attention where a format has them."""
-    for precision in kind.precisions:
+def choices(kind: Format, model: str) -> Iterator[tuple[str, str]]:
+    """Precisions, and forms of attention where a format has them; for random weights those alone that lose least."""
+    largest = [precision for precision in kind.precisions if precision in ("fp32", "fp16")]
+    for precision in largest if "random" in model else kind.precisions:
         yield precision, "original"
     if kind.name == "coreml":
-        yield kind.precisions[0], "split_einsum"
+        yield "fp16", "split_einsum"
 
 
 def measure(folder: Path, formats: list[str]) -> list[dict[str, object]]:
@@ -75,8 +76,8 @@ def measure(folder: Path, formats: list[str]) -> list[dict[str, object]]:
     lines = read_lines(ledger)
     for name in formats:
         kind = format_named(name)
-        for precision, attention in choices(kind):
-            for title, model in made.items():
+        for title, model in made.items():
+            for precision, attention in choices(kind, title):
                 key = {"model": title, "format": name, "precision": precision, "attention": attention}
                 if not any(key.items() <= line.items() for line in lines):
                     lines.append(key | _line(model, kind, precision, attention, folder))
