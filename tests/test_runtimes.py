@@ -158,5 +158,7 @@ def test_exported_folders_are_measured_beside_their_model(openvino_folder: Path,
 
 def test_a_model_is_measured_in_several_runtimes(exported_model: Path) -> None:
     options = BenchmarkOptions([str(exported_model)], batch_sizes=[1], rounds=1, warmup=0, steps=1)
-    found = benchmark(dataclasses.replace(options, runtimes=["torch", "openvino"])).models
-    assert [model.model for model in found] == [str(exported_model), f"{exported_model}, openvino"]
+    found = benchmark(dataclasses.replace(options, runtimes=["torch", "openvino"]))
+    assert [model.model for model in found.models] == [str(exported_model), f"{exported_model}, openvino"]
+    assert found.auto == {str(exported_model): "openvino: the model is converted already"}
+    assert "--runtime auto takes openvino: the model is converted already" in found.text()

@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bksdm.cost import UNetCost
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
+from bksdm.exported import is_exported
 from bksdm.generate import check as check_generation
 from bksdm.models import fingerprint
 from bksdm.options import BenchmarkOptions, GenerateOptions
@@ -28,6 +29,7 @@ from bksdm.peak import Work, peaks
 from bksdm.progress import bar
 from bksdm.rivals import PARTS, Drawing, Rival, Task, TorchRival, load_rivals
 from bksdm.runs import open_run, provenance, run_files, write_text
+from bksdm.runtimes import choose
 from bksdm.tables import aligned
 from bksdm.timing import Interval, Spread, take_turns
 
@@ -107,6 +109,7 @@ class Benchmark:
         steps, guidance: Of whole pictures.
         rounds, warmup: Rounds that count, and rounds before those.
         models: In the order given; the first is compared with.
+        auto: For every MODEL, the runtime that `generate --runtime auto` takes for one such picture, and why.
     """
 
     device: str
@@ -117,6 +120,7 @@ class Benchmark:
     rounds: int
     warmup: int
     models: tuple[ModelResult, ...]
+    auto: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `bksdm benchmark --json` prints."""
@@ -125,7 +129,7 @@ class Benchmark:
 
     def csv(self) -> str:
         """A line for each model and batch size, with the values of `to_dict` under names joined by points."""
-        shared = {key: value for key, value in self.to_dict().items() if key != "models"}
+        shared = {key: value for key, value in self.to_dict().items() if key not in ("models", "auto")}
         rows = []
         for model in self.to_dict()["models"]:
             batches = model.pop("batches")
@@ -164,6 +168,7 @@ class Benchmark:
                 f"times as fast as {self.models[0].model}: median of the ratios within a round (interval around the "
                 f"true median, {confidence:.0%} confidence)"
             )
+        lines += [f"for one picture of {_short(model)}, --runtime auto takes {why}" for model, why in self.auto.items()]
         return lines
 
 
@@ -205,6 +210,7 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
             )
             for number, model in enumerate(models)
         ),
+        auto={name: _automatic(name, options, device) for name in options.models if not is_exported(name)},
     )
     if out:
         files |= {"benchmark.json": json.dumps(result.to_dict(), indent=2) + "\n", "benchmark.csv": result.csv()}
@@ -242,6 +248,12 @@ def latencies(
     device = next(iter(pipelines.values())).device
     seconds = take_turns({"whole": tasks}, rounds=rounds, warmup=warmup, device=device)["whole"]
     return {name: Spread.of(values) for name, values in zip(pipelines, seconds, strict=True)}
+
+
+def _automatic(model: str, options: BenchmarkOptions, device: torch.device) -> str:
+    calls = options.steps * (2 if options.guidance > 1 else 1)
+    choice = choose(model, device, options.precision, options.decoder, None, calls)
+    return f"{choice.runtime}: {choice.reason}"
 
 
 def _check(options: BenchmarkOptions) -> None:
