@@ -73,15 +73,11 @@ class Rival:
 RIVALS = [
     *(Rival(UNET, model, "torch", "fp32") for model in MODELS[1:]),
     *(Rival(UNET, model, "openvino", "fp32") for model in MODELS),
-    Rival(UNET, "tiny", "openvino", "int8"),
-    *(Rival(UNET, model, "openvino", "w8a8") for model in ("base", "tiny")),
-    *(Rival(UNET, model, "onnx", "fp32") for model in ("teacher", "tiny")),
-    Rival(UNET, "tiny", "onnx", "int8"),
+    *(Rival(UNET, "tiny", "openvino", precision) for precision in ("int8", "w8a8")),
+    *(Rival(UNET, "tiny", "onnx", precision) for precision in ("fp32", "int8")),
     *(Rival(DECODER, model, "openvino", "fp32") for model in ("kl", "tiny")),
     Rival(DECODER, "tiny", "torch", "fp32"),
-    Rival(DECODER, "kl", "onnx", "fp32"),
     Rival(TEXT_ENCODER, "teacher", "openvino", "fp32"),
-    Rival(TEXT_ENCODER, "teacher", "onnx", "fp32"),
 ]
 
 
@@ -251,7 +247,7 @@ def main() -> None:
         show(out)
     elif given.one is None:
         if given.what == "convert":
-            for name, rival in rivals.items():
+            for name, rival in reversed(rivals.items()):
                 if rival.runtime != "torch" and not (out / name / rival.part / "conversion.json").exists():
                     print("convert", name, flush=True)
                     child("convert", "--out", str(out), "--one", name)
