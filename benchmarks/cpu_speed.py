@@ -32,7 +32,7 @@ from bksdm.assets import asset
 from bksdm.devices import peak_inside
 from bksdm.export import to_onnx, to_openvino
 from bksdm.export.calibration import denoising_steps
-from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components
+from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components, least_side
 from bksdm.export.formats import Source
 from bksdm.families import derive
 from bksdm.prune import prune_unet, with_unet
@@ -110,7 +110,8 @@ def convert(rival: Rival, out: Path) -> None:
     pipeline = student(rival.model)
     if rival.part == DECODER and rival.model == "tiny":
         pipeline.vae.decoder, pipeline.vae.post_quant_conv = decoder("tiny").decoder, torch.nn.Identity()
-    component = components(pipeline, 8 * SIDE, 8 * SIDE)[rival.part]
+    least = least_side(pipeline)
+    component = components(pipeline, least, least)[rival.part]
     folder.mkdir(parents=True)
     began = time.perf_counter()
     with peak_inside(CPU) as peak:

@@ -48,6 +48,15 @@ class Component:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
+def least_side(pipeline: StableDiffusionPipeline) -> int:
+    """The side in pixels that examples with open sides have at least: a side of one latent would stay one.
+
+    It is also enough, and tracing a network that computes is quicker and takes less memory the smaller its example.
+    """
+    halvings = len(pipeline.unet.config.block_out_channels) - 1
+    return int(2 * pipeline.vae_scale_factor * 2**halvings)
+
+
 class TextEncoder(nn.Module):
     """Tokens (B, L) to embeddings (B, L, D) and the pooled ones (B, D)."""
 

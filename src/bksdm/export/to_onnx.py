@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
-from bksdm.export.components import Component, components
+from bksdm.export.components import Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.layout import component_folder, write_layout
 from bksdm.progress import bar
@@ -32,9 +31,8 @@ _BLOCK = 32
 def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
-    networks = components(
-        source.pipeline, *(max(side, smallest(source.pipeline)) for side in (source.height, source.width))
-    )
+    least = least_side(source.pipeline)
+    networks = components(source.pipeline, max(source.height, least), max(source.width, least))
     with bar(len(networks), "networks") as progress:
         for component in networks.values():
             made = component_folder(component, folder)
@@ -44,12 +42,6 @@ def write(source: Source, folder: Path) -> None:
             elif source.precision == "int8":
                 to_int8(made / MODEL_FILE)
             progress.advance()
-
-
-def smallest(pipeline: StableDiffusionPipeline) -> int:
-    """The side in pixels that examples have at least: a side of one latent, anywhere in the U-Net, would stay one."""
-    halvings = len(pipeline.unet.config.block_out_channels) - 1
-    return int(2 * pipeline.vae_scale_factor * 2**halvings)
 
 
 def write_graph(component: Component, file: Path) -> None:

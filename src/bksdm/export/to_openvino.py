@@ -15,7 +15,7 @@ from typing import Any
 from transformers import CLIPTokenizer
 
 from bksdm.export.calibration import Step, denoising_steps
-from bksdm.export.components import UNET, Component, components
+from bksdm.export.components import UNET, Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.layout import component_folder, write_layout
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
@@ -29,7 +29,8 @@ def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
     write_tokenizer(source.pipeline.tokenizer, folder / "tokenizer" / TOKENIZER_FILE)
-    networks = components(source.pipeline, source.height, source.width)
+    least = least_side(source.pipeline)
+    networks = components(source.pipeline, least, least)
     steps = denoising_steps(source) if source.precision == "w8a8" else []
     with bar(len(networks), "networks") as progress:
         for component in networks.values():
