@@ -76,12 +76,12 @@ def test_the_files_that_the_readme_names_are_there() -> None:
 
 def test_the_public_surface() -> None:
     functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
-    functions |= {"benchmark", "latencies", "quickstart", "sample", "sensitivity"}
+    functions |= {"benchmark", "few_step_scheduler", "latencies", "lcm", "quickstart", "sample", "sensitivity"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
-    options |= {"BenchmarkOptions", "QuickstartOptions", "SensitivityOptions"}
+    options |= {"BenchmarkOptions", "LcmOptions", "QuickstartOptions", "SensitivityOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
-    kinds |= {"Benchmark", "Sensitivity"}
+    kinds |= {"Benchmark", "Consistency", "Sensitivity"}
     kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)
