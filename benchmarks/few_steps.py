@@ -70,7 +70,7 @@ def ways(retrained: str, few: str, counts: Sequence[int]) -> dict[str, Way]:
 
 
 def scores(found: dict[str, Way], runs: Path, limit: int) -> dict[str, dict[str, Any]]:
-    """Name -> the scores of pictures drawn that way; prompts and seeds are the same for all."""
+    """Name -> what `evaluate` says of pictures drawn that way; prompts and seeds are the same for all."""
     results = {}
     for name, (model, steps, guidance, scheduler) in found.items():
         out = runs / "evaluate" / "-".join([Path(model).parent.name, str(steps), *([scheduler] if scheduler else [])])
@@ -85,7 +85,7 @@ def scores(found: dict[str, Way], runs: Path, limit: int) -> dict[str, dict[str,
             scheduler=scheduler,
             latency=0,
         )
-        results[name] = evaluate(options)["models"]["student"]["scores"]
+        results[name] = evaluate(options)["models"]["student"]
     return results
 
 
@@ -110,7 +110,7 @@ def table(scored: dict[str, dict[str, Any]], seconds: dict[str, list[float]]) ->
     ]
     first = next(iter(seconds.values()))
     for name, found in scored.items():
-        frechet, r1 = (found[score] for score in SCORES)
+        frechet, r1 = (found["scores"][score] for score in SCORES)
         faster = Interval.of([many / own for many, own in zip(first, seconds[name], strict=True)])
         cells = [
             name,
@@ -165,7 +165,8 @@ def main() -> None:
         f"Recipe {given.recipe}, retrained for {given.retraining_steps} steps of 32; then {given.steps} steps of "
         f"{given.batch_size} of lcm, learning rate {given.lr:g}, {given.solver_steps} solver steps, guidance "
         f"{given.guidance:g}, average {given.ema_decay:g}, loss {given.loss}. "
-        f"{given.limit} held-out prompts; times of one picture, {given.rounds} rounds in turns."
+        f"{next(iter(scored.values()))['pictures']} held-out prompts; times of one picture, {given.rounds} rounds "
+        "in turns."
     )
     versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
     machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
