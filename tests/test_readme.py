@@ -1,4 +1,4 @@
-"""Every command of the README and of the pages on evaluation and few steps is one that exists and takes these options."""
+"""Every command of the README, of the page on evaluation and of that on few steps exists and takes these options."""
 
 import re
 import shlex
