@@ -11,7 +11,7 @@ recipe or another retraining needs another `--runs`.
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from bksdm.models import load_pipeline, quiet_libraries
 from bksdm.options import DistillOptions, EvaluateOptions, LcmOptions, PruneOptions
 from bksdm.prune import prune
 from bksdm.runs import provenance, write_text
-from bksdm.sampling import Request, sample
+from bksdm.sampling import Request, sample, scheduler_named
 from bksdm.timing import Interval, take_turns
 
 TEACHER, GUIDANCE, MANY = "emoji", 2.5, 25
 SCORES = ("frechet_distance", "retrieval_r1")
-Way = tuple[str, int, float]  # of drawing: model, steps, guidance
+FAST = "DPMSolverMultistepScheduler"
+Way = tuple[str, int, float, str | None]  # of drawing: model, steps, guidance, scheduler
 
 
 def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[str, str]:
@@ -58,15 +59,21 @@ def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[
 
 
 def ways(retrained: str, few: str, counts: Sequence[int]) -> dict[str, Way]:
-    many = {f"retrained, {steps} steps, guidance {GUIDANCE}": (retrained, steps, GUIDANCE) for steps in (MANY, 4)}
-    return many | {f"few steps, {steps}": (few, steps, 1.0) for steps in counts}
+    named: dict[str, Way] = {
+        f"retrained, {steps} steps, guidance {GUIDANCE}": (retrained, steps, GUIDANCE, None) for steps in (MANY, 4)
+    }
+    named |= {
+        f"retrained, {steps} steps of DPM-Solver++, guidance {GUIDANCE}": (retrained, steps, GUIDANCE, FAST)
+        for steps in (4, 8)
+    }
+    return named | {f"few steps, {steps}": (few, steps, 1.0, None) for steps in counts}
 
 
 def scores(found: dict[str, Way], runs: Path, limit: int) -> dict[str, dict[str, Any]]:
-    """Name -> the scores of pictures drawn that way; prompts and seeds are the same for all."""
+    """Name -> what `evaluate` says of pictures drawn that way; prompts and seeds are the same for all."""
     results = {}
-    for name, (model, steps, guidance) in found.items():
-        out = runs / "evaluate" / f"{Path(model).parent.name}-{steps}"
+    for name, (model, steps, guidance, scheduler) in found.items():
+        out = runs / "evaluate" / "-".join([Path(model).parent.name, str(steps), *([scheduler] if scheduler else [])])
         options = EvaluateOptions(
             [f"student={model}"],
             str(out),
@@ -75,21 +82,23 @@ def scores(found: dict[str, Way], runs: Path, limit: int) -> dict[str, dict[str,
             scores=list(SCORES),
             steps=steps,
             guidance=guidance,
+            scheduler=scheduler,
             latency=0,
         )
-        results[name] = evaluate(options)["models"]["student"]["scores"]
+        results[name] = evaluate(options)["models"]["student"]
     return results
 
 
 def times(found: dict[str, Way], rounds: int) -> dict[str, list[float]]:
     """Name -> seconds of one picture in every round."""
-    pipelines = {model: load_pipeline(model) for model, _, _ in found.values()}
 
-    def draw(way: Way) -> None:
-        model, steps, guidance = way
-        list(sample(pipelines[model], [Request("red apple", 0)], steps=steps, guidance=guidance))
+    def drawing(model: str, steps: int, guidance: float, scheduler: str | None) -> Callable[[], object]:
+        pipeline = load_pipeline(model)
+        if scheduler:
+            pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
+        return lambda: list(sample(pipeline, [Request("red apple", 0)], steps=steps, guidance=guidance))
 
-    calls = [lambda way=way: draw(way) for way in found.values()]
+    calls = [drawing(*way) for way in found.values()]
     seconds = take_turns({"picture": calls}, rounds=rounds, warmup=1, device=torch.device("cpu"))["picture"]
     return dict(zip(found, seconds, strict=True))
 
@@ -101,7 +110,7 @@ def table(scored: dict[str, dict[str, Any]], seconds: dict[str, list[float]]) ->
     ]
     first = next(iter(seconds.values()))
     for name, found in scored.items():
-        frechet, r1 = (found[score] for score in SCORES)
+        frechet, r1 = (found["scores"][score] for score in SCORES)
         faster = Interval.of([many / own for many, own in zip(first, seconds[name], strict=True)])
         cells = [
             name,
@@ -156,7 +165,8 @@ def main() -> None:
         f"Recipe {given.recipe}, retrained for {given.retraining_steps} steps of 32; then {given.steps} steps of "
         f"{given.batch_size} of lcm, learning rate {given.lr:g}, {given.solver_steps} solver steps, guidance "
         f"{given.guidance:g}, average {given.ema_decay:g}, loss {given.loss}. "
-        f"{given.limit} held-out prompts; times of one picture, {given.rounds} rounds in turns."
+        f"{next(iter(scored.values()))['pictures']} held-out prompts; times of one picture, {given.rounds} rounds "
+        "in turns."
     )
     versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
     machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."

@@ -394,5 +394,5 @@ def test_what_one_process_does_is_refused_to_several(run: Run, monkeypatch: pyte
     assert outcome.code == 2
     assert outcome.said == [
         "bksdm: describe is done by one process; run it without the launcher, "
-        "or launch prepare, distill, generate, evaluate"
+        "or launch prepare, distill, lcm, generate, evaluate"
     ]
