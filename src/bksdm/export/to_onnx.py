@@ -32,7 +32,7 @@ def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
     least = least_side(source.pipeline)
-    networks = components(source.pipeline, max(source.height, least), max(source.width, least))
+    networks = components(source.pipeline, least, least)
     with bar(len(networks), "networks") as progress:
         for component in networks.values():
             made = component_folder(component, folder)
