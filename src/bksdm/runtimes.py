@@ -22,7 +22,7 @@ from bksdm.devices import choose_precision
 from bksdm.errors import InputError
 from bksdm.export.run import export
 from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_unet_config
+from bksdm.models import check_folder, check_text_to_image, fingerprint, image_size, load_unet_config
 from bksdm.options import ExportOptions, Precision, Runtime
 from bksdm.progress import say
 from bksdm.runtime.schedulers import check_scheduler
@@ -114,6 +114,8 @@ def choose(
     unet_calls: int,
 ) -> Choice:
     """The runtime that is done first, with its conversion, if it is still to be made."""
+    if Path(model).is_dir():
+        check_folder(Path(model))
     content = fingerprint(model)
     best = next((name for name in CONVERTED if _installed(name) and FASTER[name] > 1), None)
     if device.type != "cpu":
