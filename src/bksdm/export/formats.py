@@ -21,6 +21,7 @@ from bksdm.runtime.networks import Networks
 FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "tensorrt", "diffusers")
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "q8_0": 1.07, "6bit": 0.75, "4bit": 0.5, "int4": 0.55}
 _BYTES |= {"q4_0": 0.57}
+_COMPARING = 8192  # bytes a pixel, while both sides decode a picture (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Format:
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
-        memory: Peak of memory as a multiple of the weights in float32, over and above the pipeline itself.
+        memory: Peak of memory as a multiple of the weights in float32, over and above the pipeline itself and what
+            the pictures take that are compared.
         scratch: Bytes a parameter that lie on the disk meanwhile.
     """
 
@@ -99,7 +101,10 @@ class Format:
         pipeline = source.pipeline
         networks = (pipeline.text_encoder, pipeline.unet, pipeline.vae)
         parameters = sum(p.numel() for network in networks for p in network.parameters())
-        return Needs(int(4 * parameters * self.memory), int(parameters * (_BYTES[source.precision] + self.scratch)))
+        comparing = _COMPARING * source.height * source.width
+        return Needs(
+            int(4 * parameters * self.memory) + comparing, int(parameters * (_BYTES[source.precision] + self.scratch))
+        )
 
     def check_packages(self) -> None:
         """Say what to install where something is missing.

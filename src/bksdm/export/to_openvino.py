@@ -130,4 +130,5 @@ FORMAT = Format(
     write=write,
     networks=_open,
     least_psnr={"fp16": 30.0, "int8": 20.0},
+    memory=2.3,
 )
