@@ -71,11 +71,11 @@ class Rival:
 
 
 RIVALS = [
-    *(Rival(UNET, model, "torch", "fp32") for model in MODELS[1:]),
-    *(Rival(UNET, model, "openvino", "fp32") for model in MODELS),
-    *(Rival(UNET, "tiny", "openvino", precision) for precision in ("int8", "w8a8")),
-    *(Rival(UNET, "tiny", "onnx", precision) for precision in ("fp32", "int8")),
+    *(Rival(UNET, "tiny", "openvino", precision) for precision in ("fp32", "w8a8", "int8")),
     *(Rival(DECODER, model, "openvino", "fp32") for model in ("kl", "tiny")),
+    *(Rival(UNET, "tiny", "onnx", precision) for precision in ("fp32", "int8")),
+    *(Rival(UNET, model, "torch", "fp32") for model in ("tiny", "base", "small")),
+    *(Rival(UNET, model, "openvino", "fp32") for model in ("base", "small", "teacher")),
     Rival(DECODER, "tiny", "torch", "fp32"),
     Rival(TEXT_ENCODER, "teacher", "openvino", "fp32"),
 ]
