@@ -29,8 +29,9 @@ from bksdm.runtime.schedulers import check_scheduler
 from bksdm.sampling import sample, scheduler_named
 
 CONVERTED = ("openvino", "onnx")
-# Seconds of a U-Net step in torch over those in the runtime, in float32 on two cores (benchmarks/results/cpu_speed.md).
-FASTER = {"openvino": 1.3, "onnx": 1.0}
+# Seconds of a full-size U-Net step in torch over those in the runtime, in float32 on two cores with AVX2
+# (benchmarks/results/cpu_speed.md: tiny, each over diffusers' teacher within its rounds).
+FASTER = {"openvino": 1.08, "onnx": 0.9}
 # Seconds of a conversion and its comparison with torch: for any model, and for a million parameters of its U-Net.
 _CONVERSION = {"openvino": (20.0, 0.2), "onnx": (60.0, 0.2)}
 _PACKAGES = {"openvino": ("openvino", "openvino_tokenizers"), "onnx": ("onnxruntime", "onnxscript")}
