@@ -22,7 +22,7 @@ quickstart: $(INSTALLED) ## the whole story on the embedded model; ends with run
 	$(BIN)/bksdm quickstart runs/quickstart
 
 test: $(INSTALLED) ## the tests, with their coverage
-	$(PYTEST) --numprocesses 2 --cov --cov-report=term --cov-fail-under=90
+	$(PYTEST) --numprocesses 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(INSTALLED) ## the long checks
 	$(PYTEST) -m slow

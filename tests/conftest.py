@@ -19,6 +19,13 @@ from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, build_pictures, build_pipe
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of exported folders go to one process, which then makes the folders once."""
+    for item in items:
+        if {"onnx_folder", "openvino_folder"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("exports"))
+
+
 @pytest.fixture(scope="session")
 def v1_teacher() -> StableDiffusionPipeline:
     """Shaped as SD 1.x. Shared by all tests: not to be changed."""
