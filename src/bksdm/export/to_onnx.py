@@ -2,8 +2,8 @@
 
 Weights lie beside a graph, for protobuf holds no more than 2 GB. Half precision keeps inputs and outputs in float32.
 int8 is of the weights alone: those of matrix products in blocks of 32 by onnxruntime's quantiser, those of
-convolutions by output channel. Dynamic quantisation rounds what flows through the U-Net as well, and is further from torch
-on processors without 8-bit dot products (`benchmarks/onnx_quantization.py`).
+convolutions by output channel. Dynamic quantisation rounds what flows through the U-Net as well, and is further from
+torch on processors without 8-bit dot products (`benchmarks/onnx_quantization.py`).
 """
 
 import contextlib
