@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bksdm.assets import asset
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, load_network, load_pipeline
+from bksdm.models import EMBEDDED, load_network, load_pipeline, with_parts
 from bksdm.recipe import Config
 from bksdm.runs import files_digest
 
@@ -81,11 +81,7 @@ def with_autoencoder(pipeline: StableDiffusionPipeline, small: AutoencoderTiny) 
     factor = whole.config.scaling_factor / small.config.scaling_factor
     decoder = SmallDecoder(small.decoder, factor).to(whole.device, whole.dtype)
     vae.decoder, vae.post_quant_conv = decoder.eval().requires_grad_(False), nn.Identity()
-    components = pipeline.components | {"vae": vae}
-    needs_checker = pipeline.config.get("requires_safety_checker", components.get("safety_checker") is not None)
-    smaller = StableDiffusionPipeline(**components, requires_safety_checker=needs_checker)
-    smaller.set_progress_bar_config(disable=True)
-    return smaller
+    return with_parts(pipeline, vae=vae)
 
 
 def load_decoder(decoder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:

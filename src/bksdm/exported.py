@@ -1,6 +1,5 @@
 """Exported folders in the place of a MODEL: pictures by their own runtime, from the same seeds."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bksdm.errors import InputError
-from bksdm.runtime.folder import open_folder
+from bksdm.runtime.folder import open_folder, read_json
 from bksdm.runtime.pipeline import Pipeline
 from bksdm.sampling import Request
 
@@ -27,14 +25,7 @@ def export_facts(model: str | Path) -> dict[str, object]:
     Raises:
         InputError: It cannot be read.
     """
-    file = Path(model).expanduser() / EXPORT_FILE
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}); export the model again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file} holds no object; export the model again")
-    return values
+    return read_json(Path(model).expanduser() / EXPORT_FILE)
 
 
 def open_exported(model: str | Path) -> Pipeline:

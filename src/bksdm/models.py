@@ -294,6 +294,15 @@ def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
 
 
+def with_parts(pipeline: StableDiffusionPipeline, **parts: nn.Module) -> StableDiffusionPipeline:
+    """The same pipeline with other parts, by their names; everything else is shared."""
+    components = pipeline.components | parts
+    needs_checker = pipeline.config.get("requires_safety_checker", components.get("safety_checker") is not None)
+    made = StableDiffusionPipeline(**components, requires_safety_checker=needs_checker)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def quiet_libraries() -> None:
     """Keep diffusers and transformers from printing bars and notices of their own."""
     for library in (diffusers, transformers):

@@ -12,7 +12,7 @@ from bksdm.card import model_card
 from bksdm.describe import Description, describe, describe_config
 from bksdm.errors import InputError
 from bksdm.families import derive
-from bksdm.models import fingerprint, load_contents, load_pipeline, save_pipeline
+from bksdm.models import fingerprint, load_contents, load_pipeline, save_pipeline, with_parts
 from bksdm.options import PruneOptions
 from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.runs import check_free, digest, run_files
@@ -108,8 +108,4 @@ def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DCon
 
 def with_unet(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
     """The same pipeline around another U-Net; everything else is shared."""
-    components = pipeline.components | {"unet": unet}
-    needs_checker = pipeline.config.get("requires_safety_checker", components.get("safety_checker") is not None)
-    smaller = StableDiffusionPipeline(**components, requires_safety_checker=needs_checker)
-    smaller.set_progress_bar_config(disable=True)
-    return smaller
+    return with_parts(pipeline, unet=unet)

@@ -5,13 +5,13 @@ one, and converts where that costs less time than it saves. How much faster a ru
 (`benchmarks/results/cpu_speed.md`); how fast torch is here is measured by a matrix product when it matters.
 """
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -20,10 +20,11 @@ from bksdm.cost import unet_cost
 from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_precision
 from bksdm.errors import InputError
+from bksdm.export.formats import format_named
 from bksdm.export.run import export
 from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
 from bksdm.models import check_folder, check_text_to_image, fingerprint, image_size, load_unet_config
-from bksdm.options import ExportOptions, Precision, Runtime
+from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.progress import say
 from bksdm.runtime.schedulers import check_scheduler
 from bksdm.sampling import sample, scheduler_named
@@ -34,7 +35,6 @@ CONVERTED = ("openvino", "onnx")
 FASTER = {"openvino": 1.08, "onnx": 0.9}
 # Seconds of a conversion and its comparison with torch: for any model, and for a million parameters of its U-Net.
 _CONVERSION = {"openvino": (20.0, 0.2), "onnx": (60.0, 0.2)}
-_PACKAGES = {"openvino": ("openvino", "openvino_tokenizers"), "onnx": ("onnxruntime", "onnxscript")}
 _NOT_LOCAL = "the model is on the hub, and only local ones are converted"
 _NOT_INSTALLED = "no faster runtime is installed; pip install 'bksdm[openvino]' has one"
 _PRODUCT = 1024
@@ -117,12 +117,12 @@ def choose(
     """The runtime that is done first, with its conversion, if it is still to be made."""
     if Path(model).is_dir():
         check_folder(Path(model))
-    content = fingerprint(model)
-    best = next((name for name in CONVERTED if _installed(name) and FASTER[name] > 1), None)
     if device.type != "cpu":
         return Choice("torch", f"on {device.type}")
     if precision not in ("auto", "fp32") or scheduler is not None:
         return Choice("torch", "a precision or a scheduler is asked for")
+    best = next((name for name in CONVERTED if FASTER[name] > 1 and _installed(name)), None)
+    content = fingerprint(model) if best else None  # reads all of the model
     if content is None or best is None:
         return Choice("torch", _NOT_LOCAL if best else _NOT_INSTALLED)
     if is_exported(_kept(content, best, decoder)):
@@ -155,9 +155,7 @@ def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
     folder = _kept(content, runtime, decoder)
     if not is_exported(folder):
         say(f"converting {model} for {runtime}, once, into {folder}")
-        export(
-            ExportOptions(model, "openvino" if runtime == "openvino" else "onnx", str(folder), "fp32", decoder=decoder)
-        )
+        export(ExportOptions(model, cast(ExportFormat, runtime), str(folder), "fp32", decoder=decoder))
     return folder
 
 
@@ -202,7 +200,7 @@ def _exported(model: str, runtime: Runtime, decoder: str | None, scheduler: str 
 
 
 def _installed(runtime: str) -> bool:
-    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES[runtime])
+    return not format_named(runtime).missing_packages()
 
 
 def _gflops() -> float:

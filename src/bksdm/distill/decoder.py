@@ -19,6 +19,7 @@ from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, taught_by
 from bksdm.distill.loop import Schedule, train
 from bksdm.distill.record import Record
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
+from bksdm.distill.training import check_steps
 from bksdm.errors import InputError
 from bksdm.models import check_resolution, fingerprint, load_pipeline
 from bksdm.options import DecoderOptions
@@ -48,11 +49,7 @@ def distill_decoder(options: DecoderOptions) -> Path:
     may_change = _MAY_CHANGE if options.cosine else (*_MAY_CHANGE, "steps")
     check_free(run, "decoder", settings, may_change)
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
-    if checkpoints.steps_done() > options.steps:
-        raise InputError(
-            f"steps is {options.steps}, and the run in {run} has done {checkpoints.steps_done()}; give as many or "
-            f"more, or choose another --out"
-        )
+    check_steps(options, checkpoints)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)
     teacher = load_pipeline(options.teacher, with_unet=isinstance(data, Pictures))  # its config has their size

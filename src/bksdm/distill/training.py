@@ -31,7 +31,7 @@ from bksdm.distill.state import Checkpoints, TrainState, averaged
 from bksdm.errors import InputError
 from bksdm.families import derive
 from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline
-from bksdm.options import TrainingOptions
+from bksdm.options import DecoderOptions, TrainingOptions
 from bksdm.processes import processes
 from bksdm.progress import bar, say
 from bksdm.prune import read_recipe, save_student
@@ -116,7 +116,7 @@ def teach(options: TrainingOptions, lesson: Lesson) -> Path:
     group = processes()
     check_free(run, lesson.verb, settings, may_change)
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
-    _check_steps(options, checkpoints)
+    check_steps(options, checkpoints)
 
     pair = _load_pair(options, lesson)
     data.check(pair.teacher)
@@ -278,7 +278,12 @@ class _Page:
         self._written = time.monotonic()
 
 
-def _check_steps(options: TrainingOptions, checkpoints: Checkpoints) -> None:
+def check_steps(options: TrainingOptions | DecoderOptions, checkpoints: Checkpoints) -> None:
+    """Refuse fewer steps than a run has done.
+
+    Raises:
+        InputError: Naming both.
+    """
     done = checkpoints.steps_done()
     if done > options.steps:
         raise InputError(

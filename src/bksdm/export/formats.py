@@ -106,13 +106,17 @@ class Format:
             int(4 * parameters * self.memory) + comparing, int(parameters * (_BYTES[source.precision] + self.scratch))
         )
 
+    def missing_packages(self) -> list[str]:
+        """What pip would have to install."""
+        return [package for module, package in self.packages.items() if importlib.util.find_spec(module) is None]
+
     def check_packages(self) -> None:
         """Say what to install where something is missing.
 
         Raises:
             InputError: Naming the command.
         """
-        missing = [package for module, package in self.packages.items() if importlib.util.find_spec(module) is None]
+        missing = self.missing_packages()
         if missing:
             raise InputError(f"format {self.name} needs {', '.join(missing)}; run pip install 'bksdm[{self.name}]'")
 

@@ -43,7 +43,7 @@ def open_folder(
         raise InputError(f"there is no folder {path}; give one that bksdm export has written")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give at least 1")
-    about = _json(path / "export.json") if (path / "export.json").exists() else {}
+    about = read_json(path / "export.json") if (path / "export.json").exists() else {}
     name = about.get("format") or _format_of(path)
     if name not in _FORMATS:
         raise InputError(f"{path} has format {name!r}; give a folder of {' or '.join(_FORMATS)}")
@@ -59,8 +59,8 @@ def open_folder(
 
 
 def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any]) -> Pipeline:
-    text, unet, vae = (_json(path / part / "config.json") for part in _NEEDED)
-    scheduler = _json(path / "scheduler" / "scheduler_config.json")
+    text, unet, vae = (read_json(path / part / "config.json") for part in _NEEDED)
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     check_scheduler(scheduler)
     if unet.get("time_cond_proj_dim") is not None:
         raise InputError(f"{path / 'unet'} takes the guidance scale as an input, which is not known here")
@@ -95,7 +95,12 @@ def _format_of(path: Path) -> str:
     raise InputError(f"{path} has neither export.json nor networks; give a folder that bksdm export has written")
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in one of the files of an exported folder.
+
+    Raises:
+        InputError: It is missing, or holds none.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
