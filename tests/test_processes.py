@@ -146,6 +146,7 @@ def test_two_processes_generate_what_one_does(v1_folder: Path, tmp_path: Path) -
     assert (tmp_path / "1" / "metadata.jsonl").read_text() == (tmp_path / "2" / "metadata.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
     words = [
         "evaluate",
