@@ -33,8 +33,8 @@ FAST = "DPMSolverMultistepScheduler"
 Way = tuple[str, int, float, str | None]  # of drawing: model, steps, guidance, scheduler
 
 
-def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[str, str]:
-    """The folders of the retrained student and of the one that draws in few steps."""
+def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[str, str, str]:
+    """The folders of the retrained student, of the same with the scheduler for few steps, and of the one taught it."""
     pruned = runs / recipe
     prune(PruneOptions(TEACHER, recipe, str(pruned)))
     retrained = distill(
@@ -55,10 +55,12 @@ def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[
             checkpoint_every=50,
         )
     )
-    return str(retrained), str(lcm(dataclasses.replace(options, student=str(retrained))))
+    taught = dataclasses.replace(options, student=str(retrained))
+    untaught = dataclasses.replace(taught, out=f"{options.out}-untaught", steps=1, lr=0.0, warmup=0)
+    return str(retrained), str(lcm(untaught)), str(lcm(taught))
 
 
-def ways(retrained: str, few: str, counts: Sequence[int]) -> dict[str, Way]:
+def ways(retrained: str, untaught: str, few: str, counts: Sequence[int]) -> dict[str, Way]:
     named: dict[str, Way] = {
         f"retrained, {steps} steps, guidance {GUIDANCE}": (retrained, steps, GUIDANCE, None) for steps in (MANY, 4)
     }
@@ -66,6 +68,7 @@ def ways(retrained: str, few: str, counts: Sequence[int]) -> dict[str, Way]:
         f"retrained, {steps} steps of DPM-Solver++, guidance {GUIDANCE}": (retrained, steps, GUIDANCE, FAST)
         for steps in (4, 8)
     }
+    named["retrained, 4 steps of the few-step scheduler, untaught"] = (untaught, 4, 1.0, None)
     return named | {f"few steps, {steps}": (few, steps, 1.0, None) for steps in counts}
 
 

@@ -64,7 +64,6 @@ class Format:
 
     Attributes:
         name: As `--to` takes it.
-        summary: What it is for, in a line.
         precisions: Of the weights, the default first.
         packages: What is imported -> what pip installs.
         write: Write the export into an empty folder, or, with a `suffix`, as the file that is named.
@@ -82,7 +81,6 @@ class Format:
     """
 
     name: str
-    summary: str
     precisions: tuple[str, ...]
     packages: Mapping[str, str]
     write: Callable[[Source, Path], None]

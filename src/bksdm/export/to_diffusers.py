@@ -24,7 +24,6 @@ def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
 
 FORMAT = Format(
     name="diffusers",
-    summary="a diffusers folder, from a single file",
     precisions=("fp32",),
     packages={},
     write=write,

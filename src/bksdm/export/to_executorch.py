@@ -143,7 +143,6 @@ def _open(folder: Path, source: Source) -> Networks:
 
 FORMAT = Format(
     name="executorch",
-    summary="Android and iOS apps, by ExecuTorch with XNNPACK",
     precisions=("fp32",),
     packages={"executorch": "executorch", "torchao": "torchao"},
     write=write,

@@ -167,7 +167,6 @@ def torch_picture(pipeline: StableDiffusionPipeline) -> NDArray[np.uint8]:
 
 FORMAT = Format(
     name="gguf",
-    summary="stable-diffusion.cpp: Stable Diffusion 1.x and the recipe tiny",
     precisions=tuple(_GGML),
     packages={sd_cpp.PACKAGE: "stable-diffusion-cpp-python"},
     write=write,

@@ -23,7 +23,6 @@ def _open(file: Path, source: Source) -> Networks:  # noqa: ARG001
 
 FORMAT = Format(
     name="ldm",
-    summary="one file in the original layout, for other programs",
     precisions=("fp32", "fp16"),
     packages={},
     write=write,

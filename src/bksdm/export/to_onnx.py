@@ -134,7 +134,6 @@ def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
 
 FORMAT = Format(
     name="onnx",
-    summary="onnxruntime, and what else reads ONNX",
     precisions=("fp32", "fp16", "int8"),
     packages={"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime", "tokenizers": "tokenizers"},
     write=write,

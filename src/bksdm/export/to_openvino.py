@@ -124,7 +124,6 @@ def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
 
 FORMAT = Format(
     name="openvino",
-    summary="Intel's processors and GPUs, and openvino-genai in C++ and Python",
     precisions=("fp32", "fp16", "int8", "int4", "w8a8"),
     packages={"openvino": "openvino", "nncf": "nncf", "openvino_tokenizers": "openvino-tokenizers"},
     write=write,

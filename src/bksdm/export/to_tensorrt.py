@@ -65,7 +65,6 @@ def _shapes(component: Component, batch: int) -> str:
 
 FORMAT = Format(
     name="tensorrt",
-    summary="NVIDIA's GPUs; scripts for trtexec, not run here",
     precisions=("fp16", "fp32"),
     packages=to_onnx.FORMAT.packages,
     write=write,
