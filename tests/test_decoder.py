@@ -23,7 +23,7 @@ from bksdm.distill.loop import Interrupted
 from bksdm.errors import InputError
 from bksdm.evaluate.sources import Drawn, Sampling
 from bksdm.losses import edge_loss
-from bksdm.models import load_pipeline
+from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import DecoderOptions
 from bksdm.randomness import Draws
 from bksdm.sampling import Request, decode, sample, sample_latents
@@ -115,6 +115,14 @@ def test_the_encoder_stays_and_the_pipeline_given_is_as_it_was(
     assert pipeline.vae.config.scaling_factor == v1_teacher.vae.config.scaling_factor
     ((picture,),) = sample(pipeline, RED, steps=2, image=Image.new("RGB", (PICTURE, PICTURE), "red"))
     assert picture.size == (PICTURE, PICTURE)
+
+
+def test_a_pipeline_with_a_small_decoder_is_not_saved_as_what_it_is_not(
+    v1_teacher: StableDiffusionPipeline, small: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"cannot write .*small decoder.*save it without"):
+        save_pipeline(with_decoder(v1_teacher, small), tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_the_decoder_takes_the_number_format_of_the_vae(v1_folder: Path, small: Path) -> None:

@@ -59,7 +59,7 @@ def load_model(
 def with_decoder(pipeline: StableDiffusionPipeline, decoder: str | Path) -> StableDiffusionPipeline:
     """The same pipeline with a small decoder; everything else is shared, the encoder of image-to-image with it.
 
-    Its `vae` is to be called and not to be saved: its config is that of the VAE whose encoder it has.
+    Its `vae` is to be called; `save_pipeline` refuses it, for its config is that of the VAE whose encoder it has.
 
     Arguments:
         pipeline: On any device, in any number format; the decoder gets those of its VAE.

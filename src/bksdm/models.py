@@ -15,6 +15,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import Decoder
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -133,6 +134,19 @@ def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) ->
             f"model {model} has a U-Net of {takes} channels, and its latents have {latent}; give a text-to-image "
             f"model, not one for inpainting or depth"
         )
+
+
+def check_drawing(pipeline: StableDiffusionPipeline, model: str | Path, *, masked: bool) -> None:
+    """Refuse a U-Net that cannot draw: with a mask, one for in-painting can too.
+
+    Raises:
+        InputError: Saying what it takes.
+    """
+    takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != 2 * latent + 1:
+        check_text_to_image(pipeline, model)
+    elif not masked:
+        raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
 
 
 def _check_parts(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
@@ -274,7 +288,14 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, extra: Mappin
         pipeline: The pipeline.
         folder: Where to; an existing folder is replaced.
         extra: Text files to put beside it, name -> content.
+
+    Raises:
+        InputError: The folder cannot be written, or the VAE has a decoder that no config describes.
     """
+    if not isinstance(pipeline.vae.decoder, Decoder):
+        raise InputError(
+            f"cannot write {folder}: the pipeline has a small decoder, which such a folder cannot hold; save it without"
+        )
     try:
         with replace_folder(folder) as partial:
             pipeline.save_pretrained(partial, safe_serialization=True)
