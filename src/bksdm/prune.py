@@ -14,7 +14,7 @@ from bksdm.errors import InputError
 from bksdm.families import derive
 from bksdm.models import fingerprint, load_contents, load_pipeline, save_pipeline, with_parts
 from bksdm.options import PruneOptions
-from bksdm.recipe import Pruning, Recipe, load_recipe
+from bksdm.recipe import Config, Pruning, Recipe, load_recipe
 from bksdm.runs import check_free, digest, run_files
 
 RECIPE_FILE = "recipe.yaml"
@@ -87,6 +87,27 @@ def recipe_of(model: str | Path) -> Recipe | None:
     return load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
 
 
+def checked_pruning(teacher: str, student: str, teacher_config: Config, student_config: Config) -> Pruning:
+    """What a student's recipe says, held against what the student is.
+
+    Arguments:
+        teacher, student: The MODELs.
+        teacher_config, student_config: Of their U-Nets.
+
+    Raises:
+        InputError: The student was not made from the teacher.
+    """
+    pruning = derive(read_recipe(student), teacher_config)
+    for key, expected in pruning.student_config.items():
+        actual = student_config.get(key, expected)
+        if not key.startswith("_") and _as_list(actual) != _as_list(expected):
+            raise InputError(
+                f"student {student} was not made from teacher {teacher}: "
+                f"its {key} is {actual}, and its recipe gives {expected}"
+            )
+    return pruning
+
+
 def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
     """The smaller U-Net, every tensor of it a copy of the teacher's tensor that the recipe names.
 
@@ -109,3 +130,7 @@ def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DCon
 def with_unet(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
     """The same pipeline around another U-Net; everything else is shared."""
     return with_parts(pipeline, unet=unet)
+
+
+def _as_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

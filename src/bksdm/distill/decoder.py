@@ -1,27 +1,23 @@
 """`bksdm decoder`: from a teacher and pictures, or their latents, to a small decoder of its latents."""
 
 import dataclasses
-import json
 import math
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
-from bksdm.data.stream import Samples, Stream
+from bksdm.data.stream import Samples
 from bksdm.decoder import fresh_autoencoder
 from bksdm.devices import VAE_LAYOUT, choose_device, choose_precision
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, taught_bytes
-from bksdm.distill.loop import Schedule, train
-from bksdm.distill.record import Record
+from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
-from bksdm.distill.training import check_steps
 from bksdm.errors import InputError
-from bksdm.models import check_resolution, fingerprint, load_pipeline
+from bksdm.models import fingerprint, load_pipeline
 from bksdm.options import DecoderOptions
 from bksdm.progress import bar
 from bksdm.randomness import derived_seed
@@ -62,7 +58,7 @@ def distill_decoder(options: DecoderOptions) -> Path:
     checkpoints.restore(state)
     if state.step < options.steps:
         _train(options, teacher, state, checkpoints, data, device, precision)
-    if _steps_of(run / "decoder") != state.step:
+    if end_of(run / "decoder" / STEPS_FILE) != state.step:
         _save(run / "decoder", state)
     return run / "decoder"
 
@@ -113,31 +109,24 @@ def _train(
     precision: torch.dtype,
 ) -> None:
     """Bring `state` to the last step, with a bar and records."""
-    run = Path(options.out)
     conditions = Conditions(teacher.vae, teacher.text_encoder)
-    stream = Stream(_samples(options, teacher, conditions, data), options.batch_size, options.seed, options.workers)
-    names = [field.name for field in dataclasses.fields(Schedule) if hasattr(options, field.name)]
-    record = Record(run / "metrics.jsonl", run / "tensorboard", state.step)
-    with bar(options.steps, "training", state.step) as progress, closing(record):
+    follow(
+        options,
+        state,
+        DecoderDistillation(state.model, conditions, options.edges_weight, options.latent_noise),
+        _samples(options, teacher, conditions, data),
+        checkpoints,
+        title="training",
+        told=_told,
+        device=device,
+        precision=precision,
+        workers=options.workers,
+    )
 
-        def report(step: int, values: dict[str, float]) -> None:
-            squared = values.pop("squared")
-            values["psnr"] = -10 * math.log10(max(squared, 1e-10))
-            record(step, values)
-            shown = "  ".join(f"{name} {values[name]:.3g}" for name in _SHOWN)
-            progress.reach(step, f"{shown}  {values['psnr']:.1f} dB")
 
-        train(
-            state,
-            DecoderDistillation(state.model, conditions, options.edges_weight, options.latent_noise),
-            stream,
-            Schedule(**{name: getattr(options, name) for name in names}),
-            checkpoints,
-            seed=options.seed,
-            device=device,
-            precision=precision,
-            report=report,
-        )
+def _told(values: dict[str, float]) -> str:
+    values["psnr"] = -10 * math.log10(max(values.pop("squared"), 1e-10))
+    return f"{losses_of(values, _SHOWN)}  {values['psnr']:.1f} dB"
 
 
 def _samples(
@@ -158,16 +147,11 @@ def _samples(
 
 
 def _check(options: DecoderOptions) -> None:
-    for name in ("steps", "channels", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
-    least_zero = ("blocks", "edges_weight", "latent_noise", "lr", "warmup", "weight_decay", "max_grad_norm", "cache_gb")
-    for name in (*least_zero, "workers"):
-        if not getattr(options, name) >= 0:
-            raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
-    if not 0 <= options.ema_decay < 1:
-        raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
-    check_resolution(options.resolution)
+    check_training(options)
+    if options.channels < 1:
+        raise InputError(f"channels is {options.channels}; give at least 1")
+    for name in ("blocks", "edges_weight", "latent_noise"):
+        check_not_negative(options, name)
 
 
 def _save(folder: Path, state: TrainState) -> None:
@@ -175,7 +159,7 @@ def _save(folder: Path, state: TrainState) -> None:
     try:
         with averaged(state), replace_folder(folder) as partial:
             _coder(state).small.save_pretrained(partial, safe_serialization=True)
-            write_text(partial / STEPS_FILE, json.dumps({"steps": state.step}) + "\n")
+            write_text(partial / STEPS_FILE, ended(state.step))
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
 
@@ -183,9 +167,3 @@ def _save(folder: Path, state: TrainState) -> None:
 def _coder(state: TrainState) -> Coder:
     assert isinstance(state.model, Coder)
     return state.model
-
-
-def _steps_of(folder: Path) -> int | None:
-    """After how many steps the decoder in `folder` was written; None where there is none."""
-    file = folder / STEPS_FILE
-    return int(json.loads(file.read_text())["steps"]) if file.is_file() else None

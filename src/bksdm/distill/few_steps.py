@@ -5,9 +5,10 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 
 from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler
+from bksdm.distill.follow import check_training
 from bksdm.distill.grids import Drawing
 from bksdm.distill.pair import Pair
-from bksdm.distill.training import Lesson, Parts, check_training, teach
+from bksdm.distill.training import Lesson, Parts, teach
 from bksdm.errors import InputError
 from bksdm.losses import output_kd_loss, pseudo_huber
 from bksdm.models import tokenizing

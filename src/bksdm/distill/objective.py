@@ -56,7 +56,8 @@ class Distillation:
         noise_schedule: The forward process.
         weights: Weights of the terms.
         replica: Where several processes train, what wraps the student and is called in its place.
-        normalize_features, mask_features: See `feature_kd_losses`.
+        normalize_features: See `feature_kd_losses`.
+        mask_features: Likewise.
         captions: What becomes of the captions. Where one is replaced by another, the task loss leaves its sample out.
         guided_output: Guidance scale at which the outputs are compared as well, with the weight of the output loss; it
             takes two forward passes of each U-Net, and `captions` for the empty prompt.

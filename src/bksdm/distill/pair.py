@@ -23,7 +23,7 @@ from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
 from bksdm.losses import LossWeights
-from bksdm.options import DistillOptions, TrainingOptions
+from bksdm.options import DistillOptions, StudentOptions
 from bksdm.processes import shard
 from bksdm.recipe import Pruning
 
@@ -43,7 +43,7 @@ class Formats:
     teacher_precision: torch.dtype
 
     @classmethod
-    def choose(cls, options: TrainingOptions) -> "Formats":
+    def choose(cls, options: StudentOptions) -> "Formats":
         """What the options name; what is fast on the device where they say auto."""
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device, training=True)
@@ -135,7 +135,7 @@ class Pair:
         """The forward process that the teacher was trained on."""
         return NoiseSchedule.from_scheduler(self.teacher.scheduler)
 
-    def fresh_state(self, options: TrainingOptions) -> TrainState:
+    def fresh_state(self, options: StudentOptions) -> TrainState:
         """The student before its first step."""
         student, formats = self.student, self.formats
         return TrainState(

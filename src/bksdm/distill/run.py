@@ -10,17 +10,18 @@ from bksdm.data.folder import read_prompts
 from bksdm.data.stream import Samples, Stream
 from bksdm.distill.captions import Captions
 from bksdm.distill.data import Latents, Pictures, open_data
+from bksdm.distill.follow import check_not_negative, check_training
 from bksdm.distill.grids import Drawing
 from bksdm.distill.objective import Distillation
 from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
-from bksdm.distill.training import Lesson, Parts, check_not_negative, check_training, checked_pruning, teach
+from bksdm.distill.training import Lesson, Parts, teach
 from bksdm.errors import InputError
 from bksdm.models import load_unet_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.progress import say
-from bksdm.prune import with_unet
+from bksdm.prune import checked_pruning, with_unet
 from bksdm.randomness import Draws
 from bksdm.runs import digest
 
@@ -109,7 +110,9 @@ def foresee(options: DistillOptions) -> Plan:
     """
     _check(options)
     data = open_data(options.data, options.resolution, options.flip, options.cache_gb)
-    pruning = checked_pruning(options, load_unet_config(options.teacher), load_unet_config(options.student))
+    pruning = checked_pruning(
+        options.teacher, options.student, load_unet_config(options.teacher), load_unet_config(options.student)
+    )
     pruning.chosen_taps(options.taps)  # says where there are none
     return plan(options, pruning, data)
 

@@ -5,11 +5,9 @@ becomes of the student at the end, is a `Lesson`.
 """
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,19 @@ from torch import nn
 from bksdm.card import model_card
 from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import PictureSamples
-from bksdm.data.stream import Samples, Stream
+from bksdm.data.stream import Samples
 from bksdm.distill.data import Latents, Pictures, open_data
+from bksdm.distill.follow import check_steps, end_of, ended, follow, losses_of
 from bksdm.distill.grids import Drawing, SampleGrids
-from bksdm.distill.loop import Objective, Schedule, replicate, train
+from bksdm.distill.loop import Objective, replicate
 from bksdm.distill.pair import Formats, Pair
-from bksdm.distill.record import Record
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
-from bksdm.errors import InputError
-from bksdm.families import derive
-from bksdm.models import check_resolution, check_text_to_image, fingerprint, load_pipeline
-from bksdm.options import DecoderOptions, TrainingOptions
+from bksdm.models import check_text_to_image, fingerprint, load_pipeline
+from bksdm.options import StudentOptions
 from bksdm.processes import processes
-from bksdm.progress import bar, say
-from bksdm.prune import read_recipe, save_student
-from bksdm.recipe import Config, Pruning
+from bksdm.progress import say
+from bksdm.prune import checked_pruning, save_student
 from bksdm.runs import check_free, open_run
 
 STEPS_FILE = "retraining.json"
@@ -99,7 +94,7 @@ class Lesson:
     fixed_steps: bool = False
 
 
-def teach(options: TrainingOptions, lesson: Lesson) -> Path:
+def teach(options: StudentOptions, lesson: Lesson) -> Path:
     """Train a student; the same options again go on where the run stopped.
 
     Returns:
@@ -130,52 +125,23 @@ def teach(options: TrainingOptions, lesson: Lesson) -> Path:
         _note_another_batch(options, state)
     if state.step < options.steps:
         _train(options, lesson, pair, state, checkpoints, data, grid_prompts)
-    if group.main and _student_steps(run / "student") != state.step:
+    if group.main and end_of(run / "student" / STEPS_FILE) != state.step:
         _save_student(run / "student", pair, state, options, lesson)
     group.wait()
     return run / "student"
 
 
-def check_training(options: TrainingOptions) -> None:
-    """Refuse options that no run could have.
-
-    Raises:
-        InputError: Naming the option and its value.
-    """
-    for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
-    for name in ("lr", "weight_decay", "max_grad_norm", "cache_gb"):
-        check_not_negative(options, name)
-    for name in ("warmup", "workers", "sample_every"):
-        if (getattr(options, name) or 0) < 0:
-            raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
-    if not 0 <= options.ema_decay < 1:
-        raise InputError(f"ema_decay is {options.ema_decay}; give a number from 0 to below 1")
-    check_resolution(options.resolution)
-
-
-def check_not_negative(options: TrainingOptions, name: str) -> None:
-    """Refuse an option below 0, or one that is not a number.
-
-    Raises:
-        InputError: Naming it.
-    """
-    if not getattr(options, name) >= 0:
-        raise InputError(f"{name} is {getattr(options, name)}; give 0 or more")
-
-
-def _load_pair(options: TrainingOptions, lesson: Lesson) -> Pair:
+def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
     teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
     check_text_to_image(teacher, options.teacher)
-    pruning = checked_pruning(options, teacher.unet.config, student.config)
+    pruning = checked_pruning(options.teacher, options.student, teacher.unet.config, student.config)
     pair = Pair(teacher, student, pruning, Formats.choose(options))
     lesson.check(pair)
     pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
     return pair
 
 
-def _settings(options: TrainingOptions, data: Pictures | Latents) -> dict[str, Any]:
+def _settings(options: StudentOptions, data: Pictures | Latents) -> dict[str, Any]:
     """What the run is known by: its options, and what is in the models and the data that they name."""
     return dataclasses.asdict(options) | {
         "teacher_content": fingerprint(options.teacher),
@@ -184,7 +150,7 @@ def _settings(options: TrainingOptions, data: Pictures | Latents) -> dict[str, A
     }
 
 
-def _workers(options: TrainingOptions, samples: Samples) -> int:
+def _workers(options: StudentOptions, samples: Samples) -> int:
     """How many processes read ahead: decoding pictures takes longer than a step, reading latents does not."""
     if options.workers is not None:
         return options.workers
@@ -192,14 +158,14 @@ def _workers(options: TrainingOptions, samples: Samples) -> int:
     return min(_MOST_WORKERS, max(0, spare)) if isinstance(samples, PictureSamples) else 0
 
 
-def _note_another_batch(options: TrainingOptions, state: TrainState) -> None:
+def _note_another_batch(options: StudentOptions, state: TrainState) -> None:
     before, now = state.samples / state.step, options.batch_size * options.accumulation * processes().count
     if before != now:
         say(f"a step has {now} samples from here on, and had {before:g}: the learning rate may want to follow")
 
 
 def _train(
-    options: TrainingOptions,
+    options: StudentOptions,
     lesson: Lesson,
     pair: Pair,
     state: TrainState,
@@ -222,38 +188,31 @@ def _train(
         student_drawing=lesson.student_drawing,
     )
     page = _Page(options, pair, state, len(data))
-    record = Record(run / "metrics.jsonl", run / "tensorboard", state.step) if main else None
-    with bar(options.steps, "retraining", state.step) as progress, closing(record) if record else nullcontext():
-
-        def report(step: int, values: dict[str, float]) -> None:
-            if record:
-                record(step, values)
-                page.now_and_then()
-            progress.reach(step, "  ".join(f"{name} {values[name]:.3g}" for name in lesson.shown))
-
-        try:
-            train(
-                state,
-                objective,
-                Stream(samples, options.batch_size, options.seed, _workers(options, samples)),
-                _schedule(options),
-                checkpoints,
-                replica=replica,
-                seed=options.seed,
-                device=pair.formats.device,
-                precision=pair.formats.precision,
-                report=report,
-                sample=grids if main or options.shard_teacher else lambda step: None,
-            )
-        finally:  # also of a run that was stopped or went wrong
-            if main:
-                page.write()
+    try:
+        follow(
+            options,
+            state,
+            objective,
+            samples,
+            checkpoints,
+            title="retraining",
+            told=lambda values: losses_of(values, lesson.shown),
+            device=pair.formats.device,
+            precision=pair.formats.precision,
+            workers=_workers(options, samples),
+            replica=replica,
+            sample=grids if main or options.shard_teacher else lambda step: None,
+            recorded=page.now_and_then,
+        )
+    finally:  # also of a run that was stopped or went wrong
+        if main:
+            page.write()
 
 
 class _Page:
     """Writes the report of a run, at most every few minutes while it goes on."""
 
-    def __init__(self, options: TrainingOptions, pair: Pair, state: TrainState, pictures: int) -> None:
+    def __init__(self, options: StudentOptions, pair: Pair, state: TrainState, pictures: int) -> None:
         self._options = options
         self._description = pair.description
         self._state = state
@@ -278,62 +237,16 @@ class _Page:
         self._written = time.monotonic()
 
 
-def check_steps(options: TrainingOptions | DecoderOptions, checkpoints: Checkpoints) -> None:
-    """Refuse fewer steps than a run has done.
-
-    Raises:
-        InputError: Naming both.
-    """
-    done = checkpoints.steps_done()
-    if done > options.steps:
-        raise InputError(
-            f"steps is {options.steps}, and the run in {options.out} has done {done}; "
-            f"give as many or more, or choose another --out"
-        )
-
-
-def checked_pruning(options: TrainingOptions, teacher: Config, student: Config) -> Pruning:
-    """What the student's recipe says, held against what the student is.
-
-    Raises:
-        InputError: The student was not made from the teacher.
-    """
-    pruning = derive(read_recipe(options.student), teacher)
-    for key, expected in pruning.student_config.items():
-        actual = student.get(key, expected)
-        if not key.startswith("_") and _as_list(actual) != _as_list(expected):
-            raise InputError(
-                f"student {options.student} was not made from teacher {options.teacher}: "
-                f"its {key} is {actual}, and its recipe gives {expected}"
-            )
-    return pruning
-
-
-def _as_list(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _schedule(options: TrainingOptions) -> Schedule:
-    names = [field.name for field in dataclasses.fields(Schedule)]
-    return Schedule(**{name: getattr(options, name) for name in names})
-
-
-def _grid_prompts(options: TrainingOptions, data: Pictures | Latents) -> list[str]:
+def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str]:
     if options.sample_prompts is None:
         return list(dict.fromkeys(data.captions(_GRID_PROMPTS)))
     return read_prompts(Path(options.sample_prompts))[:_GRID_PROMPTS]
 
 
-def _save_student(folder: Path, pair: Pair, state: TrainState, options: TrainingOptions, lesson: Lesson) -> None:
+def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
     """The averaged weights in the pipeline of the lesson, in float32, with recipe and card."""
     pair.student.eval().set_default_attn_processor()
     card = model_card(pair.description, options.teacher, lesson.on_card, lesson.call)
     with averaged(state):
-        files = {STEPS_FILE: json.dumps({"steps": state.step}) + "\n"}
+        files = {STEPS_FILE: ended(state.step)}
         save_student(lesson.pipeline(pair), pair.pruning.recipe, card, folder, files)
-
-
-def _student_steps(folder: Path) -> int | None:
-    """After how many steps the student in `folder` was written; None where there is none."""
-    file = folder / STEPS_FILE
-    return int(json.loads(file.read_text())["steps"]) if file.is_file() else None
