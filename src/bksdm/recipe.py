@@ -157,6 +157,18 @@ class Pruning:
                 return self.key_map[prefix] + student_key[len(prefix) :]
         return student_key
 
+    def student_key(self, teacher_key: str) -> str | None:
+        """Name of the student's parameter, or module, that a teacher's becomes; None where it goes."""
+        parts = teacher_key.split(".")
+        moved = {there: here for here, there in self.key_map.items()}
+        for length in range(len(parts), 0, -1):
+            prefix = ".".join(parts[:length])
+            if prefix in self.removed:
+                return None
+            if prefix in moved:
+                return moved[prefix] + teacher_key[len(prefix) :]
+        return teacher_key
+
 
 def published_recipes() -> list[str]:
     """Names of the recipes that ship with the package."""

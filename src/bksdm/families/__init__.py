@@ -51,6 +51,16 @@ def recipe_without(config: Config, names: Names, name: str, summary: str = "") -
     return sd_units.recipe_without(config, names, name, summary)
 
 
+def skip_connections(config: Config) -> tuple[str, ...]:
+    """Paths of the modules whose outputs a U-Net keeps for its way up, in the order in which it makes them.
+
+    Raises:
+        InputError: The family is not known.
+    """
+    _check(config)
+    return sd_unet.skip_connections(config)
+
+
 def bypassed(unet: UNet2DConditionModel, units: Iterable[Unit]) -> AbstractContextManager[UNet2DConditionModel]:
     """`unet` without these of its units inside a `with` block, in memory; afterwards it is as it was."""
     return sd_bypass.bypassed(unet, units)

@@ -263,6 +263,17 @@ def _units(unet: UNetShape) -> Iterator[str]:
             yield f"{unet.up_path(i)}.upsamplers"
 
 
+def skip_connections(config: Config) -> tuple[str, ...]:
+    """Paths of the modules whose outputs a U-Net keeps for its way up, in the order in which it makes them."""
+    unet = UNetShape.of(config)
+    paths = ["conv_in"]
+    for i in range(unet.stages):
+        paths += [list(layer_paths(f"down_blocks.{i}", n, unet.attends_down[i]))[-1] for n in range(unet.layers[i])]
+        if i < unet.stages - 1:
+            paths.append(f"down_blocks.{i}.downsamplers")
+    return tuple(paths)
+
+
 def layer_paths(stage: str, layer: int, attends: bool) -> Iterator[str]:
     """Paths of the modules of a layer of the stage at path `stage`."""
     yield f"{stage}.resnets.{layer}"
