@@ -223,7 +223,12 @@ MODELS = [
     case(
         "a U-Net for inpainting",
         lambda w: w.generate(model=w.built(in_channels=9)),
-        "{tmp}/built has a U-Net of 9 channels, and its latents have 4",
+        "{tmp}/built is one for in-painting; give it --image and --mask, or another model",
+    ),
+    case(
+        "a U-Net for depth",
+        lambda w: w.generate(model=w.built(in_channels=5)),
+        "{tmp}/built has a U-Net of 5 channels, and its latents have 4",
     ),
     case(
         "a U-Net for inpainting, distill",

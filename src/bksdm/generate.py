@@ -6,7 +6,9 @@ What is there already is not made again, so the same command finishes what was i
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -15,13 +17,14 @@ from bksdm.data.pictures import open_picture
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
+from bksdm.lora import Lora, lora_fingerprint
 from bksdm.models import fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.processes import processes
-from bksdm.progress import bar
+from bksdm.progress import Bar, bar
 from bksdm.runs import check_free, digest, files_digest, open_run, write_text
-from bksdm.runtimes import open_drawer
-from bksdm.sampling import Request
+from bksdm.runtimes import Drawer, open_drawer
+from bksdm.sampling import Request, side_by_side
 
 _MAY_CHANGE = ("json", "batch_size", "device")
 _SEEDS = 2**63 - 2**32
@@ -37,17 +40,19 @@ def generate(options: GenerateOptions) -> list[Path]:
         InputError: An option, the model or a file is unfit; see the message.
     """
     check(options)
-    requests = _requests(options)
-    image = open_picture(Path(options.image)) if options.image else None
+    asked = _asked(options)
+    image, mask = _image_and_mask(options)
     content = {
         "model_content": fingerprint(options.model),
         "decoder_content": decoder_fingerprint(options.decoder),
-        "prompts_content": digest([request.prompt for request in requests]),
+        "lora_content": lora_fingerprint(options.lora),
+        "prompts_content": digest([one.request.prompt for one in asked]),
         "image_content": files_digest([Path(options.image)]) if options.image else None,
+        "mask_content": files_digest([Path(options.mask)]) if options.mask else None,
     }
     out, settings = Path(options.out), dataclasses.asdict(options) | content
     check_free(out, "generate", settings, _MAY_CHANGE)
-    paths = [out / f"{number:05d}.png" for number in range(len(requests))]
+    paths = [out / f"{number:05d}.png" for number in range(len(asked))]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     group = processes()
     group.wait()  # until all have looked at the folder as it was
@@ -59,37 +64,100 @@ def generate(options: GenerateOptions) -> list[Path]:
             options.precision,
             decoder=options.decoder,
             scheduler=options.scheduler,
+            lora=Lora(options.lora, options.lora_scale) if options.lora else None,
+            masked=mask is not None,
             unet_calls=len(missing) * options.steps * (2 if options.guidance > 1 else 1),
         )
         chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}
         if group.main:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)
         group.wait()
-        own = group.share(missing)
-        height, width = options.height or drawer.height, options.width or drawer.width
-        batches = drawer.sample(
-            [requests[number] for number in own],
+        with bar(len(asked), "pictures", len(asked) - len(missing)) as progress:
+            _draw(options, drawer, asked, paths, group.share(missing), image, mask, progress, group.count)
+        group.wait()
+    if group.main:
+        lines = [_entry(path, one) for path, one in zip(paths, asked, strict=True)]
+        write_text(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        if options.strengths:
+            _write_grid(paths, len(options.strengths), out / "grid.png")
+    return paths
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A picture, and the strength that it is made with where there are several."""
+
+    request: Request
+    strength: float | None
+
+
+def _asked(options: GenerateOptions) -> list[_Asked]:
+    """The pictures of each request follow each other, one a strength."""
+    strengths: Sequence[float | None] = options.strengths or [None]
+    return [_Asked(request, strength) for request in _requests(options) for strength in strengths]
+
+
+def _draw(
+    options: GenerateOptions,
+    drawer: Drawer,
+    asked: Sequence[_Asked],
+    paths: Sequence[Path],
+    numbers: Sequence[int],
+    image: Image.Image | None,
+    mask: Image.Image | None,
+    progress: Bar,
+    together: int,
+) -> None:
+    """Make the pictures with these numbers, those of one strength together."""
+    height, width = options.height or drawer.height, options.width or drawer.width
+    begin: dict[str, Any] = {"image": None}
+    if image:
+        begin = {"image": ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)}
+    if mask:
+        begin |= {"mask": ImageOps.fit(mask, (width, height), Image.Resampling.NEAREST)}
+    for strength in dict.fromkeys(asked[number].strength for number in numbers):
+        own = [number for number in numbers if asked[number].strength == strength]
+        pending = iter(own)
+        for pictures in drawer.sample(
+            [asked[number].request for number in own],
             steps=options.steps,
             guidance=options.guidance,
             batch_size=options.batch_size,
             negative_prompt=options.negative_prompt,
             height=height,
             width=width,
-            image=ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) if image else None,
-            strength=options.strength,
+            strength=options.strength if strength is None else strength,
+            **begin,
+        ):
+            for picture in pictures:
+                number = next(pending)
+                save_picture(picture, paths[number], _about(asked[number], options))
+            progress.advance(together * len(pictures))
+
+
+def _write_grid(paths: Sequence[Path], columns: int, file: Path) -> None:
+    """A row for every `columns` of the pictures."""
+    rows = [[open_picture(path) for path in paths[start : start + columns]] for start in range(0, len(paths), columns)]
+    save_picture(side_by_side(rows), file, {})
+
+
+def _image_and_mask(options: GenerateOptions) -> tuple[Image.Image | None, Image.Image | None]:
+    image = open_picture(Path(options.image)) if options.image else None
+    if options.mask is None:
+        return image, None
+    mask = open_picture(Path(options.mask)).convert("L")
+    if image is None:
+        raise InputError(f"mask is {options.mask}, and there is no picture under it; give --image too")
+    if mask.size != image.size:
+        sizes = [f"{width}x{height}" for width, height in (mask.size, image.size)]
+        raise InputError(
+            f"mask {options.mask} is {sizes[0]} and image {options.image} is {sizes[1]}; give them one size"
         )
-        with bar(len(requests), "pictures", len(requests) - len(missing)) as progress:
-            pending = iter(own)
-            for pictures in batches:
-                for picture in pictures:
-                    number = next(pending)
-                    save_picture(picture, paths[number], _about(requests[number], options))
-                progress.advance(group.count * len(pictures))
-        group.wait()
-    if group.main:
-        lines = [_entry(path, request) for path, request in zip(paths, requests, strict=True)]
-        write_text(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return paths
+    if not any(mask.histogram()[128:]):
+        raise InputError(
+            f"mask {options.mask} is black, so that nothing would change; make white what is to be painted"
+        )
+    return image, mask
 
 
 def check(options: GenerateOptions) -> None:
@@ -103,12 +171,13 @@ def check(options: GenerateOptions) -> None:
             raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
     if not 0 <= options.seed < _SEEDS:
         raise InputError(f"seed is {options.seed}; give 0 or more, and less than 2^63")
-    if not 0 < options.strength <= 1:
-        raise InputError(f"strength is {options.strength}; give more than 0 and at most 1")
-    if options.image and options.steps * options.strength < 1:
-        raise InputError(
-            f"strength {options.strength} of {options.steps} steps leaves no step to do; give more of either"
-        )
+    if options.strengths is not None and not (options.strengths and options.image):
+        raise InputError(f"strengths is {options.strengths}; give one or more, with an --image to start from")
+    for strength in options.strengths or [options.strength]:
+        if not 0 < strength <= 1:
+            raise InputError(f"strength is {strength}; give more than 0 and at most 1")
+        if options.image and options.steps * strength < 1:
+            raise InputError(f"strength {strength} of {options.steps} steps leaves no step to do; give more of either")
     for name in ("height", "width"):
         value = getattr(options, name)
         if value is not None and (value < 8 or value % 8):
@@ -140,11 +209,17 @@ def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) 
     partial.replace(path)
 
 
-def _about(request: Request, options: GenerateOptions) -> dict[str, object]:
-    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "precision"]
-    shown += ["image", "strength"] if options.image else []
-    return {"prompt": request.prompt, "seed": request.seed, **{name: getattr(options, name) for name in shown}}
+def _about(one: _Asked, options: GenerateOptions) -> dict[str, object]:
+    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "precision", "lora"]
+    shown += ["image", "strength", "mask"] if options.image else []
+    about = {"prompt": one.request.prompt, "seed": one.request.seed, **{name: getattr(options, name) for name in shown}}
+    return about if one.strength is None else about | {"strength": one.strength}
 
 
-def _entry(path: Path, request: Request) -> dict[str, str | int]:
-    return {"file_name": path.name, "text": request.prompt, "seed": request.seed}
+def _entry(path: Path, one: _Asked) -> dict[str, str | int | float]:
+    entry: dict[str, str | int | float] = {
+        "file_name": path.name,
+        "text": one.request.prompt,
+        "seed": one.request.seed,
+    }
+    return entry if one.strength is None else entry | {"strength": one.strength}

@@ -23,7 +23,8 @@ from bksdm.errors import InputError
 from bksdm.export.formats import format_named
 from bksdm.export.run import export
 from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
-from bksdm.models import check_folder, check_text_to_image, fingerprint, image_size, load_unet_config
+from bksdm.lora import Lora, merge_lora
+from bksdm.models import check_drawing, check_folder, fingerprint, image_size, load_unet_config
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.progress import say
 from bksdm.runtime.schedulers import check_scheduler
@@ -74,6 +75,8 @@ def open_drawer(
     *,
     decoder: str | None = None,
     scheduler: str | None = None,
+    lora: Lora | None = None,
+    masked: bool = False,
     unet_calls: int = 1,
 ) -> Drawer:
     """What makes the pictures of MODEL.
@@ -85,17 +88,24 @@ def open_drawer(
         precision: For torch.
         decoder: A small decoder in the place of the model's own.
         scheduler: Name of a diffusers scheduler in the place of the model's own.
+        lora: What is added to the weights.
+        masked: Whether a part of a picture is painted anew.
         unet_calls: How many pictures the U-Net will be called for in all: steps x pictures x 2 with guidance.
 
     Raises:
         InputError: Model and runtime do not go together; see the message.
     """
+    by_torch = next((name for name, given in (("mask", masked), ("lora", lora)) if given), None)
+    if by_torch and (is_exported(model) or runtime not in ("auto", "torch")):
+        raise InputError(f"{by_torch} needs torch; leave out --runtime, and give the model rather than its export")
     if is_exported(model):
         return _exported(model, runtime, decoder, scheduler)
+    if by_torch:
+        runtime = "torch"
     choice = choose(model, device, precision, decoder, scheduler, unet_calls) if runtime == "auto" else None
     chosen = runtime if choice is None else choice.runtime
     if chosen == "torch":
-        return _torch(model, device, precision, decoder, scheduler)
+        return _torch(model, device, precision, decoder, scheduler, lora, masked)
     if device.type != "cpu" or scheduler is not None or precision not in ("auto", "fp32"):
         raise InputError(
             f"runtime {chosen} computes on the CPU in fp32 with the model's own scheduler; leave out --device, "
@@ -170,11 +180,22 @@ def _kept(content: str, runtime: str, decoder: str | None) -> Path:
 
 
 def _torch(
-    model: str, device: torch.device, precision: Precision, decoder: str | None, scheduler: str | None
+    model: str,
+    device: torch.device,
+    precision: Precision,
+    decoder: str | None,
+    scheduler: str | None,
+    lora: Lora | None,
+    masked: bool,
 ) -> Drawer:
     dtype = choose_precision(precision, device, training=False)
-    pipeline = load_model(model, dtype, decoder).to(device)
-    check_text_to_image(pipeline, model)
+    pipeline = load_model(model, torch.float32 if lora else dtype, decoder)
+    check_drawing(pipeline, model, masked=masked)
+    if lora:
+        merge_lora(pipeline, lora.source, lora.scale)
+        if dtype != torch.float32:
+            pipeline.to(dtype)
+    pipeline.to(device)
     if scheduler:
         pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
     side = image_size(pipeline)

@@ -3,12 +3,17 @@
 The denoising loop is diffusers' own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import (
+    SchedulerMixin,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -35,6 +40,8 @@ def sample(
     width: int | None = None,
     image: Image.Image | None = None,
     strength: float = 0.8,
+    mask: Image.Image | None = None,
+    stepped: Callable[[], None] | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Yield the pictures of `requests`, a batch at a time, in order.
 
@@ -49,17 +56,49 @@ def sample(
         width: In pixels; the model's own by default.
         image: Start from this picture (SDEdit, arXiv 2108.01073) instead of from noise.
         strength: Share of the denoising that is done anew with `image`, in (0, 1].
+        mask: Of the size of `image`: where it is white, the picture is painted anew, and elsewhere it stays to the
+            last bit. By U-Nets that take mask and picture beside the latents, and by any other, whose latents outside
+            are put back after every step.
+        stepped: Called after every denoising step of a batch.
     """
-    run = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False) if image else pipeline
+    run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
     for arguments in _batches(requests, steps, guidance, batch_size):
         count = len(arguments["prompt"])
         arguments |= {"negative_prompt": None if negative_prompt is None else [negative_prompt] * count}
         if image:
             arguments |= {"image": [image] * count, "strength": strength}
-        else:
+        if mask:
+            arguments |= {"mask_image": [mask] * count}
+        if image is None or mask:
             arguments |= {"height": height, "width": width}
-        yield run(**arguments).images
+        if stepped:
+            arguments |= {"callback_on_step_end": _calling(stepped)}
+        pictures = run(**arguments).images
+        yield [_only_inside(picture, image, mask) for picture in pictures] if image and mask else pictures
+
+
+def _pipeline(pipeline: StableDiffusionPipeline, image: Image.Image | None, mask: Image.Image | None) -> Any:
+    """The pipeline of diffusers that starts from what is given, with the same parts."""
+    if image is None:
+        return pipeline
+    kind = StableDiffusionInpaintPipeline if mask else StableDiffusionImg2ImgPipeline
+    return kind(**pipeline.components, requires_safety_checker=False)
+
+
+def _calling(stepped: Callable[[], None]) -> Callable[..., dict[str, Any]]:
+    """A callback in the form of diffusers, which changes nothing."""
+
+    def callback(pipeline: object, step: int, timestep: object, given: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+        stepped()
+        return given
+
+    return callback
+
+
+def _only_inside(picture: Image.Image, image: Image.Image, mask: Image.Image) -> Image.Image:
+    """What was painted where the mask is white, and the picture itself elsewhere: the VAE would change it."""
+    return Image.composite(picture, image.convert("RGB"), mask.convert("L").point(lambda value: 255 * (value >= 128)))
 
 
 def sample_latents(
