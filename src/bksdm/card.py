@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from bksdm.describe import Description
 
@@ -19,9 +19,7 @@ def model_card(
         retraining: Options of the retraining; None for a student that was only pruned.
         call: What a call of the pipeline needs besides the prompt, as Python.
     """
-    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=False)
-    template = environment.get_template("model_card.md.jinja")
-    return template.render(
+    return _template("model_card.md.jinja").render(
         description=description,
         recipe=description.pruning.recipe,
         teacher=teacher,
@@ -29,3 +27,20 @@ def model_card(
         call=call,
         drawing=description.drawing(),
     )
+
+
+def personal_card(model: str, prompt: str, options: Mapping[str, Any], *, lora: bool) -> str:
+    """The text of `README.md` for what `bksdm personalize` made.
+
+    Arguments:
+        model: The MODEL that learnt.
+        prompt: What brings the subject out.
+        options: Of the making.
+        lora: Whether it is a LoRA.
+    """
+    return _template("personal_card.md.jinja").render(model=model, prompt=prompt, options=options, lora=lora)
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=False)
+    return environment.get_template(name)

@@ -169,15 +169,14 @@ class Difference:
         return {name: getattr(self, name) for name in names}
 
 
-def differences(models: Mapping[str, Mapping[str, Estimate]]) -> list[Difference]:
-    """Of every two models in every score that both have."""
+def differences(models: Mapping[str, Mapping[str, Estimate]], order: Sequence[str] = tuple(KINDS)) -> list[Difference]:
+    """Of every two models in every score that both have; `order` names the scores."""
     found = []
     for (first, ours), (second, theirs) in combinations(models.items(), 2):
         for name in ours.keys() & theirs.keys():
             a, b = ours[name], theirs[name]
             spread = float((b.resampled - a.resampled).std()) if len(a.resampled) > 1 else 0.0
             found.append(Difference(name, first, second, b.value - a.value, spread, max(a.band, b.band)))
-    order = list(KINDS)
     return sorted(found, key=lambda item: order.index(item.score))
 
 

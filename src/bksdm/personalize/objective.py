@@ -1,0 +1,60 @@
+r"""DreamBooth's loss (arXiv 2208.12242, eq. 2): the subject under its identifier, and its kind as it was.
+
+$L = \langle (\epsilon - \epsilon_\theta(z_t, c_{subject}))^2 \rangle
++ \lambda \langle (\epsilon' - \epsilon_\theta(z'_{t'}, c_{class}))^2 \rangle$,
+where $z'$ are latents of pictures that the model drew of the kind before it learnt anything.
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from bksdm.data.stream import Batch
+from bksdm.distill.noise import Corrupted, NoiseSchedule
+from bksdm.losses import task_loss
+from bksdm.randomness import Draws
+
+
+class Personalization:
+    """The objective: a batch of `SubjectSamples` gives `loss`, `task` and, where the kind has pictures, `prior`.
+
+    Arguments:
+        unet: What learns, or holds what learns.
+        schedule: The forward process.
+        contexts: The embedded prompts of subject and kind, with shape (2, L, D).
+        prior_weight: Lambda.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        schedule: NoiseSchedule,
+        contexts: Callable[[], Tensor],
+        prior_weight: float,
+    ) -> None:
+        self._unet = unet
+        self._schedule = schedule
+        self._contexts = contexts
+        self._prior_weight = prior_weight
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        given = [self._corrupted(batch["latents_mean"], batch["latents_std"], draws)]
+        if "class_mean" in batch:
+            given.append(self._corrupted(batch["class_mean"], batch["class_std"], draws.also("class")))
+        count = len(batch["latents_mean"])
+        context = self._contexts()[: len(given)].repeat_interleave(count, dim=0)
+        latents, timesteps = (
+            torch.cat(parts) for parts in zip(*((x.latents, x.timesteps) for x in given), strict=True)
+        )
+        answers = self._unet(latents, timesteps, context, return_dict=False)[0].split(count)
+        losses = [task_loss(answer, x.target) for answer, x in zip(answers, given, strict=True)]
+        if len(losses) == 1:
+            return {"loss": losses[0], "task": losses[0]}
+        task, prior = losses
+        return {"loss": task + self._prior_weight * prior, "task": task, "prior": prior}
+
+    def _corrupted(self, mean: Tensor, deviation: Tensor, draws: Draws) -> Corrupted:
+        latents = mean + deviation * draws.normal(mean.shape).to(mean)
+        return self._schedule.corrupt(latents, draws)

@@ -1,0 +1,294 @@
+"""Personalisation: the loss by hand, what comes out of a run, and that it resumes to the same bits."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from bksdm.distill.loop import Interrupted
+from bksdm.distill.noise import NoiseSchedule
+from bksdm.distill.state import Checkpoints
+from bksdm.errors import InputError
+from bksdm.lora import LORA_FILE, merge_lora
+from bksdm.models import load_pipeline
+from bksdm.options import PersonalizeOptions
+from bksdm.personalize.objective import Personalization
+from bksdm.personalize.run import personalize
+from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
+from bksdm.prune import read_recipe
+from bksdm.randomness import Draws
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
+from verbs import Run, mtimes, read_lines
+
+pytest_plugins = ["verbs_fixtures"]
+
+PROMPT = "a sks car"
+UNET = Path("unet", "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures without captions."""
+    folder = tmp_path_factory.mktemp("subject")
+    for number, colour in enumerate(("teal", "navy", "purple")):
+        picture = Image.new("RGB", (PICTURE + 8 * number, PICTURE), "white")
+        picture.paste(colour, (8, 8, 24, 24))
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+def options(model: Path, images: Path, out: Path, **more: object) -> PersonalizeOptions:
+    few = {"steps": 4, "class_images": 2, "class_steps": 2, "class_guidance": 1.0, "views": 3, "checkpoint_every": 2}
+    return PersonalizeOptions(str(model), str(images), PROMPT, str(out), **few | {"lr": 1e-3, "rank": 2} | more)
+
+
+@pytest.fixture(scope="module")
+def whole(v1_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that taught all weights, the text encoder's too."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    personalize(options(v1_folder, images, out, text_encoder=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def low_rank(v1_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learnt a LoRA of both networks."""
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    personalize(options(v1_folder, images, out, lora=True, text_encoder=True))
+    return out
+
+
+# The loss
+
+
+def test_the_loss_is_the_error_to_the_noise_of_the_subject_and_of_its_kind(v1_teacher: StableDiffusionPipeline) -> None:
+    rng = torch.Generator().manual_seed(0)
+    shape = (2, 4, LATENT, LATENT)
+    mean, kind = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
+    batch = {"latents_mean": mean, "class_mean": kind} | dict.fromkeys(("latents_std", "class_std"), torch.zeros(shape))
+    contexts = torch.randn(2, MAX_TOKENS, CONTEXT, generator=rng)
+    schedule = NoiseSchedule.from_scheduler(v1_teacher.scheduler)
+    with torch.no_grad():
+        found = Personalization(v1_teacher.unet, schedule, lambda: contexts, 0.5)(batch, Draws(7, "noise", 3))
+        expected = []
+        for latents, context, draws in zip(
+            (mean, kind), contexts, (Draws(7, "noise", 3), Draws(7, "noise", 3).also("class")), strict=True
+        ):
+            draws.normal(shape)  # the sample of the posterior, which has no spread here
+            noise, timesteps = draws.normal(shape), draws.integers(1000, 2)
+            noisy = v1_teacher.scheduler.add_noise(latents, noise, timesteps)
+            answer = v1_teacher.unet(noisy, timesteps, context.expand(2, -1, -1)).sample
+            expected.append((answer - noise).square().mean())
+    torch.testing.assert_close([found["task"], found["prior"]], expected)
+    torch.testing.assert_close(found["loss"], expected[0] + 0.5 * expected[1])
+
+
+def test_without_pictures_of_the_kind_there_is_one_loss(v1_teacher: StableDiffusionPipeline) -> None:
+    latents, _, context = random_inputs()
+    schedule = NoiseSchedule.from_scheduler(v1_teacher.scheduler)
+    objective = Personalization(v1_teacher.unet, schedule, lambda: context, 1.0)
+    with torch.no_grad():
+        found = objective({"latents_mean": latents, "latents_std": torch.zeros_like(latents)}, Draws(0, "noise"))
+    assert found.keys() == {"loss", "task"}
+
+
+# Views and samples
+
+
+def test_the_first_view_is_the_centre_and_others_are_cut_from_the_picture() -> None:
+    picture = Image.effect_noise((48, 32), 80).convert("RGB")
+    centre = torch.tensor(np.array(picture.crop((8, 0, 40, 32)))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(view(picture, 32, 0, 0, flip=True), centre)
+    cuts = [view(picture, 32, number, 0, flip=False) for number in (1, 2, 1)]
+    assert torch.equal(cuts[0], cuts[2])
+    assert not torch.equal(cuts[0], cuts[1])
+    assert torch.equal(view(picture, 32, 1, 0, flip=True), cuts[0].flip(2))
+    assert 0.5 < SMALLEST_CUT < 1
+
+
+def test_a_draw_chooses_a_picture_of_the_kind() -> None:
+    subject, kind = (torch.arange(n).float().view(n, 1, 1, 1) for n in (2, 3))
+    samples = SubjectSamples(["a", "b"], (subject, subject), (kind + 10, kind))
+    assert {float(samples.sample(1, draw)["class_mean"]) for draw in range(6)} == {10, 11, 12}
+    assert float(samples.sample(1, 0)["latents_mean"]) == 1
+
+
+# Runs
+
+
+def test_all_weights_become_a_model_that_diffusers_loads(whole: Path, v1_folder: Path) -> None:
+    made = StableDiffusionPipeline.from_pretrained(whole / "model", safety_checker=None)
+    before = load_pipeline(v1_folder)
+    for part in ("unet", "text_encoder"):
+        changed = [
+            not torch.equal(a, b)
+            for a, b in zip(getattr(made, part).parameters(), getattr(before, part).parameters(), strict=True)
+        ]
+        assert sum(changed) > 0.9 * len(changed), part
+    assert all(torch.equal(a, b) for a, b in zip(made.vae.parameters(), before.vae.parameters(), strict=True))
+    assert f'pipeline("{PROMPT}")' in (whole / "model" / "README.md").read_text()
+    assert len(list((whole / "class_images").glob("*.png"))) == 2
+    assert read_lines(whole / "class_images" / "metadata.jsonl")[0]["text"] == "a car"
+    assert {"loss", "task", "prior", "lr"} <= read_lines(whole / "metrics.jsonl")[-1].keys()
+
+
+def test_a_lora_is_one_that_diffusers_loads(low_rank: Path, v1_folder: Path) -> None:
+    stock = StableDiffusionPipeline.from_pretrained(v1_folder, safety_checker=None)
+    stock.load_lora_weights(low_rank / "lora")
+    ours, before = merge_lora(load_pipeline(v1_folder), low_rank / "lora"), load_pipeline(v1_folder)
+    tokens = torch.tensor([[1, 5, 9, 2]])
+    with torch.no_grad():
+        outputs = [pipeline.unet(*random_inputs()).sample for pipeline in (stock, ours, before)]
+        texts = [pipeline.text_encoder(tokens).last_hidden_state for pipeline in (stock, ours, before)]
+    for stocks, merged, untaught in (outputs, texts):
+        torch.testing.assert_close(stocks, merged, atol=1e-5, rtol=1e-4)
+        assert (untaught - merged).abs().max() > 1e-4
+    assert {
+        tensor.shape[0] for name, tensor in load_file(low_rank / "lora" / LORA_FILE).items() if "lora_A" in name
+    } == {2}
+
+
+def test_a_scale_of_zero_changes_nothing(low_rank: Path, v1_folder: Path) -> None:
+    before, merged = load_pipeline(v1_folder), merge_lora(load_pipeline(v1_folder), low_rank / "lora", scale=0.0)
+    for a, b in zip(before.unet.parameters(), merged.unet.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_checkpoints_of_a_lora_hold_the_lora_alone(low_rank: Path) -> None:
+    names = load_file(Checkpoints(low_rank / "checkpoints").all()[-1] / "tensors.safetensors")
+    assert all("lora" in name for name in names if name.startswith("model."))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    v1_folder: Path,
+    images: Path,
+    whole: Path,
+    low_rank: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lora: bool,
+) -> None:
+    given = options(v1_folder, images, tmp_path / "run", lora=lora, text_encoder=True)
+    save = Checkpoints.save
+
+    def stop(self: Checkpoints, state: object) -> None:
+        save(self, state)
+        raise Interrupted(2, 15)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", stop)
+        with pytest.raises(Interrupted):
+            personalize(given)
+    made = personalize(given)
+    file, unbroken = (Path(LORA_FILE), low_rank / "lora") if lora else (UNET, whole / "model")
+    ours, theirs = load_file(made / file), load_file(unbroken / file)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_finished_run_is_left_as_it_is(low_rank: Path, v1_folder: Path, images: Path) -> None:
+    kept = {"config.yaml", "metadata.jsonl"}  # written again, with the same content
+    files = [path for path in sorted(low_rank.rglob("*")) if path.is_file() and path.name not in kept]
+    before = mtimes(files)
+    personalize(options(v1_folder, images, low_rank, lora=True, text_encoder=True))
+    assert mtimes(files) == before
+
+
+def test_a_student_stays_one(v1_student: Path, images: Path, tmp_path: Path) -> None:
+    made = personalize(options(v1_student, images, tmp_path / "run", class_images=0, steps=1))
+    assert read_recipe(made) == read_recipe(v1_student)
+    assert not (tmp_path / "run" / "class_images").exists()
+    assert "prior" not in read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def test_a_loss_of_one_subject_falls(v1_folder: Path, images: Path, tmp_path: Path) -> None:
+    personalize(options(v1_folder, images, tmp_path / "run", steps=60, batch_size=4, class_images=0, log_every=20))
+    losses = [line["task"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_checkpointed_gradients_are_the_same(v1_folder: Path, images: Path, low_rank: Path, tmp_path: Path) -> None:
+    given = options(v1_folder, images, tmp_path / "run", lora=True, text_encoder=True, gradient_checkpointing=True)
+    ours, theirs = load_file(personalize(given) / LORA_FILE), load_file(low_rank / "lora" / LORA_FILE)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-3)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"prompt": "a car"}, r"prompt 'a car' does not have the identifier 'sks'.*--identifier"),
+        ({"identifier": "car,"}, "does not have the identifier 'car,'"),
+        ({"rank": 0}, "rank is 0; give at least 1"),
+        ({"views": 0}, "views is 0; give at least 1"),
+        ({"class_images": -1}, "class_images is -1; give 0 or more"),
+        ({"lr": -1.0}, "lr is -1.0; give 0 or more"),
+        ({"steps": 0}, "steps is 0; give at least 1"),
+        ({"resolution": 30}, "resolution is 30; give a multiple of 8"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    v1_folder: Path, images: Path, tmp_path: Path, more: dict, message: str
+) -> None:
+    given = {"model": str(v1_folder), "images": str(images), "prompt": PROMPT, "out": str(tmp_path / "run")} | more
+    with pytest.raises(InputError, match=message):
+        personalize(PersonalizeOptions(**given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_pictures_and_unreadable_ones_are_refused(v1_folder: Path, images: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="empty has no pictures"):
+        personalize(options(v1_folder, empty, tmp_path / "run"))
+    shutil.copytree(images, tmp_path / "broken")
+    (tmp_path / "broken" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"1\.png is not a readable picture"):
+        personalize(options(v1_folder, tmp_path / "broken", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_picture_is_taken_with_a_word_about_it(done: Run, v1_folder: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(images / "0.png", tmp_path / "one")
+    words = ["--class_images", 0, "--steps", 1, "--views", 1, "--lora", "--json"]
+    where = ["--images", tmp_path / "one", "--prompt", PROMPT, "--out", tmp_path / "run"]
+    outcome = done("personalize", v1_folder, *where, *words)
+    assert outcome.json == {"out": str(tmp_path / "run" / "lora")}
+    assert any("three to five" in line for line in outcome.said)
+
+
+def test_a_lora_of_another_model_is_refused(
+    low_rank: Path, v2_folder: Path, v1_student: Path, v1_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"changes \d+ of \d+ layers that this model does not have.*bksdm adapt"):
+        merge_lora(load_pipeline(v1_student), low_rank / "lora")
+    narrow = load_pipeline(v1_folder)
+    narrow.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q = torch.nn.Linear(8, 8)
+    with pytest.raises(
+        InputError, match=r"is of another family: its unet.*attn1\.to_q is 32 to 32, and the model's 8 to 8"
+    ):
+        merge_lora(narrow, low_rank / "lora")
+
+
+def test_what_is_no_lora_is_refused(v1_folder: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(v1_folder)
+    with pytest.raises(InputError, match=r"lora .*nothing does not exist"):
+        merge_lora(pipeline, tmp_path / "nothing")
+    (tmp_path / "a.ckpt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a\.ckpt is not a \.safetensors file"):
+        merge_lora(pipeline, tmp_path / "a.ckpt")
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a\.safetensors cannot be read"):
+        merge_lora(pipeline, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"has no matrices of a LoRA|cannot be read"):
+        merge_lora(pipeline, v1_folder / "vae" / "diffusion_pytorch_model.safetensors")
