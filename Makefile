@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install quickstart test test-slow check format clean
+.PHONY: help install browser quickstart test test-slow check docs format clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -21,7 +21,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED) ## the whole story on the embedded model; ends with runs/quickstart/report.html
 	$(BIN)/bksdm quickstart runs/quickstart
 
-test: $(INSTALLED) ## the tests, with their coverage
+browser: # a Chromium for the tests of the page of `bksdm demo`; without one they are skipped
+	@command -v chromium chromium-browser google-chrome > /dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -qq -y chromium > /dev/null; } \
+		|| echo 'no Chromium here, so the tests of the page are skipped; apt-get install chromium mends that'
+
+test: $(INSTALLED) browser ## the tests, with their coverage
 	$(PYTEST) --numprocesses 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(INSTALLED) ## the long checks
@@ -33,9 +38,12 @@ check: $(INSTALLED) ## lint, format, types, import floors
 	$(BIN)/mypy
 	$(PYTEST) tests/test_imports.py
 
+docs: $(INSTALLED) ## the documentation site in site/, built strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: $(INSTALLED) ## rewrite the code in its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove everything that was made here
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs site build dist .pytest_cache .mypy_cache .ruff_cache

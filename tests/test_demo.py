@@ -1,0 +1,189 @@
+"""The page, in a real browser: a prompt is typed, a button pressed, and two pictures appear with their times."""
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bksdm.demo import Wish, serve, wish_of
+from bksdm.errors import InputError
+from bksdm.options import DemoOptions
+from tiny_models import PICTURE
+from verbs import Run
+
+pytest_plugins = ["verbs_fixtures"]
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+gradio = pytest.importorskip("gradio", reason="needs Gradio: pip install 'bksdm[demo]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def address(v1_folder: Path, v1_student: Path) -> Iterator[str]:
+    """The page with a student and its teacher."""
+    port = free_port()
+    page = serve(DemoOptions(str(v1_student), str(v1_folder), steps=3, guidance=2.0, port=port), wait=False)
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser: Any, address: str) -> Iterator[Any]:
+    """The page, loaded; requests to anywhere else fail the test."""
+    context = browser.new_context(viewport={"width": 1100, "height": 1100})
+    opened = context.new_page()
+    strangers: list[str] = []
+    opened.on("request", lambda request: strangers.append(request.url) if foreign(request.url, address) else None)
+    opened.goto(address)
+    opened.wait_for_selector("#draw")
+    yield opened
+    context.close()
+    assert not strangers
+
+
+def foreign(url: str, address: str) -> bool:
+    return not url.startswith((address, "data:", "blob:"))
+
+
+@needs_browser
+def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
+    tab.fill("#prompt textarea", "red apple")
+    tab.fill("#seed input", "7")
+    tab.click("#draw")
+    for number in range(2):
+        tab.wait_for_selector(f"#picture-{number} img", timeout=60_000)
+        tab.wait_for_function(
+            f"document.querySelector('#picture-{number} img').naturalWidth === {PICTURE}", timeout=60_000
+        )
+        note = tab.inner_text(f"#note-{number}")
+        assert float(re.search(r"([\d.]+) s", note).group(1)) > 0
+        assert "seed 7" in note
+        assert "M parameters" in note
+        assert "GMACs a step" in note
+    assert "times as fast as the first" in tab.inner_text("#note-1")
+    tab.wait_for_selector("#history img")
+    with tab.expect_download() as download:
+        tab.locator("#files a[download]").first.click()
+    with Image.open(download.value.path()) as picture:
+        assert (picture.text["prompt"], picture.text["seed"]) == ("red apple", "7")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_page_as_the_documents_show_it(browser: Any, v1_folder: Path, tmp_path: Path) -> None:
+    """The embedded model beside a student, named by BKSDM_STUDENT; the picture goes to BKSDM_SCREENSHOT."""
+    port, student = free_port(), os.environ.get("BKSDM_STUDENT", "emoji")
+    page = serve(DemoOptions(student, "emoji", guidance=2.5, port=port), wait=False)
+    context = browser.new_context(viewport={"width": 1000, "height": 1000}, device_scale_factor=1.5)
+    tab = context.new_page()
+    tab.goto(f"http://127.0.0.1:{port}")
+    for prompt, seed in (("red apple, noto style", 3), ("whale, flat style", 4)):
+        tab.fill("#prompt textarea", prompt)
+        tab.fill("#seed input", str(seed))
+        tab.click("#draw")
+        tab.wait_for_function(f"document.querySelector('#note-1').innerText.includes('seed {seed}')", timeout=180_000)
+    tab.wait_for_selector("#history img")
+    tab.screenshot(path=os.environ.get("BKSDM_SCREENSHOT", tmp_path / "demo.png"), full_page=True)
+    context.close()
+    page.close()
+
+
+@needs_browser
+def test_a_bad_picture_is_said_to_be_one(tab: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    tab.click("text=Start from a picture")
+    tab.locator("#image input[type=file]").set_input_files(tmp_path / "broken.png")
+    tab.wait_for_selector("text=broken.png")
+    tab.fill("#prompt textarea", "red apple")
+    tab.click("#draw")
+    tab.wait_for_selector("text=is not a readable picture", timeout=30_000)
+
+
+@needs_browser
+def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
+    tabs = [browser.new_context().new_page() for _ in range(2)]
+    for number, tab in enumerate(tabs):
+        tab.goto(address)
+        tab.fill("#prompt textarea", "red apple")
+        tab.fill("#seed input", str(number))
+    for tab in tabs:
+        tab.click("#draw")
+    for number, tab in enumerate(tabs):
+        tab.wait_for_selector("#note-1 >> text=times as fast", timeout=60_000)
+        assert f"seed {number}" in tab.inner_text("#note-1")
+        tab.context.close()
+
+
+@needs_browser
+def test_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
+    tab = context.new_page()
+    tab.goto(address)
+    tab.wait_for_selector("#draw")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((" ", 1, 5, 2, None, 0.8), "the prompt is empty"),
+        (("red", -1, 5, 2, None, 0.8), "the seed is -1"),
+    ],
+)
+def test_wishes_that_cannot_be_are_refused(words: tuple, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        wish_of(*words)
+
+
+def test_a_picture_and_its_strength_go_together(pictures: Path) -> None:
+    with pytest.raises(InputError, match=r"strength 0\.1 of 5 steps leaves no step to do"):
+        wish_of("red", 1, 5, 2, str(pictures / "0.png"), 0.1)
+    wish = wish_of(" red ", None, 5, 2, str(pictures / "0.png"), 0.5)
+    assert isinstance(wish, Wish)
+    assert wish.prompt == "red"
+    assert 0 <= wish.seed < 2**32
+
+
+def test_a_port_in_use_is_named(run: Run, v1_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = run("demo", v1_folder, "--port", port)
+    assert outcome.code == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in outcome.said[0]
+    assert "give another --port" in outcome.said[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--steps", 0), "steps is 0"), (("--waiting", 0), "waiting is 0"), (("--port", 0), "port is 0")],
+)
+def test_options_that_cannot_be_are_refused(run: Run, v1_folder: Path, words: tuple, message: str) -> None:
+    outcome = run("demo", v1_folder, *words)
+    assert (outcome.code, len(outcome.said)) == (2, 1)
+    assert message in outcome.said[0]
