@@ -13,12 +13,17 @@ from bksdm.cli import VERBS, parse
 from bksdm.runtime import __main__ as runtime
 
 ROOT = Path(__file__).parent.parent
-EXPORTS = ROOT / "docs" / "exports"
+DOCS = ROOT / "docs"
 PROJECT = (ROOT / "pyproject.toml").read_text()
 README = (ROOT / "README.md").read_text()
+NAMED = ("index", "evaluation", "decoder", "few-steps", "method", "faq")
 PAGES = "".join(
     page.read_text()
-    for page in (*(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "decoder", "few-steps")), *EXPORTS.iterdir())
+    for page in (
+        *(DOCS / f"{name}.md" for name in NAMED),
+        *sorted((DOCS / "exports").iterdir()),
+        *sorted((DOCS / "guides").iterdir()),
+    )
 )
 
 
@@ -91,6 +96,7 @@ def test_the_public_surface() -> None:
     functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
     functions |= {"benchmark", "latencies", "quickstart", "sample", "sensitivity", "distill_decoder", "with_decoder"}
     functions |= {"export", "lcm", "few_step_scheduler"}
+    functions |= {"adapt", "demo", "fidelity", "load_controlnet", "merge_lora", "personalize", "push"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
     options |= {
         "BenchmarkOptions",
@@ -100,9 +106,10 @@ def test_the_public_surface() -> None:
         "QuickstartOptions",
         "SensitivityOptions",
     }
+    options |= {"AdaptOptions", "DemoOptions", "FidelityOptions", "PersonalizeOptions", "PushOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
-    kinds |= {"Benchmark", "Consistency", "Exported", "Sensitivity"}
+    kinds |= {"Adapted", "Benchmark", "Consistency", "Exported", "Pushed", "Sensitivity"}
     kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

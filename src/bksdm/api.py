@@ -8,8 +8,11 @@
 Everything that raises `InputError` says in one line what to mend.
 """
 
+from bksdm.adapt import Adapted, adapt
 from bksdm.benchmark import Benchmark, benchmark, latencies
+from bksdm.controlnet import load_controlnet
 from bksdm.decoder import with_decoder
+from bksdm.demo import demo
 from bksdm.describe import Description, describe
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
@@ -26,23 +29,32 @@ from bksdm.evaluate.run import evaluate
 from bksdm.export.run import Exported, export
 from bksdm.families import derive
 from bksdm.generate import generate
+from bksdm.lora import merge_lora
 from bksdm.losses import LossWeights
 from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import (
+    AdaptOptions,
     BenchmarkOptions,
     DecoderOptions,
+    DemoOptions,
     DistillOptions,
     EvaluateOptions,
     ExportOptions,
+    FidelityOptions,
     GenerateOptions,
     LcmOptions,
+    PersonalizeOptions,
     PrepareOptions,
     PruneOptions,
+    PushOptions,
     QuickstartOptions,
     SensitivityOptions,
 )
+from bksdm.personalize.fidelity import fidelity
+from bksdm.personalize.run import personalize
 from bksdm.prepare import prepare
 from bksdm.prune import prune, prune_unet
+from bksdm.push import Pushed, push
 from bksdm.quickstart import quickstart
 from bksdm.recipe import Pruning, Recipe, load_recipe
 from bksdm.sampling import Request, sample
@@ -50,6 +62,8 @@ from bksdm.sensitivity.outcome import Sensitivity
 from bksdm.sensitivity.run import sensitivity
 
 __all__ = [
+    "AdaptOptions",
+    "Adapted",
     "Benchmark",
     "BenchmarkOptions",
     "CaptionPool",
@@ -57,28 +71,35 @@ __all__ = [
     "Conditions",
     "Consistency",
     "DecoderOptions",
+    "DemoOptions",
     "Description",
     "DistillOptions",
     "Distillation",
     "EvaluateOptions",
     "ExportOptions",
     "Exported",
+    "FidelityOptions",
     "GenerateOptions",
     "InputError",
     "Interrupted",
     "LcmOptions",
     "LossWeights",
     "NoiseSchedule",
+    "PersonalizeOptions",
     "Plan",
     "PrepareOptions",
     "PruneOptions",
     "Pruning",
+    "PushOptions",
+    "Pushed",
     "QuickstartOptions",
     "Recipe",
     "Request",
     "Sensitivity",
     "SensitivityOptions",
+    "adapt",
     "benchmark",
+    "demo",
     "derive",
     "describe",
     "distill",
@@ -86,15 +107,20 @@ __all__ = [
     "evaluate",
     "export",
     "few_step_scheduler",
+    "fidelity",
     "foresee",
     "generate",
     "latencies",
     "lcm",
+    "load_controlnet",
     "load_pipeline",
     "load_recipe",
+    "merge_lora",
+    "personalize",
     "prepare",
     "prune",
     "prune_unet",
+    "push",
     "quickstart",
     "sample",
     "save_pipeline",

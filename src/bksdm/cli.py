@@ -66,6 +66,40 @@ def _lcm(options: verbs.LcmOptions) -> None:
     _answer({"student": student}, options.json, f"student in {student}")
 
 
+def _personalize(options: verbs.PersonalizeOptions) -> None:
+    from bksdm.personalize.run import personalize
+
+    made = str(personalize(options))
+    _answer({"out": made}, options.json, f"{'LoRA' if options.lora else 'model'} in {made}")
+
+
+def _push(options: verbs.PushOptions) -> None:
+    from bksdm.push import push
+
+    made = push(options)
+    _answer(made.to_dict(), options.json, made.text())
+
+
+def _demo(options: verbs.DemoOptions) -> None:
+    from bksdm.demo import demo
+
+    demo(options)
+
+
+def _fidelity(options: verbs.FidelityOptions) -> None:
+    from bksdm.personalize.fidelity import fidelity, text_table
+
+    result = fidelity(options)
+    _answer(result, options.json, f"{text_table(result)}\ngrid in {options.out}/grid.png")
+
+
+def _adapt(options: verbs.AdaptOptions) -> None:
+    from bksdm.adapt import adapt
+
+    made = adapt(options)
+    _answer(made.to_dict(), options.json, made.text())
+
+
 def _generate(options: verbs.GenerateOptions) -> None:
     from bksdm.generate import generate
 
@@ -120,11 +154,16 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "distill": (verbs.DistillOptions, _distill),
     "lcm": (verbs.LcmOptions, _lcm),
     "decoder": (verbs.DecoderOptions, _decoder),
+    "personalize": (verbs.PersonalizeOptions, _personalize),
+    "fidelity": (verbs.FidelityOptions, _fidelity),
+    "adapt": (verbs.AdaptOptions, _adapt),
     "generate": (verbs.GenerateOptions, _generate),
     "evaluate": (verbs.EvaluateOptions, _evaluate),
     "benchmark": (verbs.BenchmarkOptions, _benchmark),
     "sensitivity": (verbs.SensitivityOptions, _sensitivity),
     "export": (verbs.ExportOptions, _export),
+    "push": (verbs.PushOptions, _push),
+    "demo": (verbs.DemoOptions, _demo),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.

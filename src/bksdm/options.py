@@ -262,7 +262,7 @@ class LcmOptions:
     json: bool = False
 
 
-TrainingOptions = DistillOptions | LcmOptions
+StudentOptions = DistillOptions | LcmOptions
 
 
 @dataclass(frozen=True)
@@ -327,6 +327,200 @@ class DecoderOptions:
 
 
 @dataclass(frozen=True)
+class PersonalizeOptions:
+    """Teach a model a subject from a few pictures: DreamBooth, by all weights or by a LoRA.
+
+    Attributes:
+        model: Folder, .safetensors file, Hub id, or 'emoji'; a teacher or a student.
+        images: Folder of pictures of the subject, three to five of them as a rule.
+        prompt: Caption of all the pictures, with the identifier in it, such as "a photo of sks dog".
+        out: Folder of the run; what is learnt ends in OUT/model or OUT/lora. The same command resumes it.
+        identifier: Word that will mean the subject; a rare one.
+        class_prompt: Caption of pictures of the subject's kind; by default the prompt without the identifier.
+        class_images: Pictures of the kind that the model draws beforehand, so as not to forget it; 0 for none.
+        prior_weight: Weight of the loss on those.
+        lora: Learn low-rank matrices beside the weights, in a file of their own, in place of all weights.
+        rank: Rank of those matrices.
+        text_encoder: Teach the text encoder too.
+        views: Versions of each picture, cut a little differently; 1 for the pictures alone.
+        flip: Mirror every other version.
+        steps: Optimizer steps.
+        batch_size: Pictures of the subject in a micro-batch, with as many of its kind.
+        accumulation: Micro-batches a step.
+        lr: Learning rate; by default 1e-6, and 1e-4 with --lora.
+        warmup: Steps of linear rise of the learning rate.
+        cosine: Let the learning rate fall to zero along a half cosine.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Largest 2-norm of the gradient; 0 for none.
+        resolution: Side of the pictures in pixels; the model's own by default.
+        class_steps: Denoising steps of the pictures of the kind.
+        class_guidance: Their guidance scale.
+        precision: Autocast type, and with --lora that of the weights that stay; auto takes bf16 where it is fast.
+        gradient_checkpointing: Save memory for some time.
+        device: cpu, cuda, mps; auto takes the best there is.
+        seed: Root of all random numbers.
+        log_every: Steps between records in metrics.jsonl.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many checkpoints stay.
+        json: Print one JSON object and nothing else.
+    """
+
+    model: str
+    images: str
+    prompt: str
+    out: str
+    identifier: str = "sks"
+    class_prompt: str | None = None
+    class_images: int = 200
+    prior_weight: float = 1.0
+    lora: bool = False
+    rank: int = 8
+    text_encoder: bool = False
+    views: int = 8
+    flip: bool = True
+    steps: int = 800
+    batch_size: int = 1
+    accumulation: int = 1
+    lr: float | None = None
+    warmup: int = 0
+    cosine: bool = False
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    resolution: int | None = None
+    class_steps: int = 25
+    class_guidance: float = 7.5
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """Carry a LoRA, a textual inversion or a ControlNet of a teacher over to its student.
+
+    Attributes:
+        adapter: LoRA or textual inversion (.safetensors file, or folder of a LoRA), or folder of a ControlNet.
+        model: Folder of the student, that `bksdm prune` or `bksdm distill` wrote.
+        teacher: Folder, .safetensors file, Hub id, or 'emoji', that the student was made from.
+        out: Folder for what becomes of it.
+        json: Print one JSON object and nothing else.
+    """
+
+    adapter: str
+    model: str
+    teacher: str
+    out: str
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class FidelityOptions:
+    """Measure how well personalised models draw their subject, and what a prompt asks of it.
+
+    Attributes:
+        models: Runs of `bksdm personalize`, of one subject, or models to compare; NAME=MODEL gives a name.
+        out: Folder for fidelity.json, grid.png and the pictures; the same command makes only what is missing.
+        prompts: File with one prompt a line, in which {subject} stands for the subject, as in DreamBooth's lists.
+        images: Folder of pictures of the subject; by default that of the first run.
+        subject: Words for the subject; by default those of the first run's prompt from the identifier to a comma.
+        kind: Words for its kind, which prompts are held against; by default the subject's without the identifier.
+        encoder: CLIP folder or Hub id for the fidelity to subject and prompt, or 'emoji'.
+        dino: Folder or Hub id of a DINO network for the fidelity to the subject, such as facebook/dino-vits16.
+        images_per_prompt: Pictures of each prompt.
+        steps: Denoising steps.
+        guidance: Guidance scale; 1 for none.
+        seed: Seed of the first picture; picture n has seed + n.
+        batch_size: Pictures at a time.
+        resamples: Resamples of the bootstrap over prompts.
+        device: cpu, cuda, mps; auto takes the best there is.
+        json: Print one JSON object and nothing else.
+    """
+
+    models: list[str]
+    out: str
+    prompts: str
+    images: str | None = None
+    subject: str | None = None
+    kind: str | None = None
+    encoder: str = "openai/clip-vit-base-patch32"
+    dino: str | None = None
+    images_per_prompt: int = 4
+    steps: int = 25
+    guidance: float = 7.5
+    seed: int = 0
+    batch_size: int = 4
+    resamples: int = 1000
+    device: str = "auto"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Publish a model on the Hugging Face Hub: what goes there is written to a folder and checked first.
+
+    Attributes:
+        model: Folder that `bksdm prune`, `distill`, `lcm` or `personalize` wrote.
+        repo: Name on the Hub, such as you/small-sd.
+        out: Folder for what is to be uploaded.
+        teacher: Model that it was made from, by its name on the Hub; that of the card by default. Its licence holds on.
+        license: Licence, as the Hub names them, such as creativeml-openrail-m; the teacher's by default.
+        data: What it learnt from, for the card; the data of the run by default.
+        scores: scores.json of `bksdm evaluate`, for the card.
+        private: Keep the repository private.
+        dry_run: Write and check the folder, and upload nothing.
+        json: Print one JSON object and nothing else.
+    """
+
+    model: str
+    repo: str
+    out: str
+    teacher: str | None = None
+    license: str | None = None
+    data: str | None = None
+    scores: str | None = None
+    private: bool = False
+    dry_run: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Open a page to try a model on, beside another one if wished; it is reached from this machine alone.
+
+    Attributes:
+        model: Folder, .safetensors file, Hub id, or 'emoji'.
+        compare: Model that draws the same beside it, such as the teacher.
+        steps: Denoising steps that the page begins with.
+        guidance: Guidance scale that the page begins with; 1 for none.
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of each model's own; 'emoji' for its.
+        host: Address to listen at; 0.0.0.0 opens the page to the network.
+        port: Port to listen at.
+        waiting: How many may wait while one draws; others are told to come back.
+        precision: Type of the weights.
+        device: cpu, cuda, mps; auto takes the best there is.
+    """
+
+    model: str = "emoji"
+    compare: str | None = None
+    steps: int = 25
+    guidance: float = 7.5
+    decoder: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    waiting: int = 8
+    precision: Precision = "auto"
+    device: str = "auto"
+
+
+TrainingOptions = StudentOptions | DecoderOptions | PersonalizeOptions
+
+
+@dataclass(frozen=True)
 class GenerateOptions:
     """Make pictures from prompts, one seed a picture.
 
@@ -346,6 +540,10 @@ class GenerateOptions:
         width: Width in pixels; the model's own by default.
         image: Picture to start from (image-to-image); its middle, cut to the shape of the output.
         strength: Share of the denoising that is done anew with --image, in (0, 1].
+        strengths: Several strengths in the place of one; grid.png then has a row a picture and a column a strength.
+        mask: Picture of the size of --image, white where it is painted anew (in-painting); the rest stays as it is.
+        lora: LoRA for this model, a .safetensors file or a folder with one.
+        lora_scale: How strongly it counts.
         decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
         runtime: What computes; auto takes torch, and on a CPU OpenVINO where converting saves more time than it takes.
         precision: Type of the weights in torch.
@@ -368,6 +566,10 @@ class GenerateOptions:
     width: int | None = None
     image: str | None = None
     strength: float = 0.8
+    strengths: list[float] | None = None
+    mask: str | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
     decoder: str | None = None
     runtime: Runtime = "auto"
     precision: Precision = "auto"
