@@ -1,0 +1,66 @@
+"""The documentation site has every verb, every option and every public name."""
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from bksdm import api
+from bksdm.cli import VERBS
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sections(hooks: ModuleType) -> dict[str, str]:
+    """What the page of the options has of each verb."""
+    _, *parts = re.split(r"^## (.*)$", hooks.options_page(), flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_every_verb_has_a_section(sections: dict[str, str]) -> None:
+    assert list(sections) == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_row_that_says_what_it_is(sections: dict[str, str], verb: str) -> None:
+    kind = VERBS[verb][0]
+    assert (kind.__doc__ or "").splitlines()[0] in sections[verb]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in sections[verb].splitlines() if line.startswith("| `--")]
+    assert [row[0].strip() for row in rows] == [f"`--{field.name}`" for field in dataclasses.fields(kind)]
+    assert all(len(row) == 4 and row[1].strip() and row[3].strip() for row in rows)
+
+
+def test_types_and_defaults_are_those_of_the_options(sections: dict[str, str]) -> None:
+    rows = {line.split("`")[1]: line for line in sections["distill"].splitlines() if line.startswith("| `--")}
+    assert "| `str` | to be given |" in rows["--teacher"]
+    assert "| `int` | `50000` |" in rows["--steps"]
+    assert "| `float` |  |" in rows["--guided_output"]
+    assert "| `auto`, `fp32`, `bf16`, `fp16` | `auto` |" in rows["--precision"]
+    assert "| list of `int` | `1` `4` |" in sections["benchmark"]
+    assert "| `bool` | `false` |" in rows["--json"]
+
+
+def test_equations_need_no_script(hooks: ModuleType) -> None:
+    page = hooks.on_page_content('<span class="arithmatex">\\(a &lt; b\\)</span><div class="arithmatex">\\[c\\]</div>')
+    assert "arithmatex" not in page
+    assert page.count("<math") == 2
+    assert page.count('display="block"') == 1
+
+
+def test_every_public_name_is_on_the_page_of_the_library() -> None:
+    named = re.findall(r"^::: bksdm\.api\.(\w+)$", (DOCS / "reference" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(api.__all__)
