@@ -37,7 +37,7 @@ PROMPTS = (
     "{subject} with hat, noto style",
     "green {subject}, flat style",
 )
-MODES = {"full": {"lora": False, "lr": 1e-4}, "lora": {"lora": True, "lr": 1e-3, "rank": 8}}
+MODES = {"full": {"lora": False, "lr": 3e-4}, "lora": {"lora": True, "lr": 3e-3, "rank": 16}}
 
 
 def models(folder: Path) -> dict[str, str]:
@@ -54,7 +54,7 @@ def learn(model: str, out: str, images: str, steps: int, mode: str) -> None:
             images,
             PROMPT,
             out,
-            class_images=40,
+            class_images=16,
             class_guidance=GUIDANCE,
             steps=steps,
             batch_size=4,
