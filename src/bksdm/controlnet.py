@@ -91,9 +91,8 @@ def selected(downs: Sequence[Tensor], mid: Tensor, selection: Selection) -> tupl
 
     A middle that takes none gets a zero, without which a U-Net of diffusers would leave out all the others.
     """
-    return tuple(downs[number] for number in selection.skips), mid if selection.mid else torch.zeros_like(
-        mid[:, :1, :1, :1]
-    )
+    nothing = torch.zeros_like(mid[:, :1, :1, :1])
+    return tuple(downs[number] for number in selection.skips), mid if selection.mid else nothing
 
 
 def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> StudentControlNet:
@@ -106,7 +105,7 @@ def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> S
     if not (path / "config.json").is_file():
         raise InputError(f"controlnet {folder} has no config.json; give the folder of a ControlNetModel")
     network = load_network(path, ControlNetModel, dtype)
-    network.__class__ = StudentControlNet
+    network.__class__ = StudentControlNet  # the same network, of which `forward` gives less
     made: StudentControlNet = network
     file = path / SELECTION_FILE
     made.selection = Selection.read(file) if file.is_file() else None
