@@ -88,6 +88,17 @@ def test_strengths_make_a_grid_of_rising_changes(
         assert np.array_equal(pixels(Path(path)), pixels(tmp_path / "out" / f"{3 * number + 1:05d}.png"))
 
 
+def test_a_grid_of_strengths_inside_a_mask(
+    done: Run, models: dict[int, Path], given: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["--prompt", "red apple", "--image", given["image"], "--mask", given["mask"], "--strengths", 0.4, 1.0]
+    done("generate", models[9], "--out", tmp_path / "out", *FEW, *words)
+    before, half = pixels(given["image"]), PICTURE // 2
+    made = [pixels(tmp_path / "out" / f"{number:05d}.png") for number in range(2)]
+    assert all(np.array_equal(picture[:, half:], before[:, half:]) for picture in made)
+    assert not np.array_equal(*made)
+
+
 def test_what_is_missing_of_a_grid_is_made(done: Run, v1_folder: Path, given: dict[str, Path], tmp_path: Path) -> None:
     words = ["generate", v1_folder, "--out", tmp_path / "out", *FEW, "--prompt", "red", "--image", given["image"]]
     done(*words, "--strengths", 0.4, 0.9)

@@ -99,6 +99,7 @@ def personalize(options: PersonalizeOptions) -> Path:
     check_steps(options, checkpoints)
     pipeline = load_pipeline(options.model)
     check_text_to_image(pipeline, options.model)
+    schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)  # says where it cannot be learnt by
     open_run(run, "personalize", settings, may_change, {"device": str(device), "precision": str(precision)})
     if len(subject) == 1:
         say("one picture shows the subject in one place only, and that will be learnt with it; give three to five")
@@ -115,7 +116,7 @@ def personalize(options: PersonalizeOptions) -> Path:
     if state.step < options.steps:
         objective = Personalization(
             pipeline.unet,
-            NoiseSchedule.from_scheduler(pipeline.scheduler),
+            schedule,
             _contexts(options, learner, device),
             options.prior_weight,
         )
