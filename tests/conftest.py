@@ -19,12 +19,10 @@ from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, build_pictures, build_pipe
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Each file's tests go to one process, and those of exported folders too, so that what they share is made once."""
-    for item in items:
-        exports = {"onnx_folder", "openvino_folder"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("exports" if exports else item.path.stem))
+    exports = {"onnx_folder", "openvino_folder"} & set(getattr(item, "fixturenames", ()))
+    item.add_marker(pytest.mark.xdist_group("exports" if exports else item.path.stem))
 
 
 @pytest.fixture(scope="session")
