@@ -27,7 +27,7 @@ browser: # a Chromium for the tests of the page of `bksdm demo`; without one the
 		|| echo 'no Chromium here, so the tests of the page are skipped; apt-get install chromium mends that'
 
 test: $(INSTALLED) browser ## the tests, with their coverage
-	$(PYTEST) --numprocesses 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=90
+	$(PYTEST) --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(INSTALLED) ## the long checks
 	$(PYTEST) -m slow

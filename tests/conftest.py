@@ -5,11 +5,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from filelock import FileLock
 
 from bksdm.export.run import export
 from bksdm.models import save_pipeline
@@ -17,12 +19,6 @@ from bksdm.options import ExportOptions
 from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, build_pictures, build_pipeline
 
 torch.set_num_threads(1)
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Each file's tests go to one process, and those of exported folders too, so that what they share is made once."""
-    exports = {"onnx_folder", "openvino_folder"} & set(getattr(item, "fixturenames", ()))
-    item.add_marker(pytest.mark.xdist_group("exports" if exports else item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -66,23 +62,36 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipelin
 
 
 @pytest.fixture(scope="session")
-def exported_model(exported: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same on the disk, in diffusers' form. Shared by all tests: not to be changed."""
-    folder = tmp_path_factory.mktemp("exports") / "model"
-    save_pipeline(exported, folder)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a run share, for what takes long to make."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """What `make` writes into a folder; the process that comes first makes it, and others wait."""
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.exists():
+            make(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def onnx_folder(exported_model: Path) -> Path:
-    """The same as ONNX. Shared by all tests: not to be changed."""
-    return export(ExportOptions(str(exported_model), "onnx", str(exported_model.parent / "onnx"))).out
+def exported_model(exported: StableDiffusionPipeline, shared: Path) -> Path:
+    """The same on the disk, in diffusers' form. Shared by all tests: not to be changed."""
+    return made_once(shared / "exported-model", lambda folder: save_pipeline(exported, folder))
 
 
 @pytest.fixture(scope="session")
-def openvino_folder(exported_model: Path) -> Path:
+def onnx_folder(exported_model: Path, shared: Path) -> Path:
+    """The same as ONNX. Shared by all tests: not to be changed."""
+    return made_once(shared / "onnx", lambda out: export(ExportOptions(str(exported_model), "onnx", str(out))))
+
+
+@pytest.fixture(scope="session")
+def openvino_folder(exported_model: Path, shared: Path) -> Path:
     """The same for OpenVINO. Shared by all tests: not to be changed."""
-    return export(ExportOptions(str(exported_model), "openvino", str(exported_model.parent / "openvino"))).out
+    return made_once(shared / "openvino", lambda out: export(ExportOptions(str(exported_model), "openvino", str(out))))
 
 
 @pytest.fixture(autouse=True)
