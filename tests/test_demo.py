@@ -105,7 +105,8 @@ def test_the_page_as_the_documents_show_it(browser: Any, v1_folder: Path, tmp_pa
         tab.fill("#seed input", str(seed))
         tab.click("#draw")
         tab.wait_for_function(f"document.querySelector('#note-1').innerText.includes('seed {seed}')", timeout=180_000)
-    tab.wait_for_selector("#history img")
+    tab.wait_for_function("document.querySelectorAll('#history img').length >= 4")
+    tab.wait_for_timeout(1000)  # pictures fade in
     tab.screenshot(path=os.environ.get("BKSDM_SCREENSHOT", tmp_path / "demo.png"), full_page=True)
     context.close()
     page.close()

@@ -31,10 +31,12 @@ from bksdm.sampling import Request, sample
 
 _MOST_STEPS = 100
 _HISTORY = 24
+_HEIGHT = 360  # of a picture on the page, in pixels
 _SEEDS = 2**32
 _CSS = """
 .gradio-container { max-width: 68rem !important; margin: auto; }
 #pictures { gap: 1rem; }
+#pictures img { width: 100%; height: 100%; object-fit: contain !important; }
 @media (max-width: 640px) { #pictures { flex-direction: column; } }
 """
 _INTRODUCTION = """# bksdm
@@ -75,7 +77,7 @@ class Drawer:
             f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step; "
             f"whole model: {sum(p.numel() * p.element_size() for p in tensors) / 2**20:.0f} MiB"
         )
-        return cls(Path(model).name, pipeline.to(device), about)
+        return cls(_called(model), pipeline.to(device), about)
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,14 @@ def _page(gradio: Any, drawers: list[Drawer], options: DemoOptions, folder: Path
             for number, drawer in enumerate(drawers):
                 with gradio.Column(min_width=240):
                     pictures.append(
-                        gradio.Image(label=drawer.name, interactive=False, format="png", elem_id=f"picture-{number}")
+                        gradio.Image(
+                            label=drawer.name,
+                            interactive=False,
+                            format="png",
+                            height=_HEIGHT,
+                            buttons=["download", "fullscreen"],
+                            elem_id=f"picture-{number}",
+                        )
                     )
                     notes.append(gradio.Markdown(drawer.about, elem_id=f"note-{number}"))
         files = gradio.File(label="Pictures with their parameters inside", file_count="multiple", elem_id="files")
@@ -234,6 +243,12 @@ def _page(gradio: Any, drawers: list[Drawer], options: DemoOptions, folder: Path
         given = [*pictures, *notes, files, history, earlier]
         gradio.on([press.click, prompt.submit], run, wanted, given, concurrency_limit=1, concurrency_id="draw")
     return page
+
+
+def _called(model: str) -> str:
+    """A model's name on the page: its folder's, or that of the run whose artefact it is."""
+    path = Path(model)
+    return path.parent.name if path.name in ("student", "model") and path.parent.name else path.name
 
 
 def _counting(progress: Any, name: str, wish: Wish) -> Callable[[], None]:
