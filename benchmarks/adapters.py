@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from export_parity import RECIPES
-from personalize import GUIDANCE, models
+from personalize import models, scored
 
 from bksdm.adapt import adapt
 from bksdm.lora import merge_lora
 from bksdm.models import load_pipeline, quiet_libraries, save_pipeline
-from bksdm.options import AdaptOptions, FidelityOptions
-from bksdm.personalize.fidelity import fidelity
+from bksdm.options import AdaptOptions
 from bksdm.runs import provenance, write_text
 
 SCORE = "clip_i"
@@ -71,20 +70,9 @@ def main() -> None:
     given = parser.parse_args()
     quiet_libraries()
     drawn = {name.replace(" ", "-"): model for name, model in variants(given.runs, given.students).items()}
-    result = fidelity(
-        FidelityOptions(
-            [f"{name}={model}" for name, model in drawn.items()],
-            str(given.runs / "carried"),
-            str(given.runs / "prompts.txt"),
-            images=given.images,
-            subject="sks star",
-            kind="star",
-            encoder="emoji",
-            images_per_prompt=given.images_per_prompt,
-            guidance=GUIDANCE,
-            batch_size=16,
-        )
-    )
+    named = [f"{name}={model}" for name, model in drawn.items()]
+    prompts = given.runs / "prompts.txt"
+    result = scored(named, given.runs / "carried", given.images, given.images_per_prompt, prompts)
     rows = ["| model | LoRA | change of the fidelity to the subject | 95 % interval |", "|---|---|---|---|"]
     for item in result["differences"]:
         first, _, before = item["first"].partition("-")

@@ -65,6 +65,24 @@ def learn(model: str, out: str, images: str, steps: int, mode: str) -> None:
     )
 
 
+def scored(drawn: list[str], out: Path, images: str, images_per_prompt: int, prompts: Path) -> dict[str, Any]:
+    """Fidelity of models, NAME=MODEL, to the subject and to the prompts of a file."""
+    return fidelity(
+        FidelityOptions(
+            drawn,
+            str(out),
+            str(prompts),
+            images=images,
+            subject="sks star",
+            kind="star",
+            encoder="emoji",
+            images_per_prompt=images_per_prompt,
+            guidance=GUIDANCE,
+            batch_size=16,
+        )
+    )
+
+
 def cost(run: Path) -> tuple[float, float]:
     """Minutes of training and peak memory in GiB, by its records."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -124,20 +142,7 @@ def main() -> None:
             drawn.append(f"{name}-{mode}={out}")
     prompts = runs / "prompts.txt"
     write_text(prompts, "\n".join(PROMPTS) + "\n")
-    result = fidelity(
-        FidelityOptions(
-            drawn,
-            str(runs / "fidelity"),
-            str(prompts),
-            images=given.images,
-            subject="sks star",
-            kind="star",
-            encoder="emoji",
-            images_per_prompt=given.images_per_prompt,
-            guidance=GUIDANCE,
-            batch_size=16,
-        )
-    )
+    result = scored(drawn, runs / "fidelity", given.images, given.images_per_prompt, prompts)
     about = provenance()
     footer = (
         f"{given.steps} steps of 4 views and 4 pictures of the kind; students retrained for {RETRAINING.steps} steps; "

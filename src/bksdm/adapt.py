@@ -24,7 +24,7 @@ from bksdm.families import skip_connections
 from bksdm.lora import LORA_FILE, carried, check_fits, lora_file, read_lora, widths, write_lora
 from bksdm.models import load_config, load_unet_config
 from bksdm.options import AdaptOptions
-from bksdm.prune import checked_pruning
+from bksdm.prune import as_list, checked_pruning
 from bksdm.recipe import Config, Pruning
 from bksdm.runs import check_free, files_digest, replace_folder, run_files, write_text
 
@@ -134,7 +134,7 @@ def _controlnet(source: Path, teacher: Config, pruning: Pruning, folder: Path) -
     config = load_controlnet(source).config
     for key in _OF_THE_ENCODER:
         ours, theirs = config.get(key), teacher.get(key)
-        if (list(ours) if isinstance(ours, tuple) else ours) != (list(theirs) if isinstance(theirs, tuple) else theirs):
+        if as_list(ours) != as_list(theirs):
             raise InputError(
                 f"controlnet {source} is not of this teacher: its {key} is {ours}, and the teacher's {theirs}"
             )

@@ -15,16 +15,13 @@ from typing import cast
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from bksdm.assets import asset
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, load_network, load_pipeline, with_parts
+from bksdm.models import EMBEDDED, HUB_ERRORS, load_network, load_pipeline, with_parts
 from bksdm.recipe import Config
 from bksdm.runs import files_digest
-
-_HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError, OSError)
 
 
 class SmallDecoder(nn.Module):
@@ -164,6 +161,6 @@ def _folder(decoder: str | Path) -> Path:
         raise InputError(f"decoder {decoder} is no folder; give that of an AutoencoderTiny, a hub id or 'emoji'")
     try:
         return Path(snapshot_download(str(decoder), allow_patterns=["config.json", "*.safetensors"]))
-    except _HUB_ERRORS as error:
+    except (*HUB_ERRORS, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"decoder {decoder} is no folder here and not on the hub: {reason}") from error

@@ -34,7 +34,7 @@ _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "Stab
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 _NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
-_HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
+HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -68,7 +68,7 @@ def load_pipeline(
             return load_pipeline(Path(snapshot), dtype, with_unet=with_unet)
     except InputError:
         raise
-    except (*_HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     if with_unet:
@@ -201,7 +201,7 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
     if path is None:
         try:
             path = Path(hf_hub_download(str(model), "unet/config.json"))
-        except (*_HUB_ERRORS, OSError) as error:
+        except (*HUB_ERRORS, OSError) as error:
             raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
     elif path.is_dir():
         candidates = [path / "unet" / "config.json", path / "config.json"]
@@ -227,7 +227,7 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
     if path is None:
         try:
             return _read_json(Path(hf_hub_download(str(model), f"{part}/config.json")))
-        except (*_HUB_ERRORS, OSError) as error:
+        except (*HUB_ERRORS, OSError) as error:
             raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
     if path.is_dir():
         return _read_json(path / part / "config.json")

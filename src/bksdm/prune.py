@@ -100,7 +100,7 @@ def checked_pruning(teacher: str, student: str, teacher_config: Config, student_
     pruning = derive(read_recipe(student), teacher_config)
     for key, expected in pruning.student_config.items():
         actual = student_config.get(key, expected)
-        if not key.startswith("_") and _as_list(actual) != _as_list(expected):
+        if not key.startswith("_") and as_list(actual) != as_list(expected):
             raise InputError(
                 f"student {student} was not made from teacher {teacher}: "
                 f"its {key} is {actual}, and its recipe gives {expected}"
@@ -132,5 +132,6 @@ def with_unet(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> 
     return with_parts(pipeline, unet=unet)
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
+    """An entry of a config as its file has it: files know no tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -15,14 +15,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from bksdm.assets import asset
 from bksdm.errors import InputError
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
 from bksdm.lora import LORA_FILE
-from bksdm.models import EMBEDDED, check_folder
+from bksdm.models import EMBEDDED, HUB_ERRORS, check_folder
 from bksdm.options import PushOptions
 from bksdm.prune import RECIPE_FILE
 from bksdm.runs import replace_folder, write_text
@@ -33,14 +32,6 @@ _TEXTS = (".json", ".txt", ".md", ".yaml")
 _KINDS = (*_TEXTS, ".safetensors", ".png")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PATHS = re.compile(r"(?<![\w/.:-])(/(?:home|root|Users|tmp|mnt|work|data)/[^\s`\"')]*|[A-Z]:\\[^\s`\"')]*)")
-_HUB_ERRORS = (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    ConnectionError,
-    OSError,
-)
 
 
 @dataclass(frozen=True)
@@ -165,7 +156,7 @@ def _license_of(teacher: str) -> str | None:
     else:
         try:
             file = Path(hf_hub_download(teacher, _CARD))
-        except _HUB_ERRORS:
+        except (*HUB_ERRORS, OSError):
             return None
     if not file.is_file():
         return None
@@ -226,7 +217,7 @@ def _upload(options: PushOptions, folder: Path) -> str:
     try:
         api.create_repo(options.repo, private=options.private, exist_ok=True)
         return str(api.upload_folder(repo_id=options.repo, folder_path=folder, commit_message="bksdm push"))
-    except _HUB_ERRORS as error:
+    except (*HUB_ERRORS, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the Hub did not take {options.repo} ({reason}); what would go there is whole in {folder}: sign in with "

@@ -7,7 +7,7 @@ which features are matched in retraining, and what was removed.
 Source: BK-SDM, arXiv 2305.15798, section 3.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -150,19 +150,15 @@ class Pruning:
 
     def teacher_key(self, student_key: str) -> str:
         """Name of the teacher's parameter that a student's parameter is inherited from."""
-        parts = student_key.split(".")
-        for length in range(len(parts), 0, -1):
-            prefix = ".".join(parts[:length])
+        for prefix in _prefixes(student_key):
             if prefix in self.key_map:
                 return self.key_map[prefix] + student_key[len(prefix) :]
         return student_key
 
     def student_key(self, teacher_key: str) -> str | None:
         """Name of the student's parameter, or module, that a teacher's becomes; None where it goes."""
-        parts = teacher_key.split(".")
         moved = {there: here for here, there in self.key_map.items()}
-        for length in range(len(parts), 0, -1):
-            prefix = ".".join(parts[:length])
+        for prefix in _prefixes(teacher_key):
             if prefix in self.removed:
                 return None
             if prefix in moved:
@@ -195,6 +191,13 @@ def load_recipe(name: str | Path) -> Recipe:
     except yaml.YAMLError as error:
         raise InputError(f"recipe {name} is not YAML ({' '.join(str(error).split())})") from error
     return Recipe.from_dict(values, str(name))
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """A dotted path and the paths around it, the longest first."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        yield ".".join(parts[:length])
 
 
 def _of_stage(layers: Layers, stage: int, available: int) -> tuple[int, ...]:

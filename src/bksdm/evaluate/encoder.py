@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,19 +20,10 @@ from transformers import CLIPModel, CLIPTokenizer
 from bksdm.assets import asset
 from bksdm.data.pictures import to_pixels
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, tokenizing
+from bksdm.models import EMBEDDED, HUB_ERRORS, tokenizing
 
 _BATCH = 64
-_ERRORS = (
-    SafetensorError,
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
+LOADING_ERRORS = (*HUB_ERRORS, SafetensorError, OSError, ValueError, KeyError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -57,11 +47,8 @@ class DualEncoder:
         try:
             clip = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(where)
-            local = folder / "preprocessor_config.json"
-            file = local if folder.is_dir() else Path(hf_hub_download(where, local.name))
-            colours = json.loads(file.read_text())
-            statistics = (torch.tensor(colours[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
-        except _ERRORS as error:
+            statistics = colour_statistics(where)
+        except LOADING_ERRORS as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"encoder {source} is not a CLIP folder or hub id: {reason}") from error
         return cls(clip.eval(), tokenizer, *statistics)
@@ -81,8 +68,7 @@ class DualEncoder:
         size = self.clip.config.vision_config.image_size
         features = []
         for start in range(0, len(pictures), _BATCH):
-            pixels = torch.stack([to_pixels(picture, size) for picture in pictures[start : start + _BATCH]])
-            pixels = ((pixels.to(self.mean.device) + 1) / 2 - self.mean) / self.std
+            pixels = standardized(pictures[start : start + _BATCH], size, self.mean, self.std)
             pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
             features.append(self.clip.visual_projection(pooled))
         return torch.cat(features)
@@ -96,6 +82,21 @@ class DualEncoder:
             ids = torch.stack([tokenize(caption) for caption in captions[start : start + _BATCH]]).to(self.mean.device)
             features.append(self.clip.text_projection(self.clip.text_model(input_ids=ids).pooler_output))
         return torch.cat(features)
+
+
+def colour_statistics(source: str) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the colours that a network in a folder or at a Hub id saw, with shape (1, 3, 1, 1)."""
+    local = Path(source) / "preprocessor_config.json"
+    file = local if Path(source).is_dir() else Path(hf_hub_download(source, local.name))
+    colours = json.loads(file.read_text())
+    mean, std = (torch.tensor(colours[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+    return mean, std
+
+
+def standardized(pictures: Sequence[Image.Image], side: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels of the centre squares with shape (N, 3, side, side), by the statistics and on their device."""
+    pixels = torch.stack([to_pixels(picture, side) for picture in pictures])
+    return ((pixels.to(mean.device) + 1) / 2 - mean) / std
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
