@@ -78,9 +78,10 @@ def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
         tab.wait_for_function(
             f"document.querySelector('#picture-{number} img').naturalWidth === {PICTURE}", timeout=60_000
         )
+        assert re.search(r"-7-[0-9a-f]{8}\.png$", tab.get_attribute(f"#picture-{number} img", "src"))  # the saved file
+        tab.wait_for_selector(f"#note-{number} >> text=seed 7")
         note = tab.inner_text(f"#note-{number}")
         assert float(re.search(r"([\d.]+) s", note).group(1)) > 0
-        assert "seed 7" in note
         assert "M parameters" in note
         assert "GMACs a step" in note
     assert "times as fast as the first" in tab.inner_text("#note-1")
@@ -116,8 +117,9 @@ def test_the_page_as_the_documents_show_it(browser: Any, v1_folder: Path, tmp_pa
 def test_a_bad_picture_is_said_to_be_one(tab: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     tab.click("text=Start from a picture")
-    tab.locator("#image input[type=file]").set_input_files(tmp_path / "broken.png")
-    tab.wait_for_selector("text=broken.png")
+    with tab.expect_response("**/upload?*"):
+        tab.locator("#image input[type=file]").set_input_files(tmp_path / "broken.png")
+    tab.wait_for_selector("#image button[aria-label=Clear]")  # shown once the page holds the file
     tab.fill("#prompt textarea", "red apple")
     tab.click("#draw")
     tab.wait_for_selector("text=is not a readable picture", timeout=30_000)
@@ -128,6 +130,7 @@ def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
     tabs = [browser.new_context().new_page() for _ in range(2)]
     for number, tab in enumerate(tabs):
         tab.goto(address)
+        tab.wait_for_selector("#draw")
         tab.fill("#prompt textarea", "red apple")
         tab.fill("#seed input", str(number))
     for tab in tabs:

@@ -94,9 +94,8 @@ class Wish:
 
 @dataclass(frozen=True)
 class Made:
-    """A picture, how long it took, and where it lies with its parameters inside."""
+    """How long a picture took, and where it lies with its parameters inside."""
 
-    picture: Image.Image
     seconds: float
     file: Path
 
@@ -168,7 +167,7 @@ def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) 
     about = {"prompt": wish.prompt, "seed": wish.seed, "model": drawer.name, "steps": wish.steps}
     about |= {"guidance": wish.guidance, "strength": wish.strength if wish.image else None}
     save_picture(picture, file, about)
-    return Made(picture, seconds, file)
+    return Made(seconds, file)
 
 
 def wish_of(prompt: str, seed: float | None, steps: float, guidance: float, image: str | None, strength: float) -> Wish:
@@ -232,7 +231,8 @@ def _page(gradio: Any, drawers: list[Drawer], options: DemoOptions, folder: Path
             made: list[Made] = []
             for number, drawer in enumerate(drawers):
                 made.append(draw(drawer, wish, folder, _counting(progress, drawer.name, wish)))
-                shown[number] = made[-1].picture
+                # A file: a picture in memory is written anew at every yield, also while the browser reads it.
+                shown[number] = str(made[-1].file)
                 told[number] = _told(drawer, made, wish)
                 yield (*shown, *told, None, gradio.skip(), gradio.skip())
             captions = [f"{drawer.name}: {wish.prompt}, seed {wish.seed}" for drawer in drawers]
