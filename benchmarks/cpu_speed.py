@@ -1,6 +1,6 @@
 """Stable Diffusion v1.4 at full size on a CPU: its U-Net and its students', by runtime and precision.
 
-    python benchmarks/cpu_speed.py convert     # networks with random weights for every runtime, under runs/cpu_speed
+    python benchmarks/cpu_speed.py convert     # networks and pipelines with random weights, under runs/cpu_speed
     python benchmarks/cpu_speed.py measure     # steps and decoders, each beside torch in float32, taking turns
     python benchmarks/cpu_speed.py whole       # whole 512-px pictures
     python benchmarks/cpu_speed.py table       # what is known so far; writes benchmarks/results/cpu_speed.md
@@ -12,6 +12,7 @@ within a round. What is measured already is not measured again. Guidance is on: 
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -24,8 +25,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
-from full_size import DATA, stable_diffusion
+from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from full_size import DATA, NOISE_SCHEDULE, folders, stable_diffusion
 from plan import VAE
 
 from bksdm.assets import asset
@@ -34,7 +35,9 @@ from bksdm.export import to_onnx, to_openvino
 from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components, least_side
 from bksdm.export.formats import Source
+from bksdm.export.run import export
 from bksdm.families import derive
+from bksdm.options import ExportOptions
 from bksdm.prune import prune_unet, with_unet
 from bksdm.recipe import load_recipe
 from bksdm.runs import provenance, read_lines, write_text
@@ -46,6 +49,7 @@ from bksdm.timing import Interval, Spread, take_turns
 RESULT = asset().parents[2] / "benchmarks" / "results" / "cpu_speed.md"
 SIDE, TOKENS, WIDTH = 64, 77, 768
 MODELS = ("teacher", "base", "small", "tiny")
+EXPORTED, EXPORTED_SMALL, EXPORTED_FEW = "tiny-openvino", "tiny-openvino-small-decoder", "tiny-openvino-few-steps"
 CPU = torch.device("cpu")
 
 
@@ -70,6 +74,19 @@ class Rival:
         return f"{self.part}-{self.model}-{self.runtime}-{self.precision}"
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A whole picture: by which model or exported folder, in how many steps, under which guidance."""
+
+    name: str
+    steps: int
+    guidance: float = 7.5
+
+
+PICTURES = [
+    *(Picture(name, steps) for name in ("teacher", EXPORTED, EXPORTED_SMALL) for steps in (10, 25)),
+    *(Picture(EXPORTED_FEW, steps, guidance=1.0) for steps in (1, 4, 8)),
+]
 RIVALS = [
     *(Rival(UNET, "tiny", "openvino", precision) for precision in ("fp32", "w8a8", "int8")),
     *(Rival(DECODER, model, "openvino", "fp32") for model in ("kl", "tiny")),
@@ -128,6 +145,23 @@ def convert(rival: Rival, out: Path) -> None:
     write_text(folder / "conversion.json", json.dumps(done))
 
 
+def export_pictures(out: Path) -> None:
+    """Tiny in OpenVINO: as it is, with a small decoder, and with that and the scheduler that `bksdm lcm` leaves."""
+    models = out / "models"
+    tiny = folders(models, ["tiny"])["tiny"]
+    decoder("tiny").save_pretrained(models / "decoder")
+    wanted = ExportOptions(str(tiny), "openvino", "", precision="fp32", height=8 * SIDE, width=8 * SIDE)
+    for name, small in ((EXPORTED, None), (EXPORTED_SMALL, str(models / "decoder"))):
+        if not (out / name).exists():
+            print("export", name, flush=True)
+            export(dataclasses.replace(wanted, out=str(out / name), decoder=small))
+    if not (out / EXPORTED_FEW).exists():
+        half = out / f"{EXPORTED_FEW}.part"
+        shutil.copytree(out / EXPORTED_SMALL, half, ignore=shutil.ignore_patterns("scheduler"), dirs_exist_ok=True)
+        LCMScheduler(**NOISE_SCHEDULE).save_pretrained(half / "scheduler")
+        half.rename(out / EXPORTED_FEW)
+
+
 # Timing
 
 
@@ -167,7 +201,7 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def whole(name: str, out: Path, steps: int) -> dict[str, Any]:
+def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
     from bksdm.exported import open_exported, sample_exported  # noqa: PLC0415
     from bksdm.sampling import Request, sample  # noqa: PLC0415
@@ -175,18 +209,18 @@ def whole(name: str, out: Path, steps: int) -> dict[str, Any]:
     libraries = psutil.Process().memory_info().rss
     request = [Request("red apple", 0)]
     draw: Callable[..., Any]
-    if name in MODELS:
-        draw = partial(sample, student(name), request)
+    if wanted.name in MODELS:
+        draw = partial(sample, student(wanted.name), request)
     else:
-        pipeline = open_exported(out / name)
+        pipeline = open_exported(out / wanted.name)
         list(sample_exported(pipeline, request, steps=1, guidance=7.5))  # compiled, and loaded
         draw = partial(sample_exported, pipeline, request)
     began = time.perf_counter()
     with peak_inside(CPU) as peak, torch.inference_mode():
-        picture = np.asarray(next(iter(draw(steps=steps, guidance=7.5)))[0])
+        picture = np.asarray(next(iter(draw(steps=wanted.steps, guidance=wanted.guidance)))[0])
     assert picture.shape == (8 * SIDE, 8 * SIDE, 3)
     seconds = time.perf_counter() - began
-    return {"name": name, "steps": steps, "seconds": seconds, "peak": (peak.bytes or 0) - libraries}
+    return {**dataclasses.asdict(wanted), "seconds": seconds, "peak": (peak.bytes or 0) - libraries}
 
 
 # Tables
@@ -204,9 +238,11 @@ def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
             f"| {line['stock']['median']:.2f} | {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) "
             f"| {format(size / 2**20, '.0f') if size else ''} |"
         )
-    rows += ["", "| whole 512-px picture, guidance 7.5 | steps | seconds | peak memory, GiB |", "|---|---|---|---|"]
+    rows += ["", "| whole 512-px picture | steps | guidance | seconds | peak memory, GiB |", "|---|---|---|---|---|"]
     rows += [
-        f"| {line['name']} | {line['steps']} | {line['seconds']:.1f} | {line['peak'] / 2**30:.2f} |" for line in wholes
+        f"| {line['name']} | {line['steps']} | {line['guidance']} | {line['seconds']:.1f} "
+        f"| {line['peak'] / 2**30:.2f} |"
+        for line in wholes
     ]
     return "\n".join(rows)
 
@@ -238,12 +274,11 @@ def main() -> None:
     parser.add_argument("what", choices=("convert", "measure", "whole", "table"))
     parser.add_argument("--out", type=Path, default=Path("runs/cpu_speed"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", help="a network or a model, in this process")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--folders", nargs="*", default=[], help="exported folders under OUT, for whole pictures")
+    parser.add_argument("--one", help="a network or a picture, in this process")
     given = parser.parse_args()
     out: Path = given.out
     rivals = {rival.name: rival for rival in RIVALS}
+    pictures = {f"{one.name} {one.steps}": one for one in PICTURES}
     if given.what == "table":
         show(out)
     elif given.one is None:
@@ -252,18 +287,17 @@ def main() -> None:
                 if rival.runtime != "torch" and not (out / name / rival.part / "conversion.json").exists():
                     print("convert", name, flush=True)
                     child("convert", "--out", str(out), "--one", name)
+            export_pictures(out)
         elif given.what == "measure":
             each("measure", out, given.rounds, {name: ["--one", name] for name in rivals})
         else:
-            names = ["teacher", *given.folders]
-            keys = {f"{name} {steps}": ["--one", name, "--steps", str(steps)] for name in names for steps in (10, 25)}
-            each("whole", out, given.rounds, keys)
+            each("whole", out, given.rounds, {name: ["--one", name] for name in pictures})
     elif given.what == "convert":
         convert(rivals[given.one], out)
     elif given.what == "measure":
         print(json.dumps(measure(rivals[given.one], out, given.rounds)))
     else:
-        print(json.dumps(whole(given.one, out, given.steps)))
+        print(json.dumps(whole(pictures[given.one], out)))
 
 
 def show(out: Path) -> None:
