@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bksdm.decoder import fresh_autoencoder, with_decoder
 from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import UNET, components
 from bksdm.export.formats import Source
@@ -129,6 +130,21 @@ def test_stock_genai_makes_torchs_picture(
     ours.scheduler = scheduler_named(scheduler, pipeline.scheduler)
     ours.scheduler.save_pretrained(tmp_path)
     drawn.set_scheduler(genai.Scheduler.from_config(tmp_path / "scheduler_config.json"))
+    check_genai(genai, drawn, ours)
+
+
+def test_stock_genai_draws_with_a_small_decoder(pipeline: StableDiffusionPipeline, genai, tmp_path: Path) -> None:
+    small = fresh_autoencoder(dict(pipeline.vae.config), channels=8, blocks=1, seed=0)
+    small.save_pretrained(tmp_path / "decoder")
+    save_pipeline(pipeline, tmp_path / "model")
+    decoder = str(tmp_path / "decoder")
+    export(ExportOptions(model=str(tmp_path / "model"), to="openvino", out=str(tmp_path / "out"), decoder=decoder))
+    drawn = genai.Text2ImagePipeline(tmp_path / "out", "CPU", INFERENCE_PRECISION_HINT="f32")
+    check_genai(genai, drawn, with_decoder(pipeline, decoder))
+
+
+def check_genai(genai, drawn, ours: StableDiffusionPipeline) -> None:
+    """From the same latents, genai's pipeline draws the picture of ours."""
     given = latents(1)
 
     class Given(genai.Generator):
@@ -151,6 +167,7 @@ def test_stock_genai_makes_torchs_picture(
     difference = theirs.astype(int) - np.floor(torchs * 255).astype(int)
     assert theirs.shape == (1, PICTURE, PICTURE, 3)
     assert np.abs(difference).max() <= 1
+    assert theirs.std() > 5
 
 
 def test_stock_genai_starts_from_a_picture(folder: Path, genai) -> None:
