@@ -50,6 +50,7 @@ RESULT = asset().parents[2] / "benchmarks" / "results" / "cpu_speed.md"
 SIDE, TOKENS, WIDTH = 64, 77, 768
 MODELS = ("teacher", "base", "small", "tiny")
 EXPORTED, EXPORTED_SMALL, EXPORTED_FEW = "tiny-openvino", "tiny-openvino-small-decoder", "tiny-openvino-few-steps"
+W8A8_SMALL, W8A8_FEW = "tiny-openvino-w8a8-small-decoder", "tiny-openvino-w8a8-few-steps"
 CPU = torch.device("cpu")
 
 
@@ -62,30 +63,49 @@ class Rival:
         model: Of MODELS; for the decoder kl or tiny.
         runtime: torch, openvino or onnx.
         precision: Of the weights.
+        arithmetic: f32, or bf16 for processors that multiply it faster.
     """
 
     part: str
     model: str
     runtime: str
     precision: str
+    arithmetic: str = "f32"
+
+    @property
+    def folder(self) -> str:
+        """Where the network lies, whatever it is computed in."""
+        return f"{self.part}-{self.model}-{self.runtime}-{self.precision}"
 
     @property
     def name(self) -> str:
-        return f"{self.part}-{self.model}-{self.runtime}-{self.precision}"
+        return f"{self.folder}{_note(self.arithmetic)}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A whole picture: by which model or exported folder, in how many steps, under which guidance."""
+    """A whole picture: by which model or exported folder, how many steps, which guidance and what arithmetic."""
 
     name: str
     steps: int
     guidance: float = 7.5
+    arithmetic: str = "f32"
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} {self.steps}{_note(self.arithmetic)}"
+
+
+def _note(arithmetic: str) -> str:
+    return "" if arithmetic == "f32" else f"-{arithmetic}"
 
 
 PICTURES = [
     *(Picture(name, steps) for name in ("teacher", EXPORTED, EXPORTED_SMALL) for steps in (10, 25)),
     *(Picture(EXPORTED_FEW, steps, guidance=1.0) for steps in (1, 4, 8)),
+    *(Picture(EXPORTED_SMALL, steps, arithmetic="bf16") for steps in (10, 25)),
+    *(Picture(W8A8_SMALL, steps, arithmetic="bf16") for steps in (10, 25)),
+    *(Picture(W8A8_FEW, steps, guidance=1.0, arithmetic="bf16") for steps in (1, 4, 8)),
 ]
 RIVALS = [
     *(Rival(UNET, "tiny", "openvino", precision) for precision in ("fp32", "w8a8", "int8")),
@@ -95,6 +115,10 @@ RIVALS = [
     *(Rival(UNET, model, "openvino", "fp32") for model in ("base", "small", "teacher")),
     Rival(DECODER, "tiny", "torch", "fp32"),
     Rival(TEXT_ENCODER, "teacher", "openvino", "fp32"),
+    *(Rival(UNET, "tiny", "openvino", precision, "bf16") for precision in ("fp32", "w8a8")),
+    *(Rival(UNET, model, "openvino", "fp32", "bf16") for model in ("base", "small", "teacher")),
+    *(Rival(DECODER, model, "openvino", "fp32", "bf16") for model in ("kl", "tiny")),
+    Rival(UNET, "tiny", "torch", "bf16", "bf16"),
 ]
 
 
@@ -123,7 +147,7 @@ def student(model: str) -> StableDiffusionPipeline:
 
 def convert(rival: Rival, out: Path) -> None:
     """Write a network for its runtime, and how long that took and what it needed."""
-    folder = out / rival.name / rival.part
+    folder = out / rival.folder / rival.part
     pipeline = student(rival.model)
     if rival.part == DECODER and rival.model == "tiny":
         pipeline.vae.decoder, pipeline.vae.post_quant_conv = decoder("tiny").decoder, torch.nn.Identity()
@@ -146,7 +170,7 @@ def convert(rival: Rival, out: Path) -> None:
 
 
 def export_pictures(out: Path) -> None:
-    """Tiny in OpenVINO: as it is, with a small decoder, and with that and the scheduler that `bksdm lcm` leaves."""
+    """Tiny in OpenVINO: as it is, with a small decoder, in 8-bit integers, and with the scheduler of `bksdm lcm`."""
     models = out / "models"
     tiny = folders(models, ["tiny"])["tiny"]
     decoder("tiny").save_pretrained(models / "decoder")
@@ -155,11 +179,22 @@ def export_pictures(out: Path) -> None:
         if not (out / name).exists():
             print("export", name, flush=True)
             export(dataclasses.replace(wanted, out=str(out / name), decoder=small))
-    if not (out / EXPORTED_FEW).exists():
-        half = out / f"{EXPORTED_FEW}.part"
-        shutil.copytree(out / EXPORTED_SMALL, half, ignore=shutil.ignore_patterns("scheduler"), dirs_exist_ok=True)
-        LCMScheduler(**NOISE_SCHEDULE).save_pretrained(half / "scheduler")
-        half.rename(out / EXPORTED_FEW)
+    integers = out / Rival(UNET, "tiny", "openvino", "w8a8").folder / UNET
+    scheduler = models / "lcm" / "scheduler"
+    LCMScheduler(**NOISE_SCHEDULE).save_pretrained(scheduler)
+    _with_part(out / EXPORTED_SMALL, integers, out / W8A8_SMALL)
+    _with_part(out / EXPORTED_SMALL, scheduler, out / EXPORTED_FEW)
+    _with_part(out / W8A8_SMALL, scheduler, out / W8A8_FEW)
+
+
+def _with_part(exported: Path, part: Path, out: Path) -> None:
+    """A copy of an exported folder, with another network or scheduler."""
+    if not out.exists():
+        half = out.with_name(f"{out.name}.part")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(exported, half, ignore=shutil.ignore_patterns(part.name))
+        shutil.copytree(part, half / part.name)
+        half.rename(out)
 
 
 # Timing
@@ -172,12 +207,17 @@ def task(rival: Rival, out: Path) -> Callable[[], object]:
     tokens = torch.zeros(2, TOKENS, dtype=torch.int64)
     if rival.runtime == "torch":
         if rival.part == UNET:
-            return partial(unet(rival.model), latents, torch.tensor(901), context, return_dict=False)
+            dtype = torch.bfloat16 if rival.arithmetic == "bf16" else torch.float32
+            network = unet(rival.model).to(dtype)
+            return partial(network, latents.to(dtype), torch.tensor(901), context.to(dtype), return_dict=False)
         if rival.part == DECODER:
             return partial(decoder(rival.model).decode, latents[:1], return_dict=False)
         return partial(stable_diffusion().text_encoder, tokens)
-    kind: type[Any] = OnnxNetworks if rival.runtime == "onnx" else OpenvinoNetworks
-    networks: Networks = kind(out / rival.name, threads=torch.get_num_threads())
+    networks: Networks
+    if rival.runtime == "onnx":
+        networks = OnnxNetworks(out / rival.folder, threads=torch.get_num_threads())
+    else:
+        networks = OpenvinoNetworks(out / rival.folder, threads=torch.get_num_threads(), precision=rival.arithmetic)
     if rival.part == UNET:
         return partial(networks.predict, latents.numpy(), 901.0, context.numpy())
     if rival.part == DECODER:
@@ -190,7 +230,7 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
     stock = Rival(rival.part, first, "torch", "fp32")
     tasks = [task(stock, out), task(rival, out)]
     theirs, ours = take_turns({"": tasks}, rounds=rounds, warmup=1, device=CPU)[""]
-    folder = out / rival.name
+    folder = out / rival.folder
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in (".bin", ".data", ".xml", ".onnx"))
     return {
         **dataclasses.asdict(rival),
@@ -203,7 +243,8 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
 
 def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
-    from bksdm.exported import open_exported, sample_exported  # noqa: PLC0415
+    from bksdm.exported import sample_exported  # noqa: PLC0415
+    from bksdm.runtime.folder import open_folder  # noqa: PLC0415
     from bksdm.sampling import Request, sample  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
@@ -212,7 +253,7 @@ def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     if wanted.name in MODELS:
         draw = partial(sample, student(wanted.name), request)
     else:
-        pipeline = open_exported(out / wanted.name)
+        pipeline = open_folder(out / wanted.name, threads=torch.get_num_threads(), precision=wanted.arithmetic)
         list(sample_exported(pipeline, request, steps=1, guidance=7.5))  # compiled, and loaded
         draw = partial(sample_exported, pipeline, request)
     began = time.perf_counter()
@@ -228,23 +269,32 @@ def whole(wanted: Picture, out: Path) -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
     rows = [
-        "| network | runtime | weights | seconds a call | diffusers in float32, same rounds | times as fast | MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| network | runtime | weights | arithmetic | seconds a call | diffusers in f32 | times as fast | MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        ratio, size, network = line["ratio"], line["bytes"], f"{line['part']} {line['model']}"
+        ratio, network = line["ratio"], f"{line['part']} {line['model']}"
+        size = format(line["bytes"] / 2**20, ".0f") if line["bytes"] else ""
         rows.append(
-            f"| {network} | {line['runtime']} | {line['precision']} | {line['seconds']['median']:.2f} "
-            f"| {line['stock']['median']:.2f} | {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) "
-            f"| {format(size / 2**20, '.0f') if size else ''} |"
+            f"| {network} | {line['runtime']} | {line['precision']} | {_arithmetic(line)} "
+            f"| {line['seconds']['median']:.2f} | {line['stock']['median']:.2f} "
+            f"| {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) | {size} |"
         )
-    rows += ["", "| whole 512-px picture | steps | guidance | seconds | peak memory, GiB |", "|---|---|---|---|---|"]
+    rows += ["", "| whole 512-px picture | steps | guidance | arithmetic | seconds | peak memory, GiB |"]
+    rows += ["|---|---|---|---|---|---|"]
     rows += [
-        f"| {line['name']} | {line['steps']} | {line['guidance']} | {line['seconds']:.1f} "
+        f"| {line['name']} | {line['steps']} | {line['guidance']} | {_arithmetic(line)} | {line['seconds']:.1f} "
         f"| {line['peak'] / 2**30:.2f} |"
         for line in wholes
     ]
     return "\n".join(rows)
+
+
+def _arithmetic(line: dict[str, Any]) -> str:
+    """What is multiplied: w8a8 has integers on both sides where it can."""
+    integers = "w8a8" in (line.get("precision"), *line["key"].split("-"))
+    floats = str(line.get("arithmetic", "f32"))
+    return f"int8, {floats}" if integers else floats
 
 
 # Order of work
@@ -278,13 +328,13 @@ def main() -> None:
     given = parser.parse_args()
     out: Path = given.out
     rivals = {rival.name: rival for rival in RIVALS}
-    pictures = {f"{one.name} {one.steps}": one for one in PICTURES}
+    pictures = {one.key: one for one in PICTURES}
     if given.what == "table":
         show(out)
     elif given.one is None:
         if given.what == "convert":
             for name, rival in reversed(rivals.items()):
-                if rival.runtime != "torch" and not (out / name / rival.part / "conversion.json").exists():
+                if rival.runtime != "torch" and not (out / rival.folder / rival.part / "conversion.json").exists():
                     print("convert", name, flush=True)
                     child("convert", "--out", str(out), "--one", name)
             export_pictures(out)

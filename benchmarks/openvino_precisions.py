@@ -2,6 +2,7 @@
 
     python benchmarks/openvino_precisions.py pictures     # embedded teacher and its students, whole pictures
     python benchmarks/openvino_precisions.py unet         # U-Net of Stable Diffusion v1.4 by recipe tiny
+    python benchmarks/openvino_precisions.py arithmetic   # bfloat16 beside float32, on what export_parity.py wrote
 
 Pictures are compared with torch's as `bksdm export` does it. The full-size U-Net has random weights; it is converted to
 float32 from torch, and to the rest from that, each in a process of its own. Its steps, with guidance at 256x256 pixels
@@ -183,12 +184,29 @@ def measure_pictures(work: Path, precisions: list[str]) -> str:
     return "\n".join(["Whole pictures against torch's: the embedded teacher and its pruned students.", "", *lines])
 
 
+def measure_arithmetic(exports: Path) -> str:
+    """Parity of exported folders by what they are computed in; w8a8 keeps its integers in both."""
+    lines = ["| model | weights | arithmetic | largest difference, of 255 | PSNR, dB |", "|---|---|---|---|---|"]
+    models = {"teacher": "emoji"} | {name: str(exports / f"{name}-kd" / "student") for name in RECIPES}
+    for name, model in models.items():
+        pipeline = load_pipeline(model)
+        side = image_size(pipeline)
+        for precision in ("fp32", "w8a8"):
+            folder = exports / "export" / f"openvino-{precision}-{Path(model).parent.name}-{Path(model).name}-original"
+            for arithmetic in ("f32", "bf16"):
+                found = check_parity(pipeline, OpenvinoNetworks(folder, precision=arithmetic), side, side)
+                lines.append(f"| {name} | {precision} | {arithmetic} | {found.largest} | {found.psnr:.1f} |")
+    title = "Whole pictures against torch's in float32: the embedded teacher and its retrained students."
+    return "\n".join([title, "", *lines])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("pictures", "unet", "convert"))
+    parser.add_argument("part", choices=("pictures", "unet", "arithmetic", "convert"))
     parser.add_argument("--precisions", nargs="+", default=list(FORMAT.precisions))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--work", type=Path, default=Path("runs/openvino_precisions"))
+    parser.add_argument("--exports", type=Path, default=Path("runs/export_parity"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -198,6 +216,8 @@ def main() -> None:
         return
     if arguments.part == "pictures":
         table = measure_pictures(arguments.work, arguments.precisions)
+    elif arguments.part == "arithmetic":
+        table = measure_arithmetic(arguments.exports)
     else:
         table = measure_unet(arguments.work / "unet", arguments.precisions, arguments.rounds)
     made_by = provenance()
