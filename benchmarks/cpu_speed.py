@@ -355,7 +355,10 @@ def show(out: Path) -> None:
         [line for line in read_lines(out / f"{what}.jsonl") if "failed" not in line] for what in ("measure", "whole")
     )
     about = provenance()
-    machine = f"{about['processor']}, {about['processors']} cores, threads: {torch.get_num_threads()}"
+    extras = [("8-bit dot products", torch.cpu._is_vnni_supported()), ("bf16", torch.cpu._is_avx512_bf16_supported())]
+    arithmetic = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in extras if there)]
+    processor = f"{about['processor']} ({', '.join(arithmetic)})"
+    machine = f"{processor}, {about['processors']} cores, threads: {torch.get_num_threads()}"
     text = f"{table(lines, wholes)}\n\n{machine}; {about['started'][:10]}; torch {about['versions']['torch']}."
     print(text)
     write_text(RESULT, f"# Speed on a CPU at full size\n\n`python benchmarks/cpu_speed.py`\n\n{text}\n")

@@ -77,9 +77,26 @@ def test_what_an_export_cannot_do_is_refused(
         drawn(openvino_folder, tmp_path / "out", **changes)
 
 
-def test_other_runtimes_have_no_other_precision(exported_model: Path) -> None:
+def test_openvino_computes_in_bfloat16_if_asked(
+    openvino_folder: Path, exported_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchs = drawn(exported_model, tmp_path / "theirs")
+    ours = drawn(openvino_folder, tmp_path / "ours", precision="bf16")
+    assert difference(ours, torchs) <= 64  # exact where the processor has no bfloat16
+    assert "computed in bf16" in (tmp_path / "ours" / "provenance.json").read_text()
+    monkeypatch.setattr(runtimes, "converted", lambda *_: openvino_folder)
+    assert difference(drawn(exported_model, tmp_path / "asked", precision="bf16", runtime="openvino"), ours) == 0
+
+
+def test_onnxruntime_has_no_other_precision(onnx_folder: Path, exported_model: Path) -> None:
+    for model, runtime in ((onnx_folder, "auto"), (exported_model, "onnx")):
+        with pytest.raises(InputError, match="precision is fp16, and runtime onnx computes in fp32"):
+            open_drawer(str(model), runtime, CPU, "fp16")
+
+
+def test_other_runtimes_have_the_models_scheduler(exported_model: Path) -> None:
     with pytest.raises(InputError, match="give --runtime torch"):
-        open_drawer(str(exported_model), "openvino", CPU, "fp16")
+        open_drawer(str(exported_model), "openvino", CPU, "auto", scheduler="DDIMScheduler")
 
 
 def test_a_format_that_does_not_run_here_is_refused(tmp_path: Path) -> None:

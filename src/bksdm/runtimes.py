@@ -2,7 +2,7 @@
 
 A conversion takes a while, and its result is kept (in `~/.cache/bksdm`, or where BKSDM_CACHE says). `auto` takes a kept
 one, and converts where that costs less time than it saves. How much faster a runtime is than torch was measured
-(`benchmarks/results/cpu_speed.md`); how fast torch is here is measured by a matrix product when it matters.
+(`benchmarks/results/cpu_speed_avx2.md`); how fast torch is here is measured by a matrix product when it matters.
 """
 
 import os
@@ -32,8 +32,9 @@ from bksdm.sampling import sample, scheduler_named
 
 CONVERTED = ("openvino", "onnx")
 # Seconds of a full-size U-Net step in torch over those in the runtime, in float32 on two cores with AVX2
-# (benchmarks/results/cpu_speed.md: tiny, each over diffusers' teacher within its rounds).
+# (benchmarks/results/cpu_speed_avx2.md: tiny, each over diffusers' teacher within its rounds).
 FASTER = {"openvino": 1.08, "onnx": 0.9}
+_ARITHMETIC: dict[Precision, str] = {"auto": "f32", "fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # as OpenVINO says it
 # Seconds of a conversion and its comparison with torch: for any model, and for a million parameters of its U-Net.
 _CONVERSION = {"openvino": (20.0, 0.2), "onnx": (60.0, 0.2)}
 _NOT_LOCAL = "the model is on the hub, and only local ones are converted"
@@ -47,7 +48,7 @@ class Drawer:
 
     Attributes:
         runtime: torch, openvino or onnx.
-        precision: Of the weights.
+        precision: Of the weights, and of the arithmetic, where that is another than float32.
         height, width: Of its pictures in pixels, where none are asked for.
         sample: Takes what `bksdm.sampling.sample` takes after the pipeline.
     """
@@ -85,7 +86,8 @@ def open_drawer(
         model: A MODEL, or a folder that `bksdm export` wrote.
         runtime: auto, or one by name; an exported folder has its own.
         device: For torch; others compute on the CPU.
-        precision: For torch.
+        precision: Of the weights in torch; of the arithmetic in OpenVINO, where auto is fp32: a seed then gives one
+            picture on every processor.
         decoder: A small decoder in the place of the model's own.
         scheduler: Name of a diffusers scheduler in the place of the model's own.
         lora: What is added to the weights.
@@ -99,21 +101,22 @@ def open_drawer(
     if by_torch and (is_exported(model) or runtime not in ("auto", "torch")):
         raise InputError(f"{by_torch} needs torch; leave out --runtime, and give the model rather than its export")
     if is_exported(model):
-        return _exported(model, runtime, decoder, scheduler)
+        return _exported(model, runtime, precision, decoder, scheduler)
     if by_torch:
         runtime = "torch"
     choice = choose(model, device, precision, decoder, scheduler, unet_calls) if runtime == "auto" else None
     chosen = runtime if choice is None else choice.runtime
     if chosen == "torch":
         return _torch(model, device, precision, decoder, scheduler, lora, masked)
-    if device.type != "cpu" or scheduler is not None or precision not in ("auto", "fp32"):
+    if device.type != "cpu" or scheduler is not None:
         raise InputError(
-            f"runtime {chosen} computes on the CPU in fp32 with the model's own scheduler; leave out --device, "
-            f"--precision and --scheduler, or give --runtime torch"
+            f"runtime {chosen} computes on the CPU with the model's own scheduler; leave out --device and --scheduler, "
+            f"or give --runtime torch"
         )
+    _check_arithmetic(chosen, precision)
     if choice is not None:
         say(f"{chosen}: {choice.reason}")
-    return _exported(str(converted(model, chosen, decoder)), "auto", None, None)
+    return _exported(str(converted(model, chosen, decoder)), "auto", precision, None, None)
 
 
 def choose(
@@ -202,22 +205,30 @@ def _torch(
     return Drawer("torch", str(dtype), side, side, partial(sample, pipeline))
 
 
-def _exported(model: str, runtime: Runtime, decoder: str | None, scheduler: str | None) -> Drawer:
+def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None) -> Drawer:
     facts = export_facts(model)
     if runtime not in ("auto", facts.get("format")):
         raise InputError(f"{model} was exported to {facts.get('format')}, and runtime is {runtime}; leave it out")
     if decoder or scheduler:
         option = "decoder" if decoder else "scheduler"
         raise InputError(f"{model} is exported with its {option}; leave out --{option}, or export it with another")
-    pipeline = open_exported(model)
+    arithmetic = _ARITHMETIC[precision]
+    pipeline = open_exported(model, arithmetic)
+    _check_arithmetic(str(facts["format"]), precision)
     check_scheduler(dict(pipeline.scheduler))
+    weights = str(facts.get("precision"))
     return Drawer(
         str(facts["format"]),
-        str(facts.get("precision")),
+        weights if arithmetic == "f32" else f"{weights}, computed in {precision}",
         pipeline.height,
         pipeline.width,
         partial(sample_exported, pipeline),
     )
+
+
+def _check_arithmetic(runtime: str, precision: Precision) -> None:
+    if runtime != "openvino" and _ARITHMETIC[precision] != "f32":
+        raise InputError(f"precision is {precision}, and runtime {runtime} computes in fp32; leave out --precision")
 
 
 def _installed(runtime: str) -> bool:
