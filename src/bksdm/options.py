@@ -546,7 +546,7 @@ class GenerateOptions:
         lora_scale: How strongly it counts.
         decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
         runtime: What computes; auto takes torch, and on a CPU OpenVINO where converting saves more time than it takes.
-        precision: Type of the weights in torch; of the arithmetic in OpenVINO, where auto is fp32. Some CPUs do bf16 faster.
+        precision: Of the weights in torch, of the arithmetic in OpenVINO, where auto is fp32. Some CPUs do bf16 faster.
         device: cpu, cuda, mps; auto takes the best there is.
         json: Print one JSON object and nothing else.
     """
