@@ -192,8 +192,8 @@ def _with_part(exported: Path, part: Path, out: Path) -> None:
     if not out.exists():
         half = out.with_name(f"{out.name}.part")
         shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(exported, half, ignore=shutil.ignore_patterns(part.name))
-        shutil.copytree(part, half / part.name)
+        shutil.copytree(exported, half)
+        shutil.copytree(part, half / part.name, dirs_exist_ok=True)
         half.rename(out)
 
 
