@@ -315,6 +315,9 @@ def each(what: str, out: Path, rounds: int, keys: Mapping[str, list[str]]) -> No
             continue
         print(what, key, flush=True)
         found = json.loads(child(what, "--out", str(out), "--rounds", str(rounds), *words).splitlines()[-1])
+        if "failed" in found:
+            print(f"{key} failed, and is tried again next time", flush=True)
+            continue
         lines.append({"key": key, **found})
         write_text(ledger, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -351,9 +354,7 @@ def main() -> None:
 
 
 def show(out: Path) -> None:
-    lines, wholes = (
-        [line for line in read_lines(out / f"{what}.jsonl") if "failed" not in line] for what in ("measure", "whole")
-    )
+    lines, wholes = (read_lines(out / f"{what}.jsonl") for what in ("measure", "whole"))
     about = provenance()
     extras = [("8-bit dot products", torch.cpu._is_vnni_supported()), ("bf16", torch.cpu._is_avx512_bf16_supported())]
     arithmetic = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in extras if there)]
