@@ -243,8 +243,7 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
 
 def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
-    from bksdm.exported import sample_exported  # noqa: PLC0415
-    from bksdm.runtime.folder import open_folder  # noqa: PLC0415
+    from bksdm.exported import open_exported, sample_exported  # noqa: PLC0415
     from bksdm.sampling import Request, sample  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
@@ -253,7 +252,7 @@ def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     if wanted.name in MODELS:
         draw = partial(sample, student(wanted.name), request)
     else:
-        pipeline = open_folder(out / wanted.name, threads=torch.get_num_threads(), precision=wanted.arithmetic)
+        pipeline = open_exported(out / wanted.name, wanted.arithmetic)
         list(sample_exported(pipeline, request, steps=1, guidance=7.5))  # compiled, and loaded
         draw = partial(sample_exported, pipeline, request)
     began = time.perf_counter()
@@ -292,18 +291,16 @@ def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
 
 def _arithmetic(line: dict[str, Any]) -> str:
     """What is multiplied: w8a8 has integers on both sides where it can."""
-    integers = "w8a8" in (line.get("precision"), *line["key"].split("-"))
-    floats = str(line.get("arithmetic", "f32"))
-    return f"int8, {floats}" if integers else floats
+    return f"int8, {line['arithmetic']}" if "w8a8" in line["key"] else str(line["arithmetic"])
 
 
 # Order of work
 
 
-def child(*words: str) -> str:
-    """Run this script for one thing, so that memory and caches are its own."""
+def child(*words: str) -> str | None:
+    """What this script prints for one thing in a process of its own, with its own memory; nothing if that fails."""
     done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=False)
-    return done.stdout if done.returncode == 0 else json.dumps({"failed": done.returncode})
+    return done.stdout if done.returncode == 0 else None
 
 
 def each(what: str, out: Path, rounds: int, keys: Mapping[str, list[str]]) -> None:
@@ -314,11 +311,11 @@ def each(what: str, out: Path, rounds: int, keys: Mapping[str, list[str]]) -> No
         if any(line["key"] == key for line in lines):
             continue
         print(what, key, flush=True)
-        found = json.loads(child(what, "--out", str(out), "--rounds", str(rounds), *words).splitlines()[-1])
-        if "failed" in found:
+        said = child(what, "--out", str(out), "--rounds", str(rounds), *words)
+        if said is None:
             print(f"{key} failed, and is tried again next time", flush=True)
             continue
-        lines.append({"key": key, **found})
+        lines.append({"key": key, **json.loads(said.splitlines()[-1])})
         write_text(ledger, "".join(json.dumps(line) + "\n" for line in lines))
 
 

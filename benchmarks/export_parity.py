@@ -85,9 +85,14 @@ def measure(folder: Path, formats: list[str]) -> list[dict[str, object]]:
     return lines
 
 
+def export_path(folder: Path, kind: Format, precision: str, model: str, attention: str = "original") -> Path:
+    """Where this script writes an export."""
+    name = f"{kind.name}-{precision}-{Path(model).parent.name}-{Path(model).name}-{attention}"
+    return folder / "export" / f"{name}{kind.suffix}"
+
+
 def _line(model: str, kind: Format, precision: str, attention: str, folder: Path) -> dict[str, object]:
-    out = folder / "export" / f"{kind.name}-{precision}-{Path(model).parent.name}-{Path(model).name}-{attention}"
-    out = out.with_name(out.name + kind.suffix)
+    out = export_path(folder, kind, precision, model, attention)
     out.unlink(missing_ok=True) if kind.suffix else None
     try:
         options = ExportOptions(model, kind.name, str(out), precision=precision, attention=attention)  # type: ignore[arg-type]

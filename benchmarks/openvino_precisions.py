@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
+from export_parity import export_path
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -192,7 +193,7 @@ def measure_arithmetic(exports: Path) -> str:
         pipeline = load_pipeline(model)
         side = image_size(pipeline)
         for precision in ("fp32", "w8a8"):
-            folder = exports / "export" / f"openvino-{precision}-{Path(model).parent.name}-{Path(model).name}-original"
+            folder = export_path(exports, FORMAT, precision, model)
             for arithmetic in ("f32", "bf16"):
                 found = check_parity(pipeline, OpenvinoNetworks(folder, precision=arithmetic), side, side)
                 lines.append(f"| {name} | {precision} | {arithmetic} | {found.largest} | {found.psnr:.1f} |")

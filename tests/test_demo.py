@@ -82,6 +82,7 @@ def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
         tab.wait_for_selector(f"#note-{number} >> text=seed 7")
         note = tab.inner_text(f"#note-{number}")
         assert float(re.search(r"([\d.]+) s", note).group(1)) > 0
+        assert "seed 7" in note
         assert "M parameters" in note
         assert "GMACs a step" in note
     assert "times as fast as the first" in tab.inner_text("#note-1")

@@ -38,9 +38,12 @@ def pipeline() -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="module")
 def folder(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("openvino")
+    return exported(pipeline, tmp_path_factory.mktemp("openvino"))
+
+
+def exported(pipeline: StableDiffusionPipeline, made: Path, decoder: str | None = None) -> Path:
     save_pipeline(pipeline, made / "model")
-    export(ExportOptions(model=str(made / "model"), to="openvino", out=str(made / "out")))
+    export(ExportOptions(model=str(made / "model"), to="openvino", out=str(made / "out"), decoder=decoder))
     return made / "out"
 
 
@@ -136,10 +139,9 @@ def test_stock_genai_makes_torchs_picture(
 def test_stock_genai_draws_with_a_small_decoder(pipeline: StableDiffusionPipeline, genai, tmp_path: Path) -> None:
     small = fresh_autoencoder(dict(pipeline.vae.config), channels=8, blocks=1, seed=0)
     small.save_pretrained(tmp_path / "decoder")
-    save_pipeline(pipeline, tmp_path / "model")
     decoder = str(tmp_path / "decoder")
-    export(ExportOptions(model=str(tmp_path / "model"), to="openvino", out=str(tmp_path / "out"), decoder=decoder))
-    drawn = genai.Text2ImagePipeline(tmp_path / "out", "CPU", INFERENCE_PRECISION_HINT="f32")
+    folder = exported(pipeline, tmp_path, decoder)
+    drawn = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     check_genai(genai, drawn, with_decoder(pipeline, decoder))
 
 
