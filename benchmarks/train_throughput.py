@@ -1,7 +1,7 @@
 """How many images a second does retraining learn from, and in how much memory, beside the published loop?
 
     python benchmarks/train_throughput.py                       # small U-Nets, on this machine's CPU
-    python benchmarks/train_throughput.py --sizes sd --recipes base small tiny --batch-sizes 16 64 --variants 0 6 7  # GPU
+    python benchmarks/train_throughput.py --sizes sd --recipes base small tiny --batch-sizes 16 64 --variants 0 6 7
 
 Every variant of a size runs on the same models (random weights: neither time nor memory depends on them), the
 same pictures, order and random numbers. Variants take turns, several steps each, so that a machine whose
