@@ -17,7 +17,7 @@ from export_parity import RECIPES
 from personalize import models, scored
 
 from bksdm.adapt import adapt
-from bksdm.lora import merge_lora
+from bksdm.adapters.lora import merge_lora
 from bksdm.models import load_pipeline, quiet_libraries, save_pipeline
 from bksdm.options import AdaptOptions
 from bksdm.runs import provenance, write_text

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bksdm.adapt import adapt
-from bksdm.controlnet import StudentControlNet, load_controlnet
+from bksdm.adapters.controlnet import StudentControlNet, load_controlnet
+from bksdm.adapters.lora import LORA_FILE, add_lora, merge_lora, read_lora, save_lora, widths
 from bksdm.errors import InputError
 from bksdm.families import derive, skip_connections
-from bksdm.lora import LORA_FILE, add_lora, merge_lora, read_lora, save_lora, widths
 from bksdm.models import load_pipeline
 from bksdm.options import AdaptOptions
 from bksdm.recipe import load_recipe

@@ -10,11 +10,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from bksdm.adapters.lora import LORA_FILE, merge_lora
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints
 from bksdm.errors import InputError
-from bksdm.lora import LORA_FILE, merge_lora
 from bksdm.models import load_pipeline
 from bksdm.options import PersonalizeOptions
 from bksdm.personalize.objective import Personalization

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bksdm.controlnet import SELECTION_FILE, Selection, load_controlnet
+from bksdm.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet
+from bksdm.adapters.lora import LORA_FILE, carried, check_fits, lora_file, read_lora, widths, write_lora
 from bksdm.errors import InputError
 from bksdm.families import skip_connections
-from bksdm.lora import LORA_FILE, carried, check_fits, lora_file, read_lora, widths, write_lora
 from bksdm.models import load_config, load_unet_config
 from bksdm.options import AdaptOptions
 from bksdm.prune import as_list, checked_pruning

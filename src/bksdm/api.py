@@ -9,8 +9,9 @@ Everything that raises `InputError` says in one line what to mend.
 """
 
 from bksdm.adapt import Adapted, adapt
+from bksdm.adapters.controlnet import load_controlnet
+from bksdm.adapters.lora import merge_lora
 from bksdm.benchmark import Benchmark, benchmark, latencies
-from bksdm.controlnet import load_controlnet
 from bksdm.decoder import with_decoder
 from bksdm.demo import demo
 from bksdm.describe import Description, describe
@@ -29,7 +30,6 @@ from bksdm.evaluate.run import evaluate
 from bksdm.export.run import Exported, export
 from bksdm.families import derive
 from bksdm.generate import generate
-from bksdm.lora import merge_lora
 from bksdm.losses import LossWeights
 from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import (

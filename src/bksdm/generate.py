@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
+from bksdm.adapters.lora import Lora, lora_fingerprint
 from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import open_picture
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
-from bksdm.lora import Lora, lora_fingerprint
 from bksdm.models import fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.processes import processes

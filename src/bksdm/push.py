@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
+from bksdm.adapters.lora import LORA_FILE
 from bksdm.assets import asset
 from bksdm.errors import InputError
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
-from bksdm.lora import LORA_FILE
 from bksdm.models import EMBEDDED, HUB_ERRORS, check_folder
 from bksdm.options import PushOptions
 from bksdm.prune import RECIPE_FILE

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from PIL import Image
 
+from bksdm.adapters.lora import Lora, merge_lora
 from bksdm.cost import unet_cost
 from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_precision
@@ -23,7 +24,6 @@ from bksdm.errors import InputError
 from bksdm.export.formats import format_named
 from bksdm.export.run import export
 from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
-from bksdm.lora import Lora, merge_lora
 from bksdm.models import check_drawing, check_folder, fingerprint, image_size, load_unet_config
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.progress import say

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
+from bksdm.adapters.lora import add_lora, check_peft, save_lora
 from bksdm.card import personal_card
 from bksdm.data.folder import list_pictures
 from bksdm.data.pictures import open_picture, to_pixels
@@ -22,7 +23,6 @@ from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, TrainState
 from bksdm.errors import InputError
 from bksdm.generate import generate
-from bksdm.lora import add_lora, check_peft, save_lora
 from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline, save_pipeline, tokenizing
 from bksdm.options import GenerateOptions, PersonalizeOptions
 from bksdm.personalize.objective import Personalization

@@ -1,0 +1,1 @@
+"""What others made for a teacher: LoRAs in any layout, words, ControlNets and their kin, read, merged and carried over."""
