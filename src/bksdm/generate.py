@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from bksdm.adapters.lora import Lora, lora_fingerprint
+from bksdm.adapters.lora import Lora
+from bksdm.adapters.lora_files import lora_fingerprint
 from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import open_picture
 from bksdm.decoder import decoder_fingerprint

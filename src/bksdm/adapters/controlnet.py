@@ -6,16 +6,18 @@ for what it computes late depends on what it computes early.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 from torch import Tensor
 
+from bksdm.adapters.kinds import read_tensors
 from bksdm.errors import InputError
 from bksdm.families import skip_connections
 from bksdm.models import load_network
@@ -93,6 +95,44 @@ def selected(downs: Sequence[Tensor], mid: Tensor, selection: Selection) -> tupl
     """
     nothing = torch.zeros_like(mid[:, :1, :1, :1])
     return tuple(downs[number] for number in selection.skips), mid if selection.mid else nothing
+
+
+def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetModel:
+    """The ControlNet in one file, in the names of its authors or of diffusers, for a teacher whose config it shares.
+
+    Arguments:
+        file: With the tensors.
+        teacher: Its U-Net; the weights are not used and may be on the meta device.
+
+    Raises:
+        InputError: It is damaged, or was not made for a U-Net of this shape.
+    """
+    tensors, _ = read_tensors(file)
+    hint = [tensors[name].shape[0] for name in _hint_widths(tensors)]
+    with torch.device("meta"):
+        made = ControlNetModel.from_unet(
+            teacher,
+            conditioning_embedding_out_channels=tuple(hint),
+            load_weights_from_unet=False,
+            conditioning_channels=tensors[_hint_widths(tensors)[0]].shape[1],
+        )
+    try:
+        converted = convert_controlnet_checkpoint(tensors, made.config)
+        made.load_state_dict({name: tensor.float() for name, tensor in converted.items()}, strict=True, assign=True)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
+    return made.eval()
+
+
+def _hint_widths(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The convolutions that widen the picture, as a file calls them."""
+    layouts = (
+        ("controlnet_cond_embedding.conv_in", *(f"controlnet_cond_embedding.blocks.{n}" for n in (1, 3, 5))),
+        tuple(f"input_hint_block.{n}" for n in (0, 4, 8, 12)),
+        tuple(f"control_model.input_hint_block.{n}" for n in (0, 4, 8, 12)),
+    )
+    return next([f"{name}.weight" for name in names] for names in layouts if f"{names[0]}.weight" in tensors)
 
 
 def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> StudentControlNet:

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-from bksdm.adapters.lora import add_lora, check_peft, save_lora
+from bksdm.adapters.training import add_lora, check_peft, save_lora
 from bksdm.card import personal_card
 from bksdm.data.folder import list_pictures
 from bksdm.data.pictures import open_picture, to_pixels
