@@ -39,7 +39,7 @@ UNET = (
     "up_blocks.1.upsamplers.0.conv",
     "conv_out",
 )
-TEXT = ("encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc1")
+TEXT = ("encoder.layers.0.self_attn.q_proj", "encoder.layers.0.self_attn.out_proj", "encoder.layers.1.mlp.fc1")
 PROJECTIONS = tuple(path for path in UNET if ".attn" in path)
 # Their names in original checkpoints of a U-Net of four stages with two layers each.
 ORIGINAL = {
@@ -157,6 +157,17 @@ def kohya_without_alpha(pipeline: StableDiffusionPipeline) -> Made:
     made = kohya(pipeline)
     made.tensors = {name: tensor for name, tensor in made.tensors.items() if not name.endswith(".alpha")}
     made.changes = {name: change * RANK for name, change in made.changes.items()}
+    return made
+
+
+def kohya_that_differs(pipeline: StableDiffusionPipeline) -> Made:
+    made = Made()
+    for number, layer in enumerate(layers(pipeline)):
+        rank, alpha = 2 + number % 3, 1.0 + number % 4
+        down, up, product = factors(layer, rank)
+        made.tensors |= {f"{layer.kohya}.lora_down.weight": down, f"{layer.kohya}.lora_up.weight": up}
+        made.tensors[f"{layer.kohya}.alpha"] = torch.tensor(alpha)
+        made.changes[f"{layer.name}.weight"] = product * alpha / rank
     return made
 
 
@@ -445,6 +456,7 @@ def pefts_ia3(pipeline: StableDiffusionPipeline) -> Made:
 
 LAYOUTS: dict[str, Callable[[StableDiffusionPipeline], Made]] = {
     "kohya": kohya,
+    "kohya, ranks and alphas that differ": kohya_that_differs,
     "kohya, no alpha": kohya_without_alpha,
     "kohya, numbers of original checkpoints": kohya_original_numbers,
     "kohya, 1x1 convolutions as matrices": matrices_for_points,

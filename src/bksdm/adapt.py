@@ -115,7 +115,7 @@ def adapt(options: AdaptOptions) -> Adapted:
     kind = kind_of(source)
     if kind not in _CARRY:
         raise InputError(
-            f"adapter {source} is a {kind}, which no student of this teacher takes; it is of another family"
+            f"adapter {source} is {kinds.named(kind)}, which no student of this teacher takes; it is of another family"
         )
     settings = dataclasses.asdict(options) | {"adapter_content": files_digest(_files(source, kind))}
     check_free(out, "adapt", settings, ("json",))

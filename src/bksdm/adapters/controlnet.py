@@ -6,6 +6,8 @@ for what it computes late depends on what it computes early.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ from bksdm.models import load_network
 from bksdm.recipe import Config, Pruning
 
 SELECTION_FILE = "residuals.json"
+_HINT = re.compile(
+    r"((control_model\.)?input_hint_block\.|controlnet_cond_embedding\.(blocks\.)?)(?P<place>\d+|conv_in|conv_out)\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -108,31 +113,29 @@ def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetMod
         InputError: It is damaged, or was not made for a U-Net of this shape.
     """
     tensors, _ = read_tensors(file)
-    hint = [tensors[name].shape[0] for name in _hint_widths(tensors)]
+    hint = _hint_convolutions(tensors)
     with torch.device("meta"):
         made = ControlNetModel.from_unet(
             teacher,
-            conditioning_embedding_out_channels=tuple(hint),
+            conditioning_embedding_out_channels=tuple(shape[0] for shape in hint[:-1:2]),
             load_weights_from_unet=False,
-            conditioning_channels=tensors[_hint_widths(tensors)[0]].shape[1],
+            conditioning_channels=hint[0][1],
         )
     try:
         converted = convert_controlnet_checkpoint(tensors, made.config)
-        made.load_state_dict({name: tensor.float() for name, tensor in converted.items()}, strict=True, assign=True)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        whole = {name: tensor.float() for name, tensor in converted.items() if isinstance(tensor, Tensor)}
+        made.load_state_dict(whole, strict=True, assign=True)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
     return made.eval()
 
 
-def _hint_widths(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The convolutions that widen the picture, as a file calls them."""
-    layouts = (
-        ("controlnet_cond_embedding.conv_in", *(f"controlnet_cond_embedding.blocks.{n}" for n in (1, 3, 5))),
-        tuple(f"input_hint_block.{n}" for n in (0, 4, 8, 12)),
-        tuple(f"control_model.input_hint_block.{n}" for n in (0, 4, 8, 12)),
-    )
-    return next([f"{name}.weight" for name in names] for names in layouts if f"{names[0]}.weight" in tensors)
+def _hint_convolutions(tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """The shapes of the convolutions that the picture goes through, in their order."""
+    found = {match["place"]: tuple(t.shape) for name, t in tensors.items() if (match := _HINT.fullmatch(name))}
+    ends = {"conv_in": -math.inf, "conv_out": math.inf}
+    return [found[place] for place in sorted(found, key=lambda place: ends.get(place) or int(place))]
 
 
 def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> StudentControlNet:

@@ -30,9 +30,7 @@ _MARKS = (
     (re.compile(r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$|^conv_in\.weight$"), _CHECKPOINT),
     (re.compile(r"^clip_[lg]$"), SDXL_WORDS),
     (
-        re.compile(
-            r"[._](lora|hada|lokr|ia3)[._]|\.(diff|diff_b|w_norm|on_input|oft_blocks|alpha)$|^bundle_emb\."
-        ),
+        re.compile(r"[._](lora|hada|lokr|ia3)[._]|\.(diff|diff_b|w_norm|on_input|oft_blocks|alpha)$|^bundle_emb\."),
         LORA,
     ),
 )
@@ -59,6 +57,11 @@ def kind_of(source: Path) -> str:
     except (SafetensorError, OSError) as error:
         raise InputError(f"adapter {file} cannot be read: {_one_line(error)}") from error
     return _by_names(file, shapes)
+
+
+def named(kind: str) -> str:
+    """A kind with its article."""
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
 def adapter_file(source: str | Path) -> Path:
@@ -118,7 +121,7 @@ def _by_names(file: Path, shapes: Mapping[str, list[int]]) -> str:
         if any(mark.search(name) for name in shapes):
             if kind in (_CHECKPOINT, _CONTROL_LORA):
                 raise InputError(
-                    f"adapter {file} is a {kind}, which cannot be carried to another model; give an adapter"
+                    f"adapter {file} is {named(kind)}, which cannot be carried to another model; give an adapter"
                 )
             return kind
     if shapes and all(len(shape) in (1, 2) and "." not in name for name, shape in shapes.items()):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bksdm.adapters.kinds import LORA, PEFT_CONFIG, PEFT_FILE, adapter_file, kind_of, read_tensors
+from bksdm.adapters.kinds import LORA, PEFT_CONFIG, PEFT_FILE, adapter_file, kind_of, named, read_tensors
 from bksdm.adapters.layers import layout_of, rank_of, scale_of
 from bksdm.adapters.names import PEFT_PREFIX, Names
 from bksdm.adapters.peft_config import PeftConfig, read_configs
@@ -39,6 +39,14 @@ _ENDINGS = {
         name: name
         for name in ("dora_scale", "diff_b", "diff", "w_norm", "b_norm", "on_input", "ia3_l", "alpha", "weight")
     },
+}
+_UNREAD = {
+    "oft_": "an OFT or BOFT",
+    ".a1.weight": "a GLoRA",
+    "lambda_layer": "a T-LoRA",
+    "lora_embedding_": "an embedding's LoRA",
+    "vera_": "a VeRA",
+    "scale_weight": "a scaled 8-bit file",
 }
 _OLDER_ENDING = re.compile(r"(?P<module>.+\.to_(q|k|v|out)_lora)\.(?P<side>down|up)\.weight")
 _ADAPTERS_NAME = re.compile(
@@ -98,7 +106,7 @@ def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeight
     """
     path = Path(lora).expanduser()
     if (kind := kind_of(path)) != LORA:
-        raise InputError(f"lora {lora} is a {kind}, and no LoRA; docs/guides/adapters.md says how it is used")
+        raise InputError(f"lora {lora} is {named(kind)}, and no LoRA; docs/guides/adapters.md says how it is used")
     file, *more = lora_files(path)
     tensors, header = read_tensors(file)
     words = {match["word"]: tensors.pop(name) for name in list(tensors) if (match := _BUNDLED.fullmatch(name))}
@@ -129,8 +137,9 @@ def _by_layer(
     for name, tensor in tensors.items():
         module, ending = _parted(name)
         if not ending or (ending == "weight" and f"{module}.on_input" not in tensors):
+            what = next((f" of {kind}" for mark, kind in _UNREAD.items() if mark in name), "")
             raise InputError(
-                f"lora {file} has {name}, which is not understood; it would be left out, so nothing is read"
+                f"lora {file} has {name}{what}, which is not understood; it would be left out, so nothing is read"
             )
         layer = names.find(module)
         if layer is None:
