@@ -40,21 +40,26 @@ def write_lora(weights: LoraWeights, file: Path) -> None:
 
 
 def _alike(layers: Layers) -> Layers:
-    """The same LoRA with one alpha for all, or none: of alphas that differ, diffusers loses those of attentions."""
-    scales = {(rank_of(own), scale_of(own)) for own in layers.values()}
+    """The same LoRA in tensors that all programs read alike.
+
+    openvino-genai takes no notice of alphas, and of alphas that differ diffusers loses those of attentions: so matrices
+    are scaled, and where there is one rank, it is the alpha too, for those that want one.
+    """
     if not all(_is_plain(own) for own in layers.values()):
         return layers
-    if len(scales) == 1:
-        ((rank, scale),) = scales
-        return {layer: {**own, "alpha": torch.tensor(rank * scale)} for layer, own in layers.items()}
-    return {layer: _scaled(own) for layer, own in layers.items()}
+    ranks = {rank_of(own) for own in layers.values()}
+    if len(ranks) > 1:
+        return {layer: _scaled(own) for layer, own in layers.items()}
+    return {layer: {**_scaled(own), "alpha": torch.tensor(float(*ranks))} for layer, own in layers.items()}
 
 
 def _scaled(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices whose product is the change, without an alpha."""
+    """Matrices whose product is the change, without an alpha; in their own type where it holds the numbers."""
     rest = {name: tensor for name, tensor in own.items() if name not in ("alpha", "lora_up.weight")}
-    scale, up = scale_of(own), own["lora_up.weight"]
-    return rest | {"lora_up.weight": up if scale == 1 else up.float() * scale}
+    up = own["lora_up.weight"]
+    wide = up.float() * scale_of(own)
+    same = wide.to(up.dtype)
+    return rest | {"lora_up.weight": same if torch.equal(same.float(), wide) else wide}
 
 
 def _is_plain(own: Mapping[str, Tensor]) -> bool:
