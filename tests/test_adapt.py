@@ -132,6 +132,14 @@ def test_dora_has_a_file_for_diffusers_and_one_for_others(
     assert any(name.endswith(".dora_scale") for name in load_file(out / KOHYA_FILE))
 
 
+def test_dora_that_diffusers_misreads_is_said_to_be(
+    done: Run, students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    lora = LAYOUTS["DoRA, by input"](v1_teacher).write(tmp_path / "it")
+    outcome = done("adapt", lora, "--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out")
+    assert any("stock diffusers reads this LoRA without its DoRA magnitudes" in line for line in outcome.said)
+
+
 def test_queries_without_outputs_have_a_file_for_diffusers_too(
     students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
@@ -170,7 +178,7 @@ def test_other_programs_find_every_layer_by_its_name(
     with safe_open(out / LORA_FILE, framework="pt") as opened:
         header = opened.metadata()
     assert header["ss_network_module"] == "networks.lora"
-    assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "1.0")
+    assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "4.0")
 
 
 def test_stock_loading_puts_it_on_other_layers_without_a_word(

@@ -24,13 +24,14 @@ from bksdm.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet
 from bksdm.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_tensors
 from bksdm.adapters.lora import carried, check_fits
 from bksdm.adapters.lora_files import lora_files, read_lora
-from bksdm.adapters.lora_out import write_lora
+from bksdm.adapters.lora_out import diffusers_leaves_out, write_lora
 from bksdm.adapters.t2i_adapter import stage_widths
 from bksdm.adapters.words import check_width, read_words, write_words
 from bksdm.errors import InputError
 from bksdm.families import skip_connections
 from bksdm.models import load_config, load_unet_config
 from bksdm.options import AdaptOptions
+from bksdm.progress import say
 from bksdm.prune import as_list, checked_pruning
 from bksdm.recipe import Config, Pruning
 from bksdm.runs import check_free, files_digest, replace_folder, run_files, write_text
@@ -149,6 +150,8 @@ def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
     for word, vectors in kept.words.items():
         check_width(word, vectors, pair.text_config["hidden_size"])
     write_lora(kept, folder / LORA_FILE)
+    if diffusers_leaves_out(kept.layers):
+        say("stock diffusers reads this LoRA without its DoRA magnitudes; bksdm, ComfyUI and InvokeAI read it whole")
     places = dict(zip((layer for layer in weights.layers if layer not in dropped), kept.layers, strict=True))
     return Adapted.by_places(kinds.LORA, folder, places | dict.fromkeys(dropped))
 

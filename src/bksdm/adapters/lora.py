@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bksdm.adapters.layers import change
 from bksdm.adapters.lora_files import LoraWeights, read_lora
-from bksdm.adapters.names import TEXT_PREFIX
+from bksdm.adapters.names import layer_module
 from bksdm.adapters.words import load_words
 from bksdm.errors import InputError
 from bksdm.recipe import Pruning
@@ -94,16 +94,6 @@ def carried(weights: LoraWeights, pruning: Pruning) -> tuple[LoraWeights, list[s
         else:
             kept[f"{part}.{here}"] = own
     return LoraWeights(kept, weights.words, (), weights.header), gone
-
-
-def layer_module(networks: Mapping[str, nn.Module], layer: str) -> nn.Module:
-    """The module of a layer, `unet.PATH` or `text_encoder.PATH`."""
-    part, _, path = layer.partition(".")
-    network = networks[part]
-    try:
-        return network.get_submodule(path)
-    except AttributeError:
-        return network.get_submodule(TEXT_PREFIX + path)
 
 
 @torch.no_grad()

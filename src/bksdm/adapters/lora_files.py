@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bksdm.adapters.kinds import LORA, PEFT_CONFIG, PEFT_FILE, adapter_file, kind_of, named, read_tensors
 from bksdm.adapters.layers import layout_of, rank_of, scale_of
-from bksdm.adapters.names import PEFT_PREFIX, Names
+from bksdm.adapters.names import PEFT_PREFIX, Names, layer_module
 from bksdm.adapters.peft_config import PeftConfig, read_configs
 from bksdm.adapters.words import read_words
 from bksdm.errors import InputError
@@ -123,6 +123,7 @@ def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeight
         layer: _in_lycoris_names(file, layer, own, configs.get(layer.partition(".")[0], configs.get(None)))
         for layer, own in found.items()
     }
+    layers = {layer: _with_kernel(own, layer_module(networks, layer)) for layer, own in layers.items()}
     if not layers and not lacking and not words:
         raise InputError(f"lora {lora} changes nothing; give the file of a LoRA")
     return LoraWeights({layer: own for layer, own in layers.items() if own}, words, lacking, header)
@@ -185,3 +186,10 @@ def _in_lycoris_names(
     except ValueError as error:
         raise InputError(f"lora {file} is not whole or not understood: its {layer} {error}") from error
     return own
+
+
+def _with_kernel(own: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Matrices of a convolution of one point with its kernel, which some trainers leave out, and some programs want."""
+    sides = ("lora_down.weight", "lora_up.weight")
+    points = isinstance(module, nn.Conv2d) and all(side in own and own[side].ndim == 2 for side in sides)
+    return own | {side: own[side][:, :, None, None] for side in sides} if points else own

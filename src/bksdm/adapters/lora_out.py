@@ -39,6 +39,12 @@ def write_lora(weights: LoraWeights, file: Path) -> None:
         write_words(weights.words, file.parent / WORDS_FOLDER)
 
 
+def diffusers_leaves_out(layers: Layers) -> bool:
+    """Whether diffusers reads the file of these layers without their magnitudes of DoRA, with a warning at most."""
+    plain = all(_is_plain(own) for own in layers.values())
+    return plain and any("dora_scale" in own for own in layers.values()) and not _needs_own_names(layers)
+
+
 def _alike(layers: Layers) -> Layers:
     """The same LoRA in tensors that all programs read alike.
 

@@ -58,6 +58,16 @@ class Names:
         return None
 
 
+def layer_module(networks: Mapping[str, nn.Module], layer: str) -> nn.Module:
+    """The module of a layer, `unet.PATH` or `text_encoder.PATH`."""
+    part, _, path = layer.partition(".")
+    network = networks[part]
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        return network.get_submodule(TEXT_PREFIX + path)
+
+
 def kohyas_name(layer: str) -> str:
     """The name of a layer, `unet.PATH` or `text_encoder.PATH`, in kohya's scripts, which all programs read."""
     part, _, path = layer.partition(".")
