@@ -431,7 +431,8 @@ def pefts_lokr(pipeline: StableDiffusionPipeline) -> Made:
     for layer in layers(pipeline, text=()):
         names = [name for name in plain.tensors if name.startswith(f"{layer.kohya}.lokr")]
         for name in names:
-            made.tensors[f"base_model.model.{layer.path}.{name.rpartition('.')[2]}"] = plain.tensors[name]
+            kind, tensor = name.rpartition(".")[2], plain.tensors[name]
+            made.tensors[f"base_model.model.{layer.path}.{kind}"] = tensor.flatten(1) if kind == "lokr_w2_b" else tensor
         scale = 1 if any(name.endswith("w2") for name in names) else 1 / RANK
         made.changes[f"{layer.name}.weight"] = plain.changes[f"{layer.name}.weight"] / scale * 2 / RANK
     return made

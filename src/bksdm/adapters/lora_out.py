@@ -52,11 +52,17 @@ def _alike(layers: Layers) -> Layers:
     are scaled, and where there is one rank, it is the alpha too, for those that want one.
     """
     if not all(_is_plain(own) for own in layers.values()):
-        return layers
+        return {layer: _flattened(own) for layer, own in layers.items()}
     ranks = {rank_of(own) for own in layers.values()}
     if len(ranks) > 1:
         return {layer: _scaled(own) for layer, own in layers.items()}
     return {layer: {**_scaled(own), "alpha": torch.tensor(float(*ranks))} for layer, own in layers.items()}
+
+
+def _flattened(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The last factor of a LoKr as a matrix: LyCORIS reads it with a kernel too, and others do not."""
+    matrix = "lokr_w2_b" in own and "lokr_t2" not in own
+    return {name: t.flatten(1) if matrix and name == "lokr_w2_b" else t for name, t in own.items()}
 
 
 def _scaled(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
