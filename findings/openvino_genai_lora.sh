@@ -60,10 +60,10 @@ def write(name, part, inputs, outputs, settings):
 
 
 noisy, context = torch.randn(2, 4, 8, 8), torch.randn(2, 8, 32)
-write("unet", Part(unet, lambda net, *x: net(*x).sample), {"sample": noisy, "timestep": torch.tensor(5.0), "encoder_hidden_states": context},
+write("unet", Part(unet, lambda net, *x: net(*x).sample), {"sample": noisy, "timestep": torch.tensor([5]), "encoder_hidden_states": context},
       ["out_sample"], dict(unet.config))
 write("vae_decoder", Part(vae, lambda net, z: net.decode(z).sample), {"latent_sample": noisy[:1]}, ["sample"], dict(vae.config))
-write("text_encoder", Part(text, lambda net, ids: tuple(net(ids))), {"input_ids": torch.ones(2, 8, dtype=torch.long)},
+write("text_encoder", Part(text, lambda net, ids: (net(ids).last_hidden_state, net(ids).pooler_output)), {"input_ids": torch.ones(2, 8, dtype=torch.long)},
       ["last_hidden_state", "pooler_output"], config.to_dict())
 Path("model/tokenizer").mkdir()
 graph = openvino_tokenizers.convert_tokenizer(tokenizer, use_max_padding=True, truncation=True, max_length=8)
