@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bksdm.assets import asset
 from bksdm.cost import unet_cost
-from bksdm.data.folder import read_captions, read_prompts
+from bksdm.data.folder import read_captions
+from bksdm.data.prompts import read_prompts
 from bksdm.evaluate import blocks
 from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.encoder import DualEncoder, cosine

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import open_picture
+from bksdm.data.prompts import read_prompts
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
