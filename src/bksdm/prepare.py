@@ -224,7 +224,8 @@ def _judge(options: PrepareOptions, seen: int, skipped: Sequence[dict[str, str]]
     if len(skipped) > options.max_broken * seen or len(skipped) == seen:
         raise InputError(
             f"{len(skipped)} of {seen} pictures of {options.data} cannot be read, more than max_broken "
-            f"{options.max_broken:g} allows; see {out / 'shards'}, mend them or allow more (first, {skipped[0]['reason']})"
+            f"{options.max_broken:g} allows; see {out / 'shards'}, mend them or allow more "
+            f"(the first: {skipped[0]['reason']})"
         )
 
 

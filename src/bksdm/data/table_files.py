@@ -34,7 +34,7 @@ def read_columns(file: Path, choose: Choose) -> Iterator[tuple[str, ...]]:
     wanted: tuple[str, ...] = ()
     for where, row in _rows(file, choose):
         wanted = wanted or choose(list(row))
-        yield tuple(_text(row.get(column), column, f"{file} {where}") for column in wanted)
+        yield tuple(_text(row.get(column), column, file, where) for column in wanted)
 
 
 def read_text(file: Path) -> str:
@@ -56,16 +56,18 @@ def _rows(file: Path, choose: Choose) -> Iterator[_Row]:
         case "jsonl":
             return _json_rows(file)
         case "tsv":
-            return _tsv_rows(file)
-    return _csv_rows(file)
+            return _csv_rows(file, choose, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _csv_rows(file, choose)
 
 
-def _csv_rows(file: Path, **dialect: Any) -> Iterator[_Row]:
+def _csv_rows(file: Path, choose: Choose, **dialect: Any) -> Iterator[_Row]:
     reader = csv.DictReader(io.StringIO(read_text(file)), strict=True, **dialect)
     try:
         names = [name for name in reader.fieldnames or () if name]
         if len(set(names)) < len(names):
             raise InputError(f"{file} has two columns of one name ({', '.join(names)}); rename one")
+        if names:
+            choose(names)  # says what is missing also where there are no rows
         for row in reader:
             if None in row:
                 raise InputError(
@@ -75,17 +77,6 @@ def _csv_rows(file: Path, **dialect: Any) -> Iterator[_Row]:
             yield f"line {reader.line_num}", row
     except csv.Error as error:
         raise InputError(f"{file} line {reader.line_num} is not CSV ({error}); mend or remove it") from error
-
-
-def _tsv_rows(file: Path) -> Iterator[_Row]:
-    for where, row in _csv_rows(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-        for text in row.values():
-            if text and _QUOTED.fullmatch(text):
-                raise InputError(
-                    f"{file} {where} has {text} in quotation marks, which in a .tsv would be part of the text; "
-                    f"save it as .csv"
-                )
-        yield where, row
 
 
 def _json_rows(file: Path) -> Iterator[_Row]:
@@ -114,9 +105,14 @@ def _parquet_rows(file: Path, choose: Choose) -> Iterator[_Row]:
         raise InputError(f"{file} is cut short or no parquet file ({reason}); copy or make it again") from error
 
 
-def _text(value: object, column: str, where: str) -> str:
+def _text(value: object, column: str, file: Path, where: str) -> str:
     if value is None:
-        raise InputError(f"{where} has no {column}; mend or remove it")
+        raise InputError(f"{file} {where} has no {column}; mend or remove it")
     if not isinstance(value, str):
-        raise InputError(f"{where} has the {column} {value!r}, which is no text; mend or remove it")
+        raise InputError(f"{file} {where} has the {column} {value!r}, which is no text; mend or remove it")
+    if kind(file) == "tsv" and _QUOTED.fullmatch(value):
+        raise InputError(
+            f"{file} {where} has the {column} {value}, and in a .tsv its quotation marks would be part of the text; "
+            f"take them away, or save it as .csv"
+        )
     return value
