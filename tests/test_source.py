@@ -18,12 +18,7 @@ from bksdm.errors import InputError
 from tiny_models import CAPTIONS
 
 datasets.disable_progress_bars()
-
-
-@pytest.fixture(autouse=True)
-def own_data_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` makes of parquet files is kept for a run of the tests, and not among the user's."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+pytestmark = pytest.mark.usefixtures("own_data_cache")
 
 
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:

@@ -531,7 +531,7 @@ class GenerateOptions:
         model: Folder, .safetensors file, Hub id, 'emoji', or folder that `bksdm export` wrote for onnx or openvino.
         out: Folder for the PNGs and metadata.jsonl; the same command makes only what is missing.
         prompt: One prompt or several.
-        prompts: File with one prompt a line, or metadata.csv or metadata.jsonl with a column text.
+        prompts: File with one prompt a line, or .csv, .tsv, .jsonl or .parquet with a column text, caption or prompt.
         steps: Denoising steps.
         guidance: Guidance scale; 1 for none.
         seed: Seed of the first picture; picture n has seed + n.
@@ -587,8 +587,8 @@ class EvaluateOptions:
     Attributes:
         models: Folders, .safetensors files, Hub ids, 'emoji', or folders of finished pictures; NAME=MODEL gives a name.
         out: Folder for report.html, scores.json, scores.csv, features and pictures; the same command goes on.
-        reference: Folder of real pictures, statistics of such as pytorch-fid's .npz, or 'emoji'.
-        prompts: File with one prompt a line, metadata.csv, metadata.jsonl, or MS-COCO's captions_val2014.json; the
+        reference: Real pictures in any layout of data, their statistics as pytorch-fid's .npz, or 'emoji'.
+        prompts: File with one prompt a line, a table as of generate, or MS-COCO's captions_val2014.json; the
             reference's captions by default.
         limit: Use no more than the first so many prompts.
         scores: Scores to give, such as frechet_distance, kernel_distance, inception_score, precision, recall,

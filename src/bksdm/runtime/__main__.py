@@ -69,7 +69,7 @@ def _read(file: Path, options: argparse.Namespace, pipeline: Pipeline) -> Pixels
     try:
         with Image.open(file) as opened:
             picture = as_rgb(ImageOps.exif_transpose(opened))
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise InputError(f"image {file} cannot be read ({error}); give a picture file") from error
     if min(size) < 1:
         raise InputError(f"the size is {size[0]}x{size[1]}; give multiples of {pipeline.multiple}")
