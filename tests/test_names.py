@@ -8,7 +8,16 @@ import pytest
 from PIL import Image
 
 from bksdm.data import names
-from bksdm.data.names import PICTURES, check_order, holds_pictures, how_to_read, kind, list_pictures, readable_kinds
+from bksdm.data.names import (
+    PICTURES,
+    check_order,
+    holds_pictures,
+    how_to_read,
+    kind,
+    list_pictures,
+    picture_names,
+    readable_kinds,
+)
 from bksdm.data.pictures import open_picture
 from bksdm.errors import InputError
 
@@ -46,13 +55,13 @@ def test_numbers_in_names_count_as_numbers(tmp_path: Path, ordered: list[str]) -
     ("first", "second"), [("01.png", "1.png"), ("1.jpg", "1.png"), ("a-007.png", "a-7.png"), ("01/3.png", "1/03.png")]
 )
 def test_two_pictures_of_one_number_have_no_plain_order(tmp_path: Path, first: str, second: str) -> None:
-    paths = list_pictures(filled(tmp_path, first, second, "2.png"))
+    found = picture_names(filled(tmp_path, first, second, "2.png"))
     with pytest.raises(InputError, match=f"{tmp_path} has {first} and {second}, and nothing says which comes first"):
-        check_order(paths, tmp_path)
+        check_order(found, tmp_path)
 
 
 def test_letters_before_numbers_give_an_order(tmp_path: Path) -> None:
-    check_order(list_pictures(filled(tmp_path, "a1.png", "b1.png", "a01b.png", "1/1.png", "1.png")), tmp_path)
+    check_order(picture_names(filled(tmp_path, "a1.png", "b1.png", "a01b.png", "1/1.png", "1.png")), tmp_path)
 
 
 def test_hidden_files_and_folders_named_as_pictures_do_not_count(tmp_path: Path) -> None:

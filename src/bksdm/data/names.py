@@ -22,11 +22,19 @@ _PICTURES = """
 """
 PICTURES = frozenset(_PICTURES.split())  # the suffixes of pictures, read here or not
 _HEIF = {"heic", "heif", "hif"}
+_NUMBERS = re.compile("([0-9]+)")
 
 
 def kind(name: str | Path) -> str:
-    """The suffix of a file's name in small letters, without its dot."""
-    return Path(name).suffix.lower()[1:]
+    """What follows the last dot of a file's name, in small letters."""
+    _, dot, suffix = str(name).rpartition(".")
+    return suffix.lower() if dot and "/" not in suffix else ""
+
+
+def stem(name: str) -> str:
+    """A file's name, its folders included, without its last dot and what follows."""
+    before, dot, suffix = name.rpartition(".")
+    return before if dot and "/" not in suffix else name
 
 
 def is_hidden(name: str) -> bool:
@@ -56,14 +64,28 @@ def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder and of the folders in it, in their order.
 
     Raises:
-        InputError: There is no such folder, it has none, or some that cannot be read for their kind.
+        InputError: See `picture_names`.
+    """
+    return [folder / name for name in picture_names(folder)]
+
+
+def picture_names(folder: Path) -> list[str]:
+    """The same by their names in the folder.
+
+    Raises:
+        InputError: There is no such folder, it has no pictures, or some that cannot be read for their kind.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of pictures")
-    found = in_order((path for path in files_in(folder) if kind(path) in PICTURES), folder)
+    found = in_order(name for name in files_in(folder) if kind(name) in PICTURES)
     if not found:
         raise InputError(f"{folder} has no pictures (PNG, JPEG, WebP, TIFF, AVIF, ...); give a folder of pictures")
-    check_kinds(found, folder)
+    unread = [name for name in found if how_to_read(name)]
+    if unread:
+        raise InputError(
+            f"{len(unread)} of {len(found)} pictures in {folder} are of kinds that cannot be read here, first "
+            f"{unread[0]}; {how_to_read(unread[0])}, or take it away"
+        )
     return found
 
 
@@ -74,65 +96,49 @@ def holds_pictures(folder: Path) -> bool:
     )
 
 
-def files_in(folder: Path) -> Iterator[Path]:
-    """Files of a folder and of the folders in it, but for the hidden; links are followed, into each folder once.
+def files_in(folder: Path) -> Iterator[str]:
+    """Names of the files in a folder and in its folders, but for the hidden; links are followed, into each folder once.
 
     Raises:
         InputError: A folder cannot be read, or a link leads nowhere.
     """
-    seen, left = set[tuple[int, int]](), [folder]
+    seen, left = set[tuple[int, int]](), [""]
     while left:
         here = left.pop()
-        about = here.stat()
+        try:
+            about = (folder / here).stat()
+            entries = [entry for entry in os.scandir(folder / here) if not is_hidden(entry.name)]
+        except OSError as error:
+            raise InputError(f"{folder / here} cannot be read ({error.strerror}); allow it or take it away") from error
         if (about.st_dev, about.st_ino) in seen:
             continue
         seen.add((about.st_dev, about.st_ino))
-        try:
-            entries = [entry for entry in os.scandir(here) if not is_hidden(entry.name)]
-        except OSError as error:
-            raise InputError(f"{here} cannot be read ({error.strerror}); allow it or take it away") from error
         for entry in entries:
             if entry.is_dir():
-                left.append(here / entry.name)
+                left.append(f"{here}{entry.name}/")
             elif entry.is_file():
-                yield here / entry.name
+                yield here + entry.name
             elif entry.is_symlink():
-                raise InputError(f"{here / entry.name} is a link that leads nowhere; mend or remove it")
+                raise InputError(f"{folder / here / entry.name} is a link that leads nowhere; mend or remove it")
 
 
-def in_order(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """Paths in a folder by their names, numbers as numbers."""
-    return sorted(paths, key=lambda path: (_natural(path, folder), str(path)))
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of files in a folder by their letters, and by their numbers as numbers."""
+    return sorted(names, key=lambda name: (_natural(name), name))
 
 
-def check_order(paths: Sequence[Path], folder: Path) -> None:
-    """Refuse paths in their order where it is not plain which of two comes first.
+def check_order(names: Sequence[str], folder: Path) -> None:
+    """Refuse names in their order where it is not plain which of two comes first.
 
     Raises:
         InputError: Naming two, such as `1.png` and `01.png`.
     """
-    for first, second in pairwise(paths):
-        if _natural(first, folder) == _natural(second, folder):
-            names = f"{first.relative_to(folder)} and {second.relative_to(folder)}"
-            raise InputError(f"{folder} has {names}, and nothing says which comes first; rename one")
+    for first, second in pairwise(names):
+        if _natural(first) == _natural(second):
+            raise InputError(f"{folder} has {first} and {second}, and nothing says which comes first; rename one")
 
 
-def check_kinds(paths: Sequence[Path], folder: Path) -> None:
-    """Refuse pictures that cannot be read here for their kind.
-
-    Raises:
-        InputError: Counting them and naming the first.
-    """
-    unread = [path for path in paths if how_to_read(path)]
-    if unread:
-        raise InputError(
-            f"{len(unread)} of {len(paths)} pictures in {folder} are of kinds that cannot be read here, first "
-            f"{unread[0].relative_to(folder)}; {how_to_read(unread[0])}, or take it away"
-        )
-
-
-def _natural(path: Path, folder: Path) -> list[list[str | int]]:
-    """What a path in a folder is sorted by: in each part of it, texts and numbers in turn."""
-    parts = path.relative_to(folder).with_suffix("").parts
-    pieces = [re.split("([0-9]+)", part) for part in parts]
+def _natural(name: str) -> list[list[str | int]]:
+    """What a name is sorted by: in each part of it, texts and numbers in turn."""
+    pieces = [_NUMBERS.split(part) for part in stem(name).split("/")]
     return [[int(text) if place % 2 else text for place, text in enumerate(texts)] for texts in pieces]

@@ -67,7 +67,7 @@ def read_source(
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; give a folder of pictures with captions, a .tar or a .parquet")
     list_pictures(path)
-    tables = [file for file in files_in(path) if file.name in METADATA]
+    tables = [path / name for name in files_in(path) if Path(name).name in METADATA]
     raise InputError(
         f"{path} has no metadata.csv or metadata.jsonl, and no .txt or .caption beside its pictures; "
         + (f"give {tables[0].parent}" if tables else "write one with the columns file_name,text")
@@ -108,7 +108,7 @@ class _Data:
     @cached_property
     def kinds(self) -> set[str]:
         """The suffixes of what is there."""
-        return {kind(file) for file in files_in(self.path)} if self.path.is_dir() else {kind(self.path)}
+        return {kind(name) for name in files_in(self.path)} if self.path.is_dir() else {kind(self.path)}
 
     def files(self, suffix: str) -> list[Path]:
         """The file itself, or the files with a suffix in the folder.
@@ -117,7 +117,7 @@ class _Data:
             InputError: There is no such file.
         """
         if self.path.is_dir():
-            return in_order((file for file in files_in(self.path) if kind(file) == suffix), self.path)
+            return [self.path / name for name in in_order(name for name in files_in(self.path) if kind(name) == suffix)]
         if not self.path.is_file():
             raise InputError(f"{self.path} does not exist; give a .{suffix} or a folder of such")
         return [self.path]

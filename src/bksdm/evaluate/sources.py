@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from bksdm.data.folder import captions_digest
-from bksdm.data.names import check_order, holds_pictures, list_pictures
+from bksdm.data.names import check_order, holds_pictures, picture_names
 from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of
 from bksdm.data.source import read_pictures
 from bksdm.decoder import decoder_fingerprint, load_model
@@ -241,14 +241,14 @@ def _captioned(folder: Path, prompts: Sequence[str]) -> list[Captioned]:
     Raises:
         InputError: There are more or fewer, or the order is not plain.
     """
-    paths = list_pictures(folder)
-    if len(prompts) != len(paths):
+    names = picture_names(folder)
+    if len(prompts) != len(names):
         raise InputError(
-            f"{folder} has {len(paths)} pictures and no metadata.jsonl, and there are {len(prompts)} prompts; "
+            f"{folder} has {len(names)} pictures and no metadata.jsonl, and there are {len(prompts)} prompts; "
             f"give a prompt for each, in the order of the pictures' names"
         )
-    check_order(paths, folder)
-    return [Captioned(path, text, folder) for path, text in zip(paths, prompts, strict=True)]
+    check_order(names, folder)
+    return [Captioned(folder / name, text, folder) for name, text in zip(names, prompts, strict=True)]
 
 
 def are_pictures(model: str) -> bool:
