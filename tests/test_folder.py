@@ -169,7 +169,7 @@ def test_metadata_that_lists_nothing(tmp_path: Path, name: str, text: str) -> No
         ("metadata.csv", "file_name;text\na.png;x\n", "has no column file_name, only file_name;text; rename one"),
         ("metadata.csv", "file_name,url\na.png,x\n", "has no column text or caption or prompt, only file_name, url;"),
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", "has two columns of one name (file_name, text, text)"),
-        ("metadata.csv", "file_name,text\na.png,red, round\n", "line 2 has more columns than the first line; put what"),
+        ("metadata.csv", "file_name,text\na.png,red, round\n", "line 2 has more columns than the first line; mend it"),
         ("metadata.csv", "file_name,text\na.png,x\na.png\n", "line 3 has no text"),
         ("metadata.parquet", "PAR1", "is cut short or no parquet file"),
         ("metadata.csv", 'file_name,text\na.png,"x\ny"\na.png\n', "line 4 has no text"),

@@ -13,6 +13,7 @@ from bksdm.data.names import (
     check_order,
     holds_pictures,
     how_to_read,
+    in_parts,
     kind,
     list_pictures,
     picture_names,
@@ -98,6 +99,24 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
         list_pictures(tmp_path)
     with pytest.raises(InputError, match=f"{tmp_path}/no is not a folder; give a folder of pictures"):
         list_pictures(tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("00000.tar", "train"),
+        ("test-00000.tar", "test"),
+        ("my_set-val.tar", "validation"),
+        ("eval/00000.tar", "test"),
+        ("data/train-00000-of-00002.parquet", "train"),
+        ("data/rest-00000-of-00002.parquet", "rest"),
+        ("data/tested.parquet", "train"),
+        ("contest.tar", "train"),
+        ("0.test.parquet", "test"),
+    ],
+)
+def test_names_tell_the_part_of_a_data_set(name: str, part: str) -> None:
+    assert in_parts([name]) == {part: [name]}
 
 
 # Kinds

@@ -303,11 +303,12 @@ def test_a_saved_data_set(table: datasets.Dataset, pictures: Path, tmp_path: Pat
 
 
 def test_a_part_of_a_saved_data_set(table: datasets.Dataset, pictures: Path, tmp_path: Path) -> None:
-    parts = datasets.DatasetDict({"train": table.select([0]), "all": table})
-    parts.save_to_disk(tmp_path / "saved")
-    assert len(read_source(tmp_path / "saved").pictures) == 1
-    assert_the_pictures(tmp_path / "saved", pictures, split="all")
-    assert "has no part 'test'; give --split, one of train, all" in refused(tmp_path / "saved", split="test")
+    saved = tmp_path / "saved"
+    datasets.DatasetDict({"train": table.select([0]), "all": table}).save_to_disk(saved)
+    assert len(read_source(saved).pictures) == 1
+    assert_the_pictures(saved, pictures, split="all")
+    message = "has no part 'test'; give --split to bksdm prepare, one of train, all"
+    assert message in refused(saved, split="test")
 
 
 @pytest.mark.parametrize("caption", ["text", "caption", "Prompt"])
@@ -407,7 +408,7 @@ def test_parts_of_a_data_set_are_told_by_the_names_of_its_parquet_files(pictures
     (tmp_path / "README.md").write_text("a data set")
     assert_the_pictures(tmp_path, pictures)
     assert len(read_source(tmp_path, split="test").pictures) == 2
-    assert "has no part 'all'; give --split, one of train, test" in refused(tmp_path, split="all")
+    assert "has no part 'all'; give --split to bksdm prepare, one of test, train" in refused(tmp_path, split="all")
 
 
 @pytest.mark.parametrize(
@@ -435,10 +436,22 @@ def test_parquet_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # Options
 
 
-def test_a_part_means_nothing_where_there_are_none(pictures: Path, tars: Path) -> None:
-    for data, what in ((pictures, "a folder of pictures"), (tars, "WebDataset")):
-        message = refused(data, split="test")
-        assert message == f"data {data} is {what}, where --split test means nothing; leave it out"
+def test_a_part_means_nothing_where_there_are_none(pictures: Path) -> None:
+    message = refused(pictures, split="test")
+    assert message == f"data {pictures} is a folder of pictures, where --split test means nothing; leave it out"
+
+
+def test_parts_of_a_data_set_are_told_by_the_names_of_its_tars(tars: Path, pictures: Path) -> None:
+    write_tar(tars / "test" / "00000.tar", sample(pictures, 0, txt=b"held out"))
+    assert_the_pictures(tars, pictures)
+    assert [picture.text for picture in read_source(tars, split="test").pictures] == ["held out"]
+    assert read_source(tars / "test").pictures[0].text == "held out"
+    assert "has no part 'dev'; give --split to bksdm prepare, one of train, test" in refused(tars, split="dev")
+
+
+def test_the_only_part_needs_no_name(table: datasets.Dataset, pictures: Path, tmp_path: Path) -> None:
+    datasets.DatasetDict({"all": table}).save_to_disk(tmp_path / "saved")
+    assert_the_pictures(tmp_path / "saved", pictures)
 
 
 def test_columns_of_a_folder_of_pictures_count(pictures: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class PrepareOptions:
             sample, such as edited.jpg.
         text_column: Column of the captions, text, caption or prompt by default; in tars and beside pictures, a
             suffix, txt by default, or an entry of the json.
-        split: Part of a data set, train by default.
+        split: Part of a data set, by default train or the only one.
         max_broken: Largest share of pictures that may be unreadable; they are skipped and listed in skipped.jsonl.
         workers: Processes that read pictures ahead.
         device: cpu, cuda, mps; auto takes the best there is.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 from PIL import Image
 
 from bksdm.data.captions import caption_column, chosen_column
+from bksdm.data.names import chosen_part
 from bksdm.data.pictures import open_picture
 from bksdm.errors import InputError
 
@@ -119,29 +120,18 @@ def hub_table(data: str, split: str | None) -> "Dataset":
     """
     import datasets  # noqa: PLC0415
 
-    return _table(data, split, lambda: datasets.load_dataset(data))
+    return _table(f"{data} is no folder here and", split, lambda: datasets.load_dataset(data))
 
 
-def parquet_table(path: Path, split: str | None) -> "Dataset":
-    """The part of a data set in parquet files, by their names; `datasets` copies it into its cache.
+def parquet_table(files: Sequence[Path], data: str) -> "Dataset":
+    """The rows of parquet files, which `datasets` copies into its cache.
 
     Raises:
-        InputError: A file cannot be read, or there is no such part.
+        InputError: A file cannot be read.
     """
     import datasets  # noqa: PLC0415
 
-    return _table(str(path), split, lambda: datasets.load_dataset("parquet", data_files=_parts(path)))
-
-
-def _parts(path: Path) -> dict[str, list[str]]:
-    from datasets.data_files import DataFilesDict, get_data_patterns  # noqa: PLC0415
-
-    if path.is_file():
-        return {"train": [str(path)]}
-    found = DataFilesDict.from_patterns(
-        get_data_patterns(str(path)), base_path=str(path), allowed_extensions=[".parquet"]
-    )
-    return {str(part): list(files) for part, files in found.items()}
+    return _table(data, None, lambda: datasets.load_dataset("parquet", data_files=[str(file) for file in files]))
 
 
 def _table(data: str, split: str | None, load: Callable[[], Any]) -> "Dataset":
@@ -150,12 +140,9 @@ def _table(data: str, split: str | None, load: Callable[[], Any]) -> "Dataset":
     try:
         loaded = load()
     except Exception as error:  # it has many ways to say that a data set is not there
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"data {data} is no folder here and cannot be loaded as a data set: {reason}") from error
-    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    if (split or "train") not in parts:
-        raise InputError(f"data {data} has no part {split or 'train'!r}; give --split, one of {', '.join(parts)}")
-    return parts[split or "train"]
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
+        raise InputError(f"data {data} cannot be loaded as a data set: {reason}") from error
+    return chosen_part(loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}, split, data)
 
 
 def _picture_column(table: "Dataset", asked: str | None, where: str) -> str:

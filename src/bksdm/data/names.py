@@ -1,4 +1,4 @@
-"""Which files are pictures, and in which order those of a folder come.
+"""What the names of files tell: which are pictures, in which order they come, which part of the data they are.
 
 A picture is known by its suffix. Hidden files (`.DS_Store`, a Mac's `._0.png`) and folders that are called `x.png`
 are none. Numbers in names count as numbers: `2.png` comes before `10.png`.
@@ -7,10 +7,12 @@ are none. Numbers in names count as numbers: `2.png` comes before `10.png`.
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -23,6 +25,11 @@ _PICTURES = """
 PICTURES = frozenset(_PICTURES.split())  # the suffixes of pictures, read here or not
 _HEIF = {"heic", "heif", "hif"}
 _NUMBERS = re.compile("([0-9]+)")
+_PARTS = dict.fromkeys(("train", "training"), "train")
+_PARTS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_PARTS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+
+Part = TypeVar("Part")
 
 
 def kind(name: str | Path) -> str:
@@ -136,6 +143,32 @@ def check_order(names: Sequence[str], folder: Path) -> None:
     for first, second in pairwise(names):
         if _natural(first) == _natural(second):
             raise InputError(f"{folder} has {first} and {second}, and nothing says which comes first; rename one")
+
+
+def in_parts(names: Iterable[str]) -> dict[str, list[str]]:
+    """Files in a folder by the parts of a data set that their names tell, as Hugging Face reads them; else `train`.
+
+    Such names are `data/rest-00000-of-00002.parquet`, `test/000.tar` and `val-000.tar`.
+    """
+    found = defaultdict[str, list[str]](list)
+    for name in names:
+        shard = re.match(r"data/(\w+)-\d{5}-of-\d{5}", name)
+        # A word by itself: what is beside it is none of a word's letters.
+        said = re.search(rf"(?<![^-._ 0-9/])({'|'.join(_PARTS)})(?![^-._ 0-9/])", stem(name))
+        found[shard[1] if shard else _PARTS[said[1]] if said else "train"].append(name)
+    return found
+
+
+def chosen_part(parts: Mapping[str, Part], asked: str | None, data: str) -> Part:
+    """A part of a data set: the one that is asked for, else `train` or the only one.
+
+    Raises:
+        InputError: There is no such part.
+    """
+    part = asked or (next(iter(parts)) if len(parts) == 1 else "train")
+    if part not in parts:
+        raise InputError(f"data {data} has no part {part!r}; give --split to bksdm prepare, one of {', '.join(parts)}")
+    return parts[part]
 
 
 def _natural(name: str) -> list[list[str | int]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from bksdm.data.beside import beside_digest, read_beside
 from bksdm.data.folder import METADATA, captions_digest, data_folder, metadata_file, read_captions
 from bksdm.data.hugging_face import TablePictures, hub_table, is_saved, parquet_table, saved_table
-from bksdm.data.names import PICTURES, files_in, in_order, kind, list_pictures
+from bksdm.data.names import PICTURES, chosen_part, files_in, in_order, in_parts, kind, list_pictures
 from bksdm.data.pictures import Captioned, Picture
 from bksdm.data.tars import read_tars
 from bksdm.errors import InputError
@@ -111,13 +111,14 @@ class _Data:
         return {kind(name) for name in files_in(self.path)} if self.path.is_dir() else {kind(self.path)}
 
     def files(self, suffix: str) -> list[Path]:
-        """The file itself, or the files with a suffix in the folder.
+        """The file itself, or the files with a suffix in the folder that are of the part that is asked for.
 
         Raises:
-            InputError: There is no such file.
+            InputError: There is no such file or part.
         """
         if self.path.is_dir():
-            return [self.path / name for name in in_order(name for name in files_in(self.path) if kind(name) == suffix)]
+            parts = in_parts(in_order(name for name in files_in(self.path) if kind(name) == suffix))
+            return [self.path / name for name in chosen_part(parts, self.split, self.data)]
         if not self.path.is_file():
             raise InputError(f"{self.path} does not exist; give a .{suffix} or a folder of such")
         return [self.path]
@@ -152,7 +153,6 @@ def _saved(data: _Data) -> Source | None:
 def _tars(data: _Data) -> Source | None:
     if "tar" not in data.kinds:
         return None
-    data.refuse("WebDataset", "split")
     if others := data.kinds & (PICTURES | _PACKED):
         raise InputError(f"{data.path} has .{' and .'.join(sorted(others))} beside its tars; unpack or take away those")
     tars = data.files("tar")
@@ -171,9 +171,9 @@ def _beside(data: _Data) -> Source | None:
 def _parquet(data: _Data) -> Source | None:
     if "parquet" not in data.kinds:
         return None
-    files = [(file.name, file.stat().st_size) for file in data.files("parquet")]
-    rows = TablePictures.of(parquet_table(data.path, data.split), data.data, *data.columns)
-    return Source(rows, digest([*files, data.columns, data.split]))
+    files = data.files("parquet")
+    rows = TablePictures.of(parquet_table(files, data.data), data.data, *data.columns)
+    return Source(rows, digest([*((file.name, file.stat().st_size) for file in files), data.columns]))
 
 
 def _hub(data: _Data) -> Source | None:

@@ -71,8 +71,8 @@ def _csv_rows(file: Path, choose: Choose, **dialect: Any) -> Iterator[_Row]:
         for row in reader:
             if None in row:
                 raise InputError(
-                    f"{file} line {reader.line_num} has more columns than the first line; "
-                    f"put what has a comma into quotation marks"
+                    f"{file} line {reader.line_num} has more columns than the first line; mend it "
+                    f"(in a .csv, a text with commas needs quotation marks)"
                 )
             yield f"line {reader.line_num}", row
     except csv.Error as error:
