@@ -106,7 +106,7 @@ def test_onnx_takes_other_sizes_than_it_was_traced_with(
     rng = torch.Generator().manual_seed(1)
     given = {
         "sample": torch.randn(batch, 4, height, width, generator=rng),
-        "timestep": torch.tensor([700]),
+        "timestep": torch.tensor([700.5]),
         "encoder_hidden_states": torch.randn(batch, 8, 32, generator=rng),
     }
     session = onnxruntime.InferenceSession(onnx_folder / "unet" / "model.onnx")
@@ -189,6 +189,17 @@ def test_tensorrt_graphs_say_their_number_format(model: Path, tmp_path: Path) ->
         ({"width": 40}, "width is 40, and this model's U-Net halves it to multiples of 16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all does not exist"),
+        ({"scheduler": "Euler"}, "unknown scheduler 'Euler'; give one of"),
+        (
+            {"scheduler": "DEISMultistepScheduler"},
+            "exported to onnx: scheduler DEISMultistepScheduler is not",
+        ),
+        ({"scheduler": "DEISMultistepScheduler"}, "give --scheduler with one of DDIMScheduler, DDPMScheduler, PNDM"),
+        ({"to": "coreml", "scheduler": "DDIMScheduler"}, "scheduler is DDIMScheduler, and coreml holds none; leave"),
+        (
+            {"to": "gguf", "out": "x.gguf", "scheduler": "DDIMScheduler"},
+            "scheduler is DDIMScheduler, and gguf holds none; leave",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_refused(model: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:

@@ -738,6 +738,7 @@ class ExportOptions:
         attention: How attention is written for Core ML; split_einsum is for the Neural Engine.
         decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
         calibration: File of prompts whose denoising steps w8a8 is fitted to.
+        scheduler: Name of a diffusers scheduler, such as DDIMScheduler, in the place of the model's own.
         json: Print one JSON object and nothing else.
     """
 
@@ -751,6 +752,7 @@ class ExportOptions:
     attention: Literal["original", "split_einsum"] = "original"
     decoder: str | None = None
     calibration: str | None = None
+    scheduler: str | None = None
     json: bool = False
 
 

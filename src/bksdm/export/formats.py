@@ -72,6 +72,7 @@ class Format:
         suffix: Of the file, for formats of one file; empty for folders.
         is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
+        has_scheduler: Whether an export says by which scheduler it is drawn from.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
@@ -89,6 +90,7 @@ class Format:
     suffix: str = ""
     is_model: bool = False
     fixed_size: bool = False
+    has_scheduler: bool = True
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
     memory: float = 2.0

@@ -20,6 +20,7 @@ from torch import Tensor
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
 from bksdm.recipe import Recipe
+from bksdm.sampling import scheduler_config
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
@@ -108,7 +109,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> di
             "vae": _plain(pipeline.vae),
             "text_encoder": _plain(pipeline.text_encoder.config, use_diff=False),
         },
-        "scheduler": _plain(pipeline.scheduler),
+        "scheduler": scheduler_config(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
     }

@@ -60,6 +60,8 @@ _SCHEDULER: Mapping[str, Any] = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
 }
 
 
@@ -172,6 +174,7 @@ FORMAT = Format(
     write=write,
     check=check,
     suffix=".gguf",
+    has_scheduler=False,
     why_not=why_not,
     least_psnr={"fp16": 30.0, "q8_0": 25.0},
     scratch=4.0,

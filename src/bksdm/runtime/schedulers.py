@@ -33,10 +33,10 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
     Raises:
         InputError: Naming it, and a scheduler that the same configuration gives and that is known.
     """
-    reason = _why_not(config)
+    reason = why_unknown(config)
     if reason is None:
         return
-    known = [name for name in SCHEDULERS if _why_not(with_scheduler(config, name)) is None]
+    known = [name for name in SCHEDULERS if why_unknown(with_scheduler(config, name)) is None]
     mend = f"give --scheduler with one of {', '.join(known)}" if known else "no scheduler here can do it; use torch"
     raise InputError(f"{reason}; {mend}")
 
@@ -76,8 +76,8 @@ def trajectory(config: Mapping[str, Any], steps: int, strength: float = 1.0) -> 
     return kind(options, steps, steps - done)
 
 
-def _why_not(config: Mapping[str, Any]) -> str | None:
-    """Why a scheduler is not known here; None where it is."""
+def why_unknown(config: Mapping[str, Any]) -> str | None:
+    """Why a scheduler, or an option of it, is not known here; None where it is."""
     name = str(config.get("_class_name"))
     if name not in SCHEDULERS:
         return f"scheduler {name} is not known here"
