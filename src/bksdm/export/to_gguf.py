@@ -5,6 +5,7 @@ source: whole ones, and BK-SDM's tiny. Others it takes for one of these and ends
 https://github.com/leejet/stable-diffusion.cpp
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,9 +104,14 @@ def _unlike(network: str, config: Mapping[str, Any], known: Mapping[str, Any]) -
 
 def write(source: Source, file: Path) -> None:
     """The whole pipeline in one file."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.") as folder:
-        write_weights(source.pipeline, Path(folder))
-        sd_cpp.convert(Path(folder), file, _GGML[source.precision])
+    folder = file.with_suffix(".weights")  # a name that the next run finds, where a kill left something
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+        write_weights(source.pipeline, folder)
+        sd_cpp.convert(folder, file, _GGML[source.precision])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:

@@ -84,6 +84,8 @@ def _write(out: Path, content: bytes) -> None:
         partial.replace(out)
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _show(done: int, steps: int) -> None:
