@@ -106,7 +106,9 @@ def _check(options: ExportOptions, kind: Format) -> None:
         raise InputError(f"batch_size is {options.batch_size}; give at least 1")
     if is_exported(options.model):
         raise InputError(f"model {options.model} is an export already; give the model that it was made from")
-    if options.decoder and (kind.suffix or kind.is_model):
+    if kind.needs_decoder and not options.decoder:
+        raise InputError(f"{kind.name} holds a small decoder alone; give it by --decoder")
+    if options.decoder and (kind.suffix or kind.is_model) and not kind.needs_decoder:
         raise InputError(f"decoder is {options.decoder}, and {kind.name} has a whole VAE; leave --decoder out")
     if options.scheduler and not kind.has_scheduler:
         raise InputError(f"scheduler is {options.scheduler}, and {kind.name} holds none; leave --scheduler out")
