@@ -166,6 +166,8 @@ def test_a_model_whose_scheduler_torch_alone_has_is_drawn_by_torch(folder: Path)
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("PNDMScheduler", "DEISMultistepScheduler"))
     assert chosen(folder, 10**9) == Choice("torch", "scheduler DEISMultistepScheduler is not known here")
+    with pytest.raises(InputError, match="DEISMultistepScheduler is not known here; take torch, or export --scheduler"):
+        converted(str(folder), "openvino")
 
 
 @pytest.mark.usefixtures("measured")

@@ -186,6 +186,9 @@ def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
         raise InputError(f"model {model} is on the hub, and only local ones are converted; download it first")
     folder = _kept(content, runtime, decoder)
     if not is_exported(folder):
+        alone = _torch_alone(model, None)
+        if alone:
+            raise InputError(f"{model} cannot be converted for {runtime}: {alone}; take torch, or export --scheduler")
         say(f"converting {model} for {runtime}, once, into {folder}")
         export(ExportOptions(model, cast(ExportFormat, runtime), str(folder), "fp32", decoder=decoder))
     return folder

@@ -16,6 +16,7 @@ from bksdm.runtime.sigma_samplers import FINAL, SIGMAS, Sigmas
 from bksdm.runtime.trajectory import OFF, SCHEDULE, Draw, parts
 
 _FEW_STEPS = 15
+_STANDS_STILL = "final_sigmas_type sigma_min with sigmas of a law, whose last step goes nowhere"
 _SOLVER: dict[str, Any] = {
     "solver_order": 2,
     "thresholding": False,
@@ -108,6 +109,9 @@ class DpmSolver(_Solver):
     def why_not(cls, options: Mapping[str, Any]) -> str | None:
         if options["solver_order"] > 2 and _is_stochastic(options):
             return f"has solver_order {options['solver_order']} with algorithm_type {options['algorithm_type']}"
+        bent = options["solver_order"] > 2 or options["solver_type"] == "heun"
+        if bent and _stands_still(options) and options["sigma_min"] is None:
+            return f"has {_STANDS_STILL}"
         return super().why_not(options)
 
     def _clipped_steps(self) -> int:
@@ -161,6 +165,12 @@ class DpmSolver(_Solver):
         return min(int(self.options["solver_order"]), left) if low else int(self.options["solver_order"])
 
 
+def _stands_still(options: Mapping[str, Any]) -> bool:
+    """Whether the last step goes from the smallest sigma of a law to the same one."""
+    law = options["use_karras_sigmas"] or options["use_exponential_sigmas"]
+    return bool(law and options["final_sigmas_type"] == "sigma_min")
+
+
 def _is_stochastic(options: Mapping[str, Any]) -> bool:
     return bool(options["algorithm_type"] == "sde-dpmsolver++")
 
@@ -179,12 +189,9 @@ class UniPc(_Solver):
 
     @classmethod
     def why_not(cls, options: Mapping[str, Any]) -> str | None:
-        to_zero = options["final_sigmas_type"] == "zero"
-        if to_zero and not options["lower_order_final"]:
+        if options["final_sigmas_type"] == "zero" and not options["lower_order_final"]:
             return "has lower_order_final False with final_sigmas_type zero, whose last step has no answer"
-        if not to_zero and (options["use_karras_sigmas"] or options["use_exponential_sigmas"]):
-            return "has final_sigmas_type sigma_min with sigmas of a law, whose last step goes nowhere"
-        return super().why_not(options)
+        return f"has {_STANDS_STILL}" if _stands_still(options) else super().why_not(options)
 
     def __init__(self, options: Mapping[str, Any], steps: int, skipped: int) -> None:
         super().__init__(options, steps, skipped)
