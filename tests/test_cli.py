@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -23,7 +24,7 @@ pytest_plugins = ["verbs_fixtures"]
 # Options are a budget: a new one needs a reason and a line here.
 OPTIONS = {"quickstart": 4, "describe": 3, "prune": 4, "prepare": 17, "distill": 44, "generate": 24, "evaluate": 25}
 OPTIONS |= {"personalize": 32, "fidelity": 16, "adapt": 5, "push": 10, "demo": 10}
-OPTIONS |= {"lcm": 33, "decoder": 26, "benchmark": 14, "sensitivity": 17, "export": 11}
+OPTIONS |= {"lcm": 33, "decoder": 26, "benchmark": 14, "sensitivity": 17, "export": 12}
 JSON_VERBS = (
     "describe",
     "prune",
@@ -383,7 +384,27 @@ def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, interrupted))
     outcome = run("describe", "emoji")
-    assert (outcome.code, outcome.out, len(outcome.said)) == (130, "", 1)
+    assert (outcome.code, outcome.out, outcome.said) == (130, "", ["bksdm: stopped by SIGINT"])
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["as it is", "as an error of a library"])
+def test_sigterm_ends_with_143_and_only_while_a_verb_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch, swallowed: bool
+) -> None:
+    def terminated(options: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            os.kill(os.getpid(), signal.SIGTERM)  # while it is cleaned up, another changes nothing
+            if swallowed:
+                raise RuntimeError("conversion failed") from error
+            raise
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, terminated))
+    outcome = run("describe", "emoji")
+    assert (outcome.code, outcome.out, outcome.said) == (143, "", ["bksdm: stopped by SIGTERM"])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_reader_that_has_enough_is_no_error(v1_folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.errors import InputError
@@ -249,6 +250,9 @@ def test_the_page_says_what_apples_defaults_get_wrong() -> None:
     page = swift.guide(other)
     for said in ("scaling factor is 0.5", "predicts v_prediction", "takes 4 samples"):
         assert said in page
+    assert "noise schedule is not that of Apple's" not in page
+    other.pipeline.scheduler = DDIMScheduler.from_config(other.pipeline.scheduler.config, rescale_betas_zero_snr=True)
+    assert "noise schedule is not that of Apple's" in swift.guide(other)
 
 
 # Bad input

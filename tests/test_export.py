@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +21,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from bksdm.errors import InputError
-from bksdm.export import formats, parity, run, to_onnx, to_tensorrt
+from bksdm.export import formats, parity, to_onnx, to_tensorrt
+from bksdm.export import run as verb
 from bksdm.export.components import components
 from bksdm.export.formats import Needs, Source, format_named
 from bksdm.export.run import Exported, export
@@ -25,6 +31,9 @@ from bksdm.options import ExportOptions, PruneOptions
 from bksdm.prune import prune
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from tiny_models import V1_UNET, V2_UNET, build_pipeline
+from verbs import Run
+
+pytest_plugins = ["verbs_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,7 @@ def test_onnx_takes_other_sizes_than_it_was_traced_with(
     rng = torch.Generator().manual_seed(1)
     given = {
         "sample": torch.randn(batch, 4, height, width, generator=rng),
-        "timestep": torch.tensor([700]),
+        "timestep": torch.tensor([700.5]),
         "encoder_hidden_states": torch.randn(batch, 8, 32, generator=rng),
     }
     session = onnxruntime.InferenceSession(onnx_folder / "unet" / "model.onnx")
@@ -189,6 +198,17 @@ def test_tensorrt_graphs_say_their_number_format(model: Path, tmp_path: Path) ->
         ({"width": 40}, "width is 40, and this model's U-Net halves it to multiples of 16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all does not exist"),
+        ({"scheduler": "Euler"}, "unknown scheduler 'Euler'; give one of"),
+        (
+            {"scheduler": "DEISMultistepScheduler"},
+            "exported to onnx: scheduler DEISMultistepScheduler is not",
+        ),
+        ({"scheduler": "DEISMultistepScheduler"}, "give --scheduler with one of DDIMScheduler, DDPMScheduler, PNDM"),
+        ({"to": "coreml", "scheduler": "DDIMScheduler"}, "scheduler is DDIMScheduler, and coreml holds none; leave"),
+        (
+            {"to": "gguf", "out": "x.gguf", "scheduler": "DDIMScheduler"},
+            "scheduler is DDIMScheduler, and gguf holds none; leave",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_refused(model: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -213,10 +233,45 @@ def test_a_half_written_folder_is_made_anew(model: Path, tmp_path: Path, monkeyp
         (folder / "model_index.json").write_text("{")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "format_named", lambda name: dataclasses.replace(kind, write=stopped))
+    monkeypatch.setattr(verb, "format_named", lambda name: dataclasses.replace(kind, write=stopped))
     with pytest.raises(KeyboardInterrupt):
         export(ExportOptions(str(model), "onnx", str(out)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("form", "out"), [("onnx", "onnx"), ("ldm", "model.safetensors")])
+def test_sigterm_leaves_nothing(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, out: str
+) -> None:
+    kind = format_named(form)
+
+    def stopped(source: Source, path: Path) -> None:
+        (path / "half" if path.is_dir() else path).write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(verb, "format_named", lambda name: dataclasses.replace(kind, write=stopped))
+    assert run("export", model, "--to", form, "--out", tmp_path / out).code == 143
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_export_that_is_ended_by_sigterm_leaves_nothing(exported_model: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bksdm", "export", exported_model, "--to", "onnx", "--out", tmp_path / "onnx"]
+    process = subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / ".onnx.partial" / "text_encoder").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 143
+    assert said.splitlines()[-1] == "bksdm: stopped by SIGTERM"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_goes_with_the_next_export(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    for left in (".model.partial.safetensors", "..model.partial.safetensors.partial"):
+        (tmp_path / left).write_text("half")
+    export(ExportOptions(str(model), "ldm", str(out)))
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_an_export_that_differs_from_torch_is_not_kept(
@@ -231,7 +286,7 @@ def test_an_export_that_differs_from_torch_is_not_kept(
     other = dataclasses.replace(
         kind, write=lambda source, folder: None, networks=lambda folder, source: Wrong(source.pipeline)
     )
-    monkeypatch.setattr(run, "format_named", lambda name: other)
+    monkeypatch.setattr(verb, "format_named", lambda name: other)
     with pytest.raises(RuntimeError, match="differs from torch"):
         export(ExportOptions(str(model), "onnx", str(tmp_path / "out")))
     assert not list(tmp_path.iterdir())
@@ -240,11 +295,11 @@ def test_an_export_that_differs_from_torch_is_not_kept(
 @pytest.mark.parametrize(("needs", "said"), [(Needs(2**60, 0), "GiB of memory"), (Needs(0, 2**60), "on the disk")])
 def test_what_takes_more_than_there_is_is_refused_before_it_starts(tmp_path: Path, needs: Needs, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        run.check_room(needs, tmp_path / "out")
+        verb.check_room(needs, tmp_path / "out")
 
 
 def test_what_there_is_room_for_is_not_refused(tmp_path: Path) -> None:
-    run.check_room(Needs(psutil.virtual_memory().available // 2, 1), tmp_path / "far" / "away" / "out")
+    verb.check_room(Needs(psutil.virtual_memory().available // 2, 1), tmp_path / "far" / "away" / "out")
 
 
 @pytest.mark.parametrize("name", ["onnx", "tensorrt"])

@@ -212,7 +212,7 @@ def test_a_run_folder_holds_its_options(emoji: Emoji) -> None:
     config = yaml.safe_load((emoji.tmp / "out" / "config.yaml").read_text())
     assert (config["verb"], config["model"], config["prompt"]) == ("generate", "emoji", list(PROMPTS))
     assert "versions" in json.loads((emoji.tmp / "out" / "provenance.json").read_text())
-    assert not list((emoji.tmp / "out").glob("*.partial"))
+    assert not list((emoji.tmp / "out").glob(".*"))
 
 
 def test_json_lists_the_pictures(done: Run, v1_folder: Path, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_the_same_command_makes_only_what_is_missing(emoji: Emoji, batch_size: i
     wanted = pixels(paths[1])
     before = mtimes(paths)
     paths[1].unlink()
-    (emoji.tmp / "out" / "00001.partial").write_bytes(b"cut off by a kill")
+    (emoji.tmp / "out" / ".00001.png.partial").write_bytes(b"cut off by a kill")
     assert emoji("--batch_size", batch_size) == paths
     after = mtimes(paths)
     assert (after[0], after[2]) == (before[0], before[2])

@@ -7,21 +7,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
 
 from bksdm.adapters.lora import merge_lora
 from bksdm.adapters.lora_files import LoraWeights
 from bksdm.adapters.lora_out import write_lora
 from bksdm.decoder import fresh_autoencoder, with_decoder
+from bksdm.export import to_openvino
 from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import UNET, components
 from bksdm.export.formats import Source
+from bksdm.export.genai import for_genai, genai_draws
+from bksdm.export.layout import write_scheduler
 from bksdm.export.parity import TorchNetworks, check_parity
 from bksdm.export.run import export
 from bksdm.export.to_openvino import write_graph
 from bksdm.models import save_pipeline
 from bksdm.options import ExportOptions
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
+from bksdm.sampling import scheduler_config, scheduler_named
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, V2_UNET, build_pipeline
 
 pytest.importorskip("openvino")
@@ -81,7 +95,7 @@ def test_batch_and_sides_are_open(
     pixels = torchs.decode(noisy)
     for ours_found, found in (
         (ours.encode(tokens), torchs.encode(tokens)),
-        (ours.predict(noisy, 701, context), torchs.predict(noisy, 701, context)),
+        (ours.predict(noisy, 701.5, context), torchs.predict(noisy, 701.5, context)),
         (ours.decode(noisy), pixels),
         (ours.moments(pixels), torchs.moments(pixels)),
     ):
@@ -130,13 +144,63 @@ def test_the_tokenizer_in_the_folder_is_the_pipelines(pipeline: StableDiffusionP
 def test_stock_genai_makes_torchs_picture(
     pipeline: StableDiffusionPipeline, genai, drawn, scheduler: str, tmp_path: Path
 ) -> None:
-    from bksdm.sampling import scheduler_named
-
     ours = copy.copy(pipeline)
     ours.scheduler = scheduler_named(scheduler, pipeline.scheduler)
     ours.scheduler.save_pretrained(tmp_path)
     drawn.set_scheduler(genai.Scheduler.from_config(tmp_path / "scheduler_config.json"))
     check_genai(genai, drawn, ours)
+
+
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "draws"),
+    [
+        (PNDMScheduler, {"skip_prk_steps": True}, True),
+        (PNDMScheduler, {}, False),
+        (DDIMScheduler, {"clip_sample": False}, True),
+        (DDIMScheduler, {}, False),
+        (DDIMScheduler, {"clip_sample": False, "thresholding": True}, False),
+        (DDIMScheduler, {"clip_sample": False, "rescale_betas_zero_snr": True}, True),
+        (DDIMScheduler, {"clip_sample": False, "beta_schedule": "squaredcos_cap_v2"}, False),
+        (LCMScheduler, {}, True),
+        (EulerDiscreteScheduler, {}, True),
+        (EulerDiscreteScheduler, {"use_karras_sigmas": True}, False),
+        (EulerDiscreteScheduler, {"use_exponential_sigmas": True}, False),
+        (EulerAncestralDiscreteScheduler, {}, True),
+        (LMSDiscreteScheduler, {}, False),
+        (LMSDiscreteScheduler, {"clip_sample": False}, False),
+        (DPMSolverMultistepScheduler, {}, False),
+        (UniPCMultistepScheduler, {}, False),
+    ],
+)
+def test_genai_refuses_the_schedulers_that_it_is_said_not_to_draw_by(
+    genai, drawn, kind: type, options: dict[str, object], draws: bool, tmp_path: Path
+) -> None:
+    config = scheduler_config(kind.from_config(STABLE | options))
+    assert genai_draws(config) == draws
+    (tmp_path / "scheduler").mkdir()
+    write_scheduler(for_genai(config), tmp_path)
+
+    def draw() -> None:
+        drawn.set_scheduler(genai.Scheduler.from_config(tmp_path / "scheduler" / "scheduler_config.json"))
+        drawn.generate("red apple", num_inference_steps=2)
+
+    if draws:
+        draw()
+    else:
+        with pytest.raises(RuntimeError, match=r"nsupported|not supported|must be one of|isn't supported"):
+            draw()
+
+
+def test_an_export_says_what_genai_does_not_draw_by(
+    pipeline: StableDiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scheduler = scheduler_named("LMSDiscreteScheduler", pipeline.scheduler)
+    (tmp_path / "scheduler").mkdir()
+    to_openvino._write_scheduler(scheduler, tmp_path)
+    assert "openvino-genai does not draw by this LMSDiscreteScheduler" in capfd.readouterr().err
 
 
 def test_stock_genai_draws_with_a_small_decoder(pipeline: StableDiffusionPipeline, genai, tmp_path: Path) -> None:
@@ -210,6 +274,27 @@ def test_stock_genai_starts_from_a_picture(folder: Path, genai) -> None:
     ]
     assert made[0].shape == picture.shape
     assert (made[0] != made[1]).any()
+
+
+def test_stock_genai_paints_inside_a_mask(folder: Path, genai) -> None:
+    import openvino
+
+    drawn = genai.InpaintingPipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
+    picture = np.random.default_rng(0).integers(0, 256, (1, PICTURE, PICTURE, 3), dtype=np.uint8)
+    left = np.zeros_like(picture)
+    left[:, :, : PICTURE // 2] = 255
+
+    def painted(mask: np.ndarray, prompt: str) -> np.ndarray:
+        settings = {"strength": 0.9, "num_inference_steps": 8, "rng_seed": 0}
+        return drawn.generate(prompt, openvino.Tensor(picture), openvino.Tensor(mask), **settings).data.astype(int)
+
+    inside, outside = (
+        np.abs(painted(left, "red car") - painted(left, "green apple"))[:, :, side].mean()
+        for side in (slice(PICTURE // 2), slice(PICTURE // 2, None))
+    )
+    assert inside > 2 * outside  # the decoder looks a little across the edge
+    nothing = np.zeros_like(picture)
+    np.testing.assert_array_equal(painted(nothing, "red car"), painted(nothing, "green apple"))
 
 
 # Fewer bits

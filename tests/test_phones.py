@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -75,6 +75,9 @@ def test_other_text_encoders_and_schedules_are_refused() -> None:
     velocity = to_gguf.why_not(full_size(SD14, prediction_type="v_prediction"))
     assert velocity is not None
     assert "prediction_type v_prediction" in velocity
+    rescaled = full_size(SD14)
+    rescaled.pipeline.scheduler = DDIMScheduler(**BETAS, rescale_betas_zero_snr=True)
+    assert "rescale_betas_zero_snr True" in (to_gguf.why_not(rescaled) or "")
 
 
 def test_text_encoder_weights_have_the_names_that_are_looked_for(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, LCMScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -22,11 +29,13 @@ from bksdm.options import ExportOptions
 from bksdm.runtime import png
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.folder import open_folder
+from bksdm.runtime.folder_networks import Input, _as_declared
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.pipeline import Pixels
+from bksdm.runtime.schedulers import SCHEDULERS
 from bksdm.runtime.tokens import Tokenizer
-from bksdm.sampling import Request, sample
+from bksdm.sampling import Request, sample, scheduler_named
 from tiny_models import MAX_TOKENS, build_tokenizer, write_json
 
 PACKAGE = Path(bksdm.runtime.__file__).parent
@@ -61,8 +70,9 @@ def theirs(pipeline: StableDiffusionPipeline, scheduler: SchedulerMixin | None =
     return np.stack([np.asarray(drawn) for batch in batches for drawn in batch])
 
 
-def ours(folder: Path, **arguments: object) -> Pixels:
-    return np.concatenate(list(open_folder(folder, threads=1).sample(PROMPTS, SEEDS, **arguments)))
+def ours(folder: Path, scheduler: str | None = None, **arguments: object) -> Pixels:
+    pipeline = open_folder(folder, threads=1, scheduler=scheduler)
+    return np.concatenate(list(pipeline.sample(PROMPTS, SEEDS, **arguments)))
 
 
 def difference(one: Pixels, other: Pixels) -> int:
@@ -92,21 +102,51 @@ def test_openvino_draws_what_diffusers_draws(exported, openvino_folder: Path, wa
     assert difference(ours(openvino_folder, **way), theirs(exported, **way)) <= LARGEST
 
 
-@pytest.mark.parametrize("kind", [LCMScheduler, EulerDiscreteScheduler])
-def test_the_scheduler_of_the_folder_is_used(exported, damaged: Path, kind: type) -> None:
-    scheduler = kind.from_config(exported.scheduler.config)
-    scheduler.save_pretrained(damaged / "scheduler")
-    way = {"steps": 4, "guidance": 2.0}
-    drawn = ours(damaged, **way)
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("from_picture", [False, True], ids=["text", "image"])
+def test_another_scheduler_draws_what_it_draws_in_diffusers(
+    exported, exported_model: Path, onnx_folder: Path, name: str, from_picture: bool
+) -> None:
+    way = {"steps": 5, "guidance": 2.0} | ({"image": picture(), "strength": 0.6} if from_picture else {})
+    scheduler = scheduler_named(name, PNDMScheduler.from_pretrained(exported_model / "scheduler"))
+    drawn = ours(onnx_folder, scheduler=name, **way)
     assert difference(drawn, theirs(exported, scheduler, **way)) <= LARGEST
-    assert difference(drawn, theirs(exported, **way)) > LARGEST
+    assert (difference(drawn, theirs(exported, **way)) <= LARGEST) == (name == "PNDMScheduler")
 
 
-def test_fractions_of_timesteps_are_refused_where_whole_ones_are_taken(exported, damaged: Path) -> None:
-    stock = exported.scheduler.config
-    EulerDiscreteScheduler.from_config(stock, timestep_spacing="linspace").save_pretrained(damaged / "scheduler")
-    with pytest.raises(InputError, match="timestep_spacing"):
-        ours(damaged, steps=5)
+FOLDERS = {
+    "zero terminal SNR": (
+        DDIMScheduler,
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    ),
+    "begun by Runge and Kutta": (PNDMScheduler, {"skip_prk_steps": False}),
+    "between timesteps": (EulerDiscreteScheduler, {"timestep_spacing": "linspace", "use_karras_sigmas": True}),
+    "with noise": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), FOLDERS.values(), ids=list(FOLDERS))
+@pytest.mark.parametrize("folder", ["onnx_folder", "openvino_folder"])
+def test_the_scheduler_of_the_folder_is_used(
+    exported, request: pytest.FixtureRequest, folder: str, kind: type, options: dict, tmp_path: Path
+) -> None:
+    scheduler = kind.from_config(exported.scheduler.config, clip_sample=False, **options)
+    shutil.copytree(request.getfixturevalue(folder), tmp_path / "copy", ignore=shutil.ignore_patterns("scheduler"))
+    scheduler.save_pretrained(tmp_path / "copy" / "scheduler")
+    way = {"steps": 5, "guidance": 2.0}
+    assert difference(ours(tmp_path / "copy", **way), theirs(exported, scheduler, **way)) <= LARGEST
+
+
+def test_fractions_of_timesteps_are_refused_where_whole_ones_are_taken() -> None:
+    whole = Input(np.dtype(np.int64), (1,))
+    assert _as_declared("timestep", np.array(749.0), whole).tolist() == [749]
+    with pytest.raises(InputError, match=r"timestep 749\.25, and the exported U-Net takes whole ones; export"):
+        _as_declared("timestep", np.array(749.25), whole)
+
+
+def test_a_scheduler_that_is_not_known_is_refused_with_those_that_are(onnx_folder: Path) -> None:
+    with pytest.raises(InputError, match="DEISMultistepScheduler is not known here; give --scheduler with one of DDIM"):
+        open_folder(onnx_folder, scheduler="DEISMultistepScheduler")
 
 
 def test_latents_take_the_place_of_seeds(onnx_folder: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_runtime_that_is_asked_for_is_converted_to_once(
     ("changes", "said"),
     [
         ({"runtime": "onnx"}, "was exported to openvino, and runtime is onnx"),
-        ({"scheduler": "DDIMScheduler"}, "exported with its scheduler"),
+        ({"scheduler": "KDPM2DiscreteScheduler"}, "KDPM2DiscreteScheduler is not known here; give --scheduler with"),
         ({"decoder": "emoji"}, "exported with its decoder"),
         ({"height": 36}, "height is 36"),
     ],
@@ -94,9 +94,19 @@ def test_onnxruntime_has_no_other_precision(onnx_folder: Path, exported_model: P
             open_drawer(str(model), runtime, CPU, "fp16")
 
 
-def test_other_runtimes_have_the_models_scheduler(exported_model: Path) -> None:
-    with pytest.raises(InputError, match="give --runtime torch"):
-        open_drawer(str(exported_model), "openvino", CPU, "auto", scheduler="DDIMScheduler")
+@pytest.mark.parametrize("name", ["DDIMScheduler", "UniPCMultistepScheduler"])
+def test_exports_and_other_runtimes_draw_by_the_scheduler_that_is_asked_for(
+    openvino_folder: Path, exported_model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = drawn(exported_model, tmp_path / "theirs", scheduler=name)
+    assert difference(drawn(openvino_folder, tmp_path / "ours", scheduler=name), theirs) <= 2
+    monkeypatch.setattr(runtimes, "converted", lambda *_: openvino_folder)
+    assert difference(drawn(exported_model, tmp_path / "asked", scheduler=name, runtime="openvino"), theirs) <= 2
+
+
+def test_a_scheduler_that_torch_alone_has_needs_torch(exported_model: Path) -> None:
+    with pytest.raises(InputError, match="KDPM2DiscreteScheduler is not known here; give --runtime torch"):
+        open_drawer(str(exported_model), "openvino", CPU, "auto", scheduler="KDPM2DiscreteScheduler")
 
 
 def test_a_format_that_does_not_run_here_is_refused(tmp_path: Path) -> None:
@@ -144,10 +154,20 @@ def test_a_conversion_has_to_save_more_than_it_takes(v1_folder: Path) -> None:
 
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(
-    "changes", [{"device": torch.device("cuda")}, {"precision": "bf16"}, {"scheduler": "DDIMScheduler"}]
+    "changes", [{"device": torch.device("cuda")}, {"precision": "bf16"}, {"scheduler": "KDPM2DiscreteScheduler"}]
 )
 def test_what_only_torch_does_is_done_by_torch(v1_folder: Path, changes: dict[str, object]) -> None:
     assert chosen(v1_folder, 10**9, **changes).runtime == "torch"
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_model_whose_scheduler_torch_alone_has_is_drawn_by_torch(folder: Path) -> None:
+    assert chosen(folder, 10**9, scheduler="UniPCMultistepScheduler").runtime == "openvino"
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("PNDMScheduler", "DEISMultistepScheduler"))
+    assert chosen(folder, 10**9) == Choice("torch", "scheduler DEISMultistepScheduler is not known here")
+    with pytest.raises(InputError, match="DEISMultistepScheduler is not known here; take torch, or export --scheduler"):
+        converted(str(folder), "openvino")
 
 
 @pytest.mark.usefixtures("measured")

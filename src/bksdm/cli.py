@@ -1,12 +1,15 @@
 """The command line: one verb a module, imported when it is used, so that `bksdm --help` is instant."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from bksdm import options as verbs
@@ -210,9 +213,40 @@ def _run(given: list[str]) -> int:
     from bksdm.processes import join
 
     quiet_libraries()
-    join()
-    run(chosen)
+    with _sigterm_raises():
+        join()
+        run(chosen)
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    signal_number = signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """While inside, SIGTERM raises as Ctrl-C does, so that what is half written goes; a second one changes nothing."""
+    told = False
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal told
+        told = True
+        signal.signal(number, signal.SIG_IGN)
+        raise _Terminated
+
+    takes = threading.current_thread() is threading.main_thread()  # no other may
+    if not takes or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Exception as error:
+        if told:  # a library has made an error of its own of it
+            raise _Terminated from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _count_started() -> int:
@@ -316,12 +350,13 @@ def _say(text: str) -> None:
 
 def _explain(error: BaseException) -> int:
     """One line on stderr, and the exit code."""
-    signal_number = getattr(error, "signal_number", 2 if isinstance(error, KeyboardInterrupt) else None)
-    message = " ".join(str(error).split()) or type(error).__name__
+    number = getattr(error, "signal_number", signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+    message = " ".join(str(error).split())
     speaker = "bksdm" if _main_process() else f"bksdm (process {os.environ['RANK']})"
-    if signal_number is not None:
-        print(f"{speaker}: {message}", file=sys.stderr)
-        return 128 + int(signal_number)
+    if number is not None:
+        print(f"{speaker}: {message or f'stopped by {signal.Signals(number).name}'}", file=sys.stderr)
+        return 128 + int(number)
+    message = message or type(error).__name__
     if isinstance(error, InputError):
         print(f"{speaker}: {message}", file=sys.stderr)
         return BAD_INPUT

@@ -28,17 +28,19 @@ def export_facts(model: str | Path) -> dict[str, object]:
     return read_json(Path(model).expanduser() / EXPORT_FILE)
 
 
-def open_exported(model: str | Path, arithmetic: str = "f32") -> Pipeline:
+def open_exported(model: str | Path, arithmetic: str = "f32", scheduler: str | None = None) -> Pipeline:
     """The pipeline of an exported folder, with as many threads as torch has.
 
     Arguments:
         model: The folder.
         arithmetic: Of OpenVINO: f32, bf16 or f16.
+        scheduler: Name of a diffusers scheduler in the place of the folder's own.
 
     Raises:
         InputError: It is incomplete, or of a format that does not run here.
     """
-    return open_folder(Path(model).expanduser(), threads=torch.get_num_threads(), precision=arithmetic)
+    threads = torch.get_num_threads()
+    return open_folder(Path(model).expanduser(), threads=threads, precision=arithmetic, scheduler=scheduler)
 
 
 def sample_exported(

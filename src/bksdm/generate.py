@@ -23,7 +23,7 @@ from bksdm.models import fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.processes import processes
 from bksdm.progress import Bar, bar
-from bksdm.runs import check_free, digest, files_digest, open_run, write_text
+from bksdm.runs import check_free, digest, files_digest, open_run, replace_file, write_text
 from bksdm.runtimes import Drawer, open_drawer
 from bksdm.sampling import Request, side_by_side
 
@@ -205,9 +205,8 @@ def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) 
     for name, value in about.items():
         if value is not None:
             chunks.add_itxt(name, str(value))
-    partial = path.with_suffix(".partial")
-    picture.save(partial, format="PNG", pnginfo=chunks)
-    partial.replace(path)
+    with replace_file(path) as partial:
+        picture.save(partial, format="PNG", pnginfo=chunks)
 
 
 def _about(one: _Asked, options: GenerateOptions) -> dict[str, object]:

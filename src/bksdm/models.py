@@ -238,6 +238,19 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
 
 
+def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
+    """What the scheduler_config.json of a local MODEL says, or its single file; None where there is none.
+
+    Raises:
+        InputError: There is no such model, or the file cannot be read.
+    """
+    path = _local(model)
+    if path is not None and path.is_file():
+        return load_contents(path).scheduler
+    file = path / "scheduler" / "scheduler_config.json" if path else None
+    return _read_json(file) if file and file.is_file() else None
+
+
 def context_tokens(model: str | Path) -> int:
     """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
     path = _local(model)

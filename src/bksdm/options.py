@@ -9,7 +9,7 @@ from typing import Literal
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Taps = Literal["stages", "self_attention", "both"]
 Runtime = Literal["auto", "torch", "openvino", "onnx"]
-ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "tensorrt", "diffusers"]
+ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers"]
 UnitScore = Literal["output", "frechet", "clip", "latents"]
 
 
@@ -731,16 +731,18 @@ class ExportOptions:
     Attributes:
         model: Folder, .safetensors file, Hub id, or 'emoji'.
         to: Format; diffusers turns a single file back into a folder.
-        out: Folder, or file for the formats that are one file (ldm: .safetensors, gguf: .gguf).
+        out: Folder, or file for the formats that are one file (ldm, taesd: .safetensors, gguf: .gguf).
         precision: Of the weights; by default the first that the format has. onnx fp32 fp16 int8; openvino fp32 fp16
-            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp16 fp32;
-            tensorrt fp16 fp32.
+            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp32 fp16;
+            taesd fp32 fp16; tensorrt fp16 fp32.
         height: Height in pixels of the pictures that a format of fixed size makes; the model's own by default.
         width: Width in pixels; the model's own by default.
         batch_size: Pictures at a time, for the formats of fixed size.
         attention: How attention is written for Core ML; split_einsum is for the Neural Engine.
-        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own; 'emoji' for its.
+        decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of the model's own, or 'emoji' for
+            its; this alone is what taesd writes.
         calibration: File of prompts whose denoising steps w8a8 is fitted to.
+        scheduler: Name of a diffusers scheduler, such as DDIMScheduler, in the place of the model's own.
         json: Print one JSON object and nothing else.
     """
 
@@ -754,6 +756,7 @@ class ExportOptions:
     attention: Literal["original", "split_einsum"] = "original"
     decoder: str | None = None
     calibration: str | None = None
+    scheduler: str | None = None
     json: bool = False
 
 

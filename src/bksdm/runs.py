@@ -31,9 +31,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """The same for bytes."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with replace_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replace_file(target: Path) -> Iterator[Path]:
+    """A file to write that takes the name `target` when the block ends without an error, and else goes."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -49,7 +59,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into that takes the name `target` when the block ends without an error."""
+    """A folder to write into that takes the name `target` when the block ends without an error, and else goes."""
     target = target.resolve()  # a link stays a link, to a folder that is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, earlier = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "earlier"))
@@ -59,22 +69,18 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for file in partial.rglob("*"):
-        if file.is_file():
-            _reach_the_disk(file)  # before the name: a loss of power keeps the order
-    shutil.rmtree(earlier, ignore_errors=True)
-    if target.exists():
-        target.replace(earlier)
-    try:
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _reach_the_disk(file)  # before the name: a loss of power keeps the order
+        shutil.rmtree(earlier, ignore_errors=True)
+        if target.exists():
+            target.replace(earlier)
         partial.replace(target)
-    except OSError:
-        if earlier.exists():
+    finally:
+        if earlier.exists() and not target.exists():
             earlier.replace(target)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)
+        for left in (partial, earlier):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _reach_the_disk(file: Path) -> None:

@@ -24,10 +24,17 @@ from bksdm.errors import InputError
 from bksdm.export.formats import format_named
 from bksdm.export.run import export
 from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
-from bksdm.models import check_drawing, check_folder, fingerprint, image_size, load_unet_config
+from bksdm.models import (
+    check_drawing,
+    check_folder,
+    fingerprint,
+    image_size,
+    load_scheduler_config,
+    load_unet_config,
+)
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.progress import say
-from bksdm.runtime.schedulers import check_scheduler
+from bksdm.runtime.schedulers import why_unknown, with_scheduler
 from bksdm.sampling import sample, scheduler_named
 
 CONVERTED = ("openvino", "onnx")
@@ -108,15 +115,15 @@ def open_drawer(
     chosen = runtime if choice is None else choice.runtime
     if chosen == "torch":
         return _torch(model, device, precision, decoder, scheduler, lora, masked)
-    if device.type != "cpu" or scheduler is not None:
-        raise InputError(
-            f"runtime {chosen} computes on the CPU with the model's own scheduler; leave out --device and --scheduler, "
-            f"or give --runtime torch"
-        )
+    if device.type != "cpu":
+        raise InputError(f"runtime {chosen} computes on the CPU; leave out --device, or give --runtime torch")
+    alone = _torch_alone(model, scheduler)
+    if alone:
+        raise InputError(f"runtime {chosen} cannot draw {model}: {alone}; give --runtime torch")
     _check_arithmetic(chosen, precision)
     if choice is not None:
         say(f"{chosen}: {choice.reason}")
-    return _exported(str(converted(model, chosen, decoder)), "auto", precision, None, None)
+    return _exported(str(converted(model, chosen, decoder)), "auto", precision, None, scheduler)
 
 
 def choose(
@@ -132,8 +139,11 @@ def choose(
         check_folder(Path(model))
     if device.type != "cpu":
         return Choice("torch", f"on {device.type}")
-    if precision not in ("auto", "fp32") or scheduler is not None:
-        return Choice("torch", "a precision or a scheduler is asked for")
+    if precision not in ("auto", "fp32"):
+        return Choice("torch", "a precision is asked for")
+    alone = _torch_alone(model, scheduler)
+    if alone:
+        return Choice("torch", alone)
     best = next((name for name in CONVERTED if FASTER[name] > 1 and _installed(name)), None)
     content = fingerprint(model) if best else None  # reads all of the model
     if content is None or best is None:
@@ -141,6 +151,15 @@ def choose(
     if is_exported(_kept(content, best, decoder)):
         return Choice(best, "the model is converted already")
     return _worth_it(model, best, unet_calls)
+
+
+def _torch_alone(model: str, scheduler: str | None) -> str | None:
+    """Why no other runtime draws with a model's scheduler, or with the one that is asked for; None where they do."""
+    own = load_scheduler_config(model)
+    if own is None:
+        return None
+    asked = own if scheduler is None else with_scheduler(own, scheduler)
+    return why_unknown(own) or why_unknown(asked)
 
 
 def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:
@@ -167,6 +186,9 @@ def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
         raise InputError(f"model {model} is on the hub, and only local ones are converted; download it first")
     folder = _kept(content, runtime, decoder)
     if not is_exported(folder):
+        alone = _torch_alone(model, None)
+        if alone:
+            raise InputError(f"{model} cannot be converted for {runtime}: {alone}; take torch, or export --scheduler")
         say(f"converting {model} for {runtime}, once, into {folder}")
         export(ExportOptions(model, cast(ExportFormat, runtime), str(folder), "fp32", decoder=decoder))
     return folder
@@ -209,13 +231,11 @@ def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str |
     facts = export_facts(model)
     if runtime not in ("auto", facts.get("format")):
         raise InputError(f"{model} was exported to {facts.get('format')}, and runtime is {runtime}; leave it out")
-    if decoder or scheduler:
-        option = "decoder" if decoder else "scheduler"
-        raise InputError(f"{model} is exported with its {option}; leave out --{option}, or export it with another")
+    if decoder:
+        raise InputError(f"{model} is exported with its decoder; leave out --decoder, or export it with another")
     arithmetic = _ARITHMETIC[precision]
-    pipeline = open_exported(model, arithmetic)
+    pipeline = open_exported(model, arithmetic, scheduler)
     _check_arithmetic(str(facts["format"]), precision)
-    check_scheduler(dict(pipeline.scheduler))
     weights = str(facts.get("precision"))
     return Drawer(
         str(facts["format"]),

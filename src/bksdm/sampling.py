@@ -3,12 +3,15 @@
 The denoising loop is diffusers' own.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from diffusers import (
+    LCMScheduler,
     SchedulerMixin,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -18,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from bksdm.errors import InputError
+from bksdm.runtime.schedulers import LEFT_OUT, with_scheduler
 
 
 @dataclass(frozen=True)
@@ -135,18 +139,30 @@ def _batches(requests: Sequence[Request], steps: int, guidance: float, batch_siz
         }
 
 
+def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """All options of a scheduler as scheduler_config.json has them, and the names of those that are only defaults.
+
+    Another scheduler that is made of it takes its own defaults for these, as it does of the model's own file.
+    """
+    values: dict[str, Any] = json.loads(scheduler.to_json_string())
+    return values | {LEFT_OUT: sorted(scheduler.config.get(LEFT_OUT, ()))}
+
+
 def scheduler_named(name: str, current: SchedulerMixin) -> SchedulerMixin:
     """A diffusers scheduler by its class name, with the noise schedule of `current`.
 
     Raises:
         InputError: diffusers has no such scheduler that goes with this model.
     """
-    usable = {kind.__name__: kind for kind in current.compatibles}
+    usable = {kind.__name__: kind for kind in [*current.compatibles, LCMScheduler]}
+    if current.config.get("rescale_betas_zero_snr"):
+        usable = {
+            kind: usable[kind] for kind in usable if "rescale_betas_zero_snr" in signature(usable[kind]).parameters
+        }
     if name not in usable:
         raise InputError(f"unknown scheduler {name!r}; give one of {', '.join(sorted(usable))}")
-    # Some schedulers clip their samples by default, which suits pixels and not latents.
     try:
-        return usable[name].from_config({"clip_sample": False, **current.config})
+        return usable[name].from_config(with_scheduler(scheduler_config(current), name))
     except ImportError as error:
         raise InputError(
             f"scheduler {name} needs a library that is not installed: {' '.join(str(error).split())}"

@@ -31,7 +31,7 @@ from torch import Tensor
 from bksdm.data.pictures import flips
 from bksdm.data.stream import Batch
 from bksdm.errors import InputError
-from bksdm.runs import digest, write_text
+from bksdm.runs import digest, replace_file, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -127,20 +127,18 @@ def read_prepared(folder: Path) -> Prepared:
 @contextmanager
 def write_shard(file: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
     """A function that adds rows to `file`, which appears when the block ends without an error."""
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        with (
+            replace_file(file) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as stream,
+        ):
             yield stream.write_batch
-        partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(
             f"{file} cannot be written ({' '.join(str(error).split())}); make room and run the same command again, "
             f"it goes on after the last whole shard"
         ) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def write_index(folder: Path, shards: Sequence[str], about: Prepared, extra: dict[str, Any]) -> None:

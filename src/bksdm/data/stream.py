@@ -93,6 +93,7 @@ def _plain_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
 def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001
     """Ctrl-C reaches the workers too; the step under way still needs its batches, and the trainer ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a fork takes along
 
 
 class _Drawn(Dataset[Batch]):

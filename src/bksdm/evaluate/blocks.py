@@ -70,8 +70,9 @@ class Blocks:
             save_file(dict(features), partial)
             partial.replace(file)
         except Exception as error:  # safetensors raises its own on a full disk
-            partial.unlink(missing_ok=True)
             raise InputError(f"cannot write {file}: {error}; make room, and give the same command again") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 class BlockRows:

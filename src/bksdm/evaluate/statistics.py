@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bksdm.errors import InputError
 from bksdm.randomness import generator
+from bksdm.runs import replace_file
 
 _BLOCK = 2048  # rows in memory at once: 32 MiB of Inception's features
 
@@ -76,10 +77,8 @@ class Gaussian:
         arrays: dict[str, Any] = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
         if self.count is not None:
             arrays["count"] = np.array(self.count)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with replace_file(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Gaussian":

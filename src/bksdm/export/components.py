@@ -137,7 +137,7 @@ def components(pipeline: StableDiffusionPipeline, height: int, width: int, batch
         Component(
             UNET,
             UNet(unet),
-            {"sample": latents, "timestep": torch.zeros(1, dtype=torch.int64), "encoder_hidden_states": embedded},
+            {"sample": latents, "timestep": torch.zeros(1), "encoder_hidden_states": embedded},
             ("out_sample",),
             {"sample": sides, "timestep": {}, "encoder_hidden_states": batch},
             unet.to_json_string(),

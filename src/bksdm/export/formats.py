@@ -18,7 +18,7 @@ from bksdm.export.parity import Parity
 from bksdm.recipe import Recipe
 from bksdm.runtime.networks import Networks
 
-FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "tensorrt", "diffusers")
+FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "q8_0": 1.07, "6bit": 0.75, "4bit": 0.5, "int4": 0.55}
 _BYTES |= {"q4_0": 0.57}
 _COMPARING = 8192  # bytes a pixel, while both sides decode a picture (docs/log.md)
@@ -72,6 +72,8 @@ class Format:
         suffix: Of the file, for formats of one file; empty for folders.
         is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
+        has_scheduler: Whether an export says by which scheduler it is drawn from.
+        needs_decoder: Whether it is a small decoder that an export holds, and nothing else.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
@@ -89,6 +91,8 @@ class Format:
     suffix: str = ""
     is_model: bool = False
     fixed_size: bool = False
+    has_scheduler: bool = True
+    needs_decoder: bool = False
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
     memory: float = 2.0

@@ -5,13 +5,20 @@ network, with its diffusers config and, in the runtime's form, what it computes.
 """
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
+from bksdm.errors import InputError
 from bksdm.export.components import Component
+from bksdm.export.formats import Source
 from bksdm.models import save_vocabulary
 from bksdm.runs import write_text
+from bksdm.runtime.schedulers import check_scheduler
+from bksdm.sampling import scheduler_config
 
 # What readers of model_index.json compare with: the networks' own classes, not those of a runtime.
 _CLASSES = {
@@ -27,11 +34,31 @@ def write_layout(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Write `model_index.json`, the tokenizer and the scheduler."""
     pipeline.tokenizer.save_pretrained(folder / "tokenizer")
     save_vocabulary(pipeline.tokenizer, folder / "tokenizer")
-    pipeline.scheduler.save_pretrained(folder / "scheduler")
+    (folder / "scheduler").mkdir()
+    write_scheduler(scheduler_config(pipeline.scheduler), folder)
     parts = {name: [library, type(getattr(pipeline, name)).__name__] for name, library in _CLASSES.items()}
     parts["tokenizer"] = ["transformers", "CLIPTokenizer"]
     index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **parts}
     write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+
+def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
+    """Write `scheduler/scheduler_config.json`, in full, for readers have defaults of their own.
+
+    But for minus infinity, which JSON does not have and which is every reader's default where it occurs.
+    """
+    known = {name: value for name, value in config.items() if value != -math.inf}
+    text = json.dumps(known, indent=2, sort_keys=True, allow_nan=False)
+    write_text(folder / "scheduler" / "scheduler_config.json", text + "\n")
+
+
+def why_not(source: Source) -> str | None:
+    """Why the torch-free runtime could not draw with the source's scheduler; None where it can."""
+    try:
+        check_scheduler(scheduler_config(source.pipeline.scheduler))
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def component_folder(component: Component, folder: Path) -> Path:

@@ -20,6 +20,8 @@ from torch import Tensor
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
 from bksdm.recipe import Recipe
+from bksdm.runs import replace_file
+from bksdm.sampling import scheduler_config
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
@@ -47,17 +49,14 @@ def write_single_file(
         raise InputError(f"out is {file}; give a file name that ends in .safetensors")
     tensors = original_tensors(pipeline, dtype)
     header = {"format": "pt", **(metadata or {}), KEY: json.dumps(_description(pipeline, recipe))}
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=header)
-        with partial.open("rb") as opened:
-            os.fsync(opened.fileno())
-        partial.replace(file)
+        with replace_file(file) as partial:
+            save_file(tensors, partial, metadata=header)
+            with partial.open("rb") as opened:
+                os.fsync(opened.fileno())
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror or error}; choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def why_not(pipeline: StableDiffusionPipeline) -> str | None:
@@ -108,7 +107,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> di
             "vae": _plain(pipeline.vae),
             "text_encoder": _plain(pipeline.text_encoder.config, use_diff=False),
         },
-        "scheduler": _plain(pipeline.scheduler),
+        "scheduler": scheduler_config(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
     }

@@ -27,6 +27,7 @@ from bksdm.options import ExportOptions
 from bksdm.progress import say
 from bksdm.prune import recipe_of
 from bksdm.runs import check_free, digest, replace_folder, run_files, write_text
+from bksdm.sampling import scheduler_named
 
 _MOST_DIFFERENT = 2  # of 255, in float32
 _SPARE = 1.05
@@ -105,8 +106,12 @@ def _check(options: ExportOptions, kind: Format) -> None:
         raise InputError(f"batch_size is {options.batch_size}; give at least 1")
     if is_exported(options.model):
         raise InputError(f"model {options.model} is an export already; give the model that it was made from")
-    if options.decoder and (kind.suffix or kind.is_model):
+    if kind.needs_decoder and not options.decoder:
+        raise InputError(f"{kind.name} holds a small decoder alone; give it by --decoder")
+    if options.decoder and (kind.suffix or kind.is_model) and not kind.needs_decoder:
         raise InputError(f"decoder is {options.decoder}, and {kind.name} has a whole VAE; leave --decoder out")
+    if options.scheduler and not kind.has_scheduler:
+        raise InputError(f"scheduler is {options.scheduler}, and {kind.name} holds none; leave --scheduler out")
     kind.check_packages()
 
 
@@ -120,6 +125,8 @@ def _check_new(out: Path, kind: Format) -> None:
 def _source(options: ExportOptions, kind: Format) -> Source:
     pipeline = load_model(options.model, decoder=options.decoder)
     check_text_to_image(pipeline, options.model)
+    if options.scheduler:
+        pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
     side = image_size(pipeline)
     return Source(
         model=options.model,

@@ -9,7 +9,13 @@ from bksdm.export.formats import Source
 
 RESOURCES = "Resources"
 _SCALE = 0.18215  # Apple's Swift code divides latents by it unless an app says otherwise
-_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+_BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
 
 
 def script(names: Sequence[str]) -> str:
@@ -64,7 +70,7 @@ def _warnings(source: Source) -> list[str]:
         found.append(
             f"This U-Net predicts {schedule.prediction_type}; Apple's schedulers take epsilon only, so bring your own."
         )
-    if any(schedule.get(name) != value for name, value in _BETAS.items()):
+    if any(schedule.get(name, value) != value for name, value in _BETAS.items()):
         found.append("This model's noise schedule is not that of Apple's schedulers, so bring your own.")
     if source.batch_size != 1:
         found.append(

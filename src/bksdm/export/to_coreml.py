@@ -251,6 +251,7 @@ FORMAT = Format(
     write=write,
     networks=_open,
     fixed_size=True,
+    has_scheduler=False,
     why_not=_why_not,
     least_psnr={"fp16": 30.0, "6bit": 25.0},
     memory=3.0,

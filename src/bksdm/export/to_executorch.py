@@ -31,7 +31,8 @@ Each network is a program with one method, `forward`, for the XNNPACK backend. S
 
 1. Tokens: those of `tokenizer/`, {tokens} a prompt; embed the empty prompt and the prompt, one call each.
 2. Each step: `sample` holds the latents twice, `encoder_hidden_states` the embeddings of the empty prompt and of the
-   prompt; `timestep` is a whole number. Guidance and the step of `scheduler/` are the app's to compute.
+   prompt; some schedulers have a `timestep` between whole ones. Guidance and the step of `scheduler/` are the app's to
+   compute.
 3. `latent_sample` is the latents divided by {scale}; pixels come in [-1, 1].
 
 Android, with `org.pytorch:executorch-android` of the same release as the exporter:
@@ -124,7 +125,7 @@ class ExecutorchNetworks:
             picked = [min(n, count - 1) for n in range(start, start + batch)]  # the last fills a batch up
             given = [torch.from_numpy(np.ascontiguousarray(array[picked])) for array in arrays]
             if timestep is not None:
-                given.insert(1, torch.tensor([int(timestep)]))
+                given.insert(1, torch.tensor([timestep]))
             found.append(method(given)[0].numpy().copy())
         return np.asarray(np.concatenate(found)[:count])
 

@@ -5,6 +5,7 @@ source: whole ones, and BK-SDM's tiny. Others it takes for one of these and ends
 https://github.com/leejet/stable-diffusion.cpp
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,6 +61,8 @@ _SCHEDULER: Mapping[str, Any] = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
 }
 
 
@@ -101,9 +104,14 @@ def _unlike(network: str, config: Mapping[str, Any], known: Mapping[str, Any]) -
 
 def write(source: Source, file: Path) -> None:
     """The whole pipeline in one file."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.") as folder:
-        write_weights(source.pipeline, Path(folder))
-        sd_cpp.convert(Path(folder), file, _GGML[source.precision])
+    folder = file.with_suffix(".weights")  # a name that the next run finds, where a kill left something
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+        write_weights(source.pipeline, folder)
+        sd_cpp.convert(folder, file, _GGML[source.precision])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:
@@ -172,6 +180,7 @@ FORMAT = Format(
     write=write,
     check=check,
     suffix=".gguf",
+    has_scheduler=False,
     why_not=why_not,
     least_psnr={"fp16": 30.0, "q8_0": 25.0},
     scratch=4.0,

@@ -19,7 +19,7 @@ import torch
 
 from bksdm.export.components import Component, components, least_side
 from bksdm.export.formats import Format, Source
-from bksdm.export.layout import component_folder, write_layout
+from bksdm.export.layout import component_folder, why_not, write_layout
 from bksdm.progress import bar
 from bksdm.runtime.networks import Networks
 
@@ -138,5 +138,6 @@ FORMAT = Format(
     packages={"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime", "tokenizers": "tokenizers"},
     write=write,
     networks=_open,
+    why_not=why_not,
     least_psnr={"fp16": 30.0, "int8": 20.0},
 )

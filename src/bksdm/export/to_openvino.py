@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusers import SchedulerMixin
 from transformers import CLIPTokenizer
 
 from bksdm.export.calibration import Step, denoising_steps
 from bksdm.export.components import UNET, Component, components, least_side
 from bksdm.export.formats import Format, Source
-from bksdm.export.layout import component_folder, write_layout
+from bksdm.export.genai import for_genai, genai_draws
+from bksdm.export.layout import component_folder, why_not, write_layout, write_scheduler
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
-from bksdm.progress import bar
+from bksdm.progress import bar, say
 from bksdm.runtime.networks import Networks
+from bksdm.sampling import scheduler_config
 
 MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
 
@@ -28,6 +31,7 @@ MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
 def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
+    _write_scheduler(source.pipeline.scheduler, folder)
     write_tokenizer(source.pipeline.tokenizer, folder / "tokenizer" / TOKENIZER_FILE)
     least = least_side(source.pipeline)
     networks = components(source.pipeline, least, least)
@@ -36,6 +40,14 @@ def write(source: Source, folder: Path) -> None:
         for component in networks.values():
             write_graph(component, component_folder(component, folder) / MODEL_FILE, source.precision, steps)
             progress.advance()
+
+
+def _write_scheduler(scheduler: SchedulerMixin, folder: Path) -> None:
+    """The scheduler so that openvino-genai draws by it or refuses it, and never by another one."""
+    config = scheduler_config(scheduler)
+    write_scheduler(for_genai(config), folder)
+    if not genai_draws(config):
+        say(f"openvino-genai does not draw by this {config['_class_name']}, bksdm does; --scheduler gives it another")
 
 
 def write_graph(component: Component, file: Path, precision: str, steps: list[Step]) -> None:
@@ -56,7 +68,9 @@ def to_graph(component: Component) -> Any:
     """A network as an OpenVINO model in float32, with the component's names and open dimensions."""
     import openvino  # noqa: PLC0415
 
-    model = openvino.convert_model(component.module, example_input=tuple(component.inputs.values()))
+    # openvino-genai gives whole timesteps; `OpenvinoNetworks` makes room for others.
+    examples = {name: value.long() if name == "timestep" else value for name, value in component.inputs.items()}
+    model = openvino.convert_model(component.module, example_input=tuple(examples.values()))
     for port, name in zip(model.outputs, component.outputs, strict=True):
         port.get_tensor().set_names({name})
     model.reshape(
@@ -128,6 +142,7 @@ FORMAT = Format(
     packages={"openvino": "openvino", "nncf": "nncf", "openvino_tokenizers": "openvino-tokenizers"},
     write=write,
     networks=_open,
+    why_not=why_not,
     least_psnr={"fp16": 30.0, "int8": 20.0},
     memory=2.3,
 )

@@ -36,6 +36,7 @@ def _make(options: argparse.Namespace) -> None:
         low_memory=options.low_memory,
         precision=options.precision,
         cache=options.cache,
+        scheduler=options.scheduler,
     )
     image = _read(Path(options.image), options, pipeline) if options.image else None
     (pictures,) = pipeline.sample(
@@ -51,6 +52,7 @@ def _make(options: argparse.Namespace) -> None:
         on_step=_show if sys.stderr.isatty() else None,
     )
     names = ["prompt", "seed", "folder", "steps", "guidance", "negative_prompt"]
+    names += ["scheduler"] if options.scheduler else []
     names += ["image", "strength"] if options.image else []
     about = {name: str(getattr(options, name)) for name in names}
     _write(out, encode(pictures[0], about))
@@ -84,6 +86,8 @@ def _write(out: Path, content: bytes) -> None:
         partial.replace(out)
     except OSError as error:
         raise InputError(f"cannot write {out} ({error.strerror}); choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _show(done: int, steps: int) -> None:
@@ -99,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of its random numbers (default: %(default)s)")
     add("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
     add("--guidance", type=float, default=7.5, help="guidance scale, 1 or less for none (default: %(default)s)")
+    add("--scheduler", help="such as DDIMScheduler (default: the model's own)")
     add("--negative_prompt", default="", help="what to keep away from")
     add("--height", type=int, help="in pixels (default: the model's own)")
     add("--width", type=int, help="in pixels (default: the model's own)")

@@ -9,7 +9,7 @@ from bksdm.runtime.folder_networks import FolderNetworks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 from bksdm.runtime.pipeline import Pipeline
-from bksdm.runtime.schedulers import check_scheduler
+from bksdm.runtime.schedulers import check_scheduler, with_scheduler
 from bksdm.runtime.tokens import Tokenizer
 
 _STABLE_DIFFUSION_SCALE = 0.18215
@@ -24,6 +24,7 @@ def open_folder(
     low_memory: bool = False,
     precision: str | None = "f32",
     cache: str | Path | None = None,
+    scheduler: str | None = None,
 ) -> Pipeline:
     """The pipeline that an exported folder holds; its networks are loaded when they are first used.
 
@@ -33,6 +34,7 @@ def open_folder(
         low_memory: Whether a network leaves the memory when another is loaded.
         precision: Of OpenVINO's arithmetic; see `OpenvinoNetworks`.
         cache: Where OpenVINO keeps what it compiled.
+        scheduler: Name of a scheduler in the place of the folder's own.
 
     Raises:
         InputError: The folder is incomplete, of a format or with a scheduler that is unknown here, or the
@@ -55,19 +57,20 @@ def open_folder(
     else:
         kept = Path(cache) if cache is not None else None
         networks = OpenvinoNetworks(path, threads=threads, low_memory=low_memory, precision=precision, cache=kept)
-    return _pipeline(path, networks, about)
+    return _pipeline(path, networks, about, scheduler)
 
 
-def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any]) -> Pipeline:
+def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any], scheduler: str | None) -> Pipeline:
     text, unet, vae = (read_json(path / part / "config.json") for part in _NEEDED)
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    check_scheduler(scheduler)
+    own = read_json(path / "scheduler" / "scheduler_config.json")
+    config = own if scheduler is None else with_scheduler(own, scheduler)
+    check_scheduler(config)
     if unet.get("time_cond_proj_dim") is not None:
         raise InputError(f"{path / 'unet'} takes the guidance scale as an input, which is not known here")
     try:
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        own = unet["sample_size"]
-        sides = own if isinstance(own, list) else [own, own]
+        side = unet["sample_size"]
+        sides = side if isinstance(side, list) else [side, side]
         size = [about.get(name) or side * factor for name, side in zip(("height", "width"), sides, strict=True)]
         length, channels = text["max_position_embeddings"], vae["latent_channels"]
         halvings = len(unet["block_out_channels"]) - 1
@@ -76,7 +79,7 @@ def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any]) -> Pi
     return Pipeline(
         networks=networks,
         tokenizer=Tokenizer(path / "tokenizer", length),
-        scheduler=scheduler,
+        scheduler=config,
         channels=channels,
         scaling_factor=vae.get("scaling_factor", _STABLE_DIFFUSION_SCALE),
         factor=factor,

@@ -102,8 +102,8 @@ def _as_declared(name: str, value: NDArray[Any], declared: Input) -> NDArray[Any
         number = float(value)
         if declared.dtype.kind in "iu" and not number.is_integer():
             raise InputError(
-                f"this scheduler asks for timestep {number}, and the exported U-Net takes whole ones; set "
-                f"timestep_spacing to leading in scheduler_config.json"
+                f"this scheduler asks for timestep {number}, and the exported U-Net takes whole ones; "
+                f"export the model again, or give --scheduler DDIMScheduler"
             )
         value = np.full([size or 1 for size in declared.shape], number)
     return np.ascontiguousarray(value, dtype=declared.dtype)

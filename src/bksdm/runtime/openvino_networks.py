@@ -43,15 +43,25 @@ class OpenvinoNetworks(FolderNetworks):
         except ImportError as error:
             raise InputError("OpenVINO folders need openvino; pip install openvino") from error
         self._core: Any = openvino.Core()
+        self._float: Any = openvino.Type.f32
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": cache}
         self._settings = {name: str(value) for name, value in settings.items() if value is not None}
 
     def load(self, file: Path) -> Network:
         try:
-            return _Compiled(self._core.compile_model(str(file), "CPU", self._settings))
+            model = self._core.read_model(str(file))
+            self._take_fractions(model)
+            return _Compiled(self._core.compile_model(model, "CPU", self._settings))
         except RuntimeError as error:
             first = " ".join(str(error).split())
             raise InputError(f"{file} cannot be loaded ({first}); export the model again") from error
+
+    def _take_fractions(self, model: Any) -> None:
+        """Declare whole timesteps as numbers of any kind, which the U-Net makes of them first of all."""
+        for given in model.inputs:
+            if "timestep" in given.get_names():
+                given.get_node().set_element_type(self._float)
+        model.validate_nodes_and_infer_types()
 
 
 class _Compiled(Network):
