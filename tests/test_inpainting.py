@@ -118,7 +118,7 @@ def test_what_is_missing_of_a_grid_is_made(done: Run, v1_folder: Path, given: di
         (["--image", "image", "--mask", "mask", "--runtime", "onnx"], "mask needs torch; leave out --runtime"),
         (["--strengths", "0.5"], "strengths is [0.5]; give one or more, with an --image to start from"),
         (["--image", "image", "--strengths", "0.5", "2"], "strength is 2.0; give more than 0 and at most 1"),
-        (["--lora", "nowhere"], "lora nowhere does not exist"),
+        (["--lora", "nowhere"], "adapter nowhere does not exist"),
     ],
 )
 def test_bad_input_is_one_line(
