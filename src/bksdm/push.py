@@ -21,7 +21,8 @@ from bksdm.assets import asset
 from bksdm.errors import InputError
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
-from bksdm.models import EMBEDDED, HUB_ERRORS, check_folder
+from bksdm.hub import HUB_ERRORS
+from bksdm.models import EMBEDDED, check_folder
 from bksdm.options import PushOptions
 from bksdm.prune import RECIPE_FILE
 from bksdm.runs import replace_folder, write_text

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,8 +63,10 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    mode = usual_mode(partial)
     for file in partial.rglob("*"):
         if file.is_file():
+            file.chmod(mode)
             _reach_the_disk(file)  # before the name: a loss of power keeps the order
     shutil.rmtree(earlier, ignore_errors=True)
     if target.exists():
@@ -75,6 +78,15 @@ def replace_folder(target: Path) -> Iterator[Path]:
             earlier.replace(target)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def usual_mode(folder: Path) -> int:
+    """The mode that a new file in `folder` gets; safetensors writes files that only their owner can read."""
+    probe = folder / f".mode-{os.getpid()}"
+    with probe.open("w") as opened:
+        mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+    probe.unlink(missing_ok=True)
+    return mode
 
 
 def _reach_the_disk(file: Path) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from bksdm.data.stream import Batch
 from bksdm.errors import InputError
 
+Size = int | tuple[int, int]  # in pixels: the side of a square, or height and width
+
 
 class Picture(Protocol):
     """A picture with its caption, read when it is asked for.
@@ -74,6 +76,11 @@ def open_as_it_is(path: Path) -> Image.Image:
         return opened
 
 
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @contextmanager
 def _readable(shown: str | Path) -> Iterator[None]:
     """Turn what goes wrong with a picture inside into one line that names it."""
@@ -96,13 +103,14 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
-    """The centre square of a picture, scaled so that the short side is `size`.
+def to_pixels(image: Image.Image, size: Size, *, flip: bool = False) -> Tensor:
+    """The middle of a picture, as much of it as has the wanted shape.
 
     Returns:
-        Pixels in [-1, 1] with shape (3, size, size).
+        Pixels in [-1, 1] with shape (3, H, W).
     """
-    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
+    height, width = sides(size)
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
     if flip:
         fitted = ImageOps.mirror(fitted)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
@@ -112,17 +120,17 @@ def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
 class PictureSamples:
     """Pixels and tokens of captioned pictures.
 
-    A sample has `pixel_values` with shape (3, size, size) in [-1, 1] and `input_ids` with shape (L,).
+    A sample has `pixel_values` with shape (3, H, W) in [-1, 1] and `input_ids` with shape (L,).
 
     Attributes:
         pictures: Pictures and captions.
-        size: Side in pixels.
+        size: Of the pictures in pixels.
         tokenize: Turns a caption into `input_ids`.
         flip: Whether every other draw is mirrored, by chance.
     """
 
     pictures: Sequence[Picture]
-    size: int
+    size: Size
     tokenize: Callable[[str], Tensor]
     flip: bool = False
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bksdm.errors import InputError
 from bksdm.processes import processes
 from bksdm.progress import bar
+from bksdm.runs import usual_mode
 
 BLOCK = 64  # pictures
 
@@ -68,6 +69,7 @@ class Blocks:
         partial = file.with_suffix(f".{processes().rank}.partial")
         try:
             save_file(dict(features), partial)
+            partial.chmod(usual_mode(self.folder))
             partial.replace(file)
         except Exception as error:  # safetensors raises its own on a full disk
             partial.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from bksdm.assets import asset
 from bksdm.data.pictures import to_pixels
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, HUB_ERRORS, tokenizing
+from bksdm.hub import HUB_ERRORS
+from bksdm.models import EMBEDDED, tokenizing
 
 _BATCH = 64
 LOADING_ERRORS = (*HUB_ERRORS, SafetensorError, OSError, ValueError, KeyError, RuntimeError)

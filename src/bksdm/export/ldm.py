@@ -19,7 +19,9 @@ from torch import Tensor
 
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
+from bksdm.models import said
 from bksdm.recipe import Recipe
+from bksdm.runs import usual_mode
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
@@ -51,6 +53,7 @@ def write_single_file(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata=header)
+        partial.chmod(usual_mode(file.parent))
         with partial.open("rb") as opened:
             os.fsync(opened.fileno())
         partial.replace(file)
@@ -108,7 +111,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> di
             "vae": _plain(pipeline.vae),
             "text_encoder": _plain(pipeline.text_encoder.config, use_diff=False),
         },
-        "scheduler": _plain(pipeline.scheduler),
+        "scheduler": said(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
     }
