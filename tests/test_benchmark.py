@@ -207,7 +207,7 @@ def test_the_folder_says_what_it_is_made_from(out: Path, v1_folder: Path, wide_f
 
 def result(*names: str, rounds: int = 7) -> Benchmark:
     """Made-up figures: a model takes as many seconds as its number, counted from one."""
-    cost = UNetCost(params=2_000_000, macs_modules=3_000_000_000, macs_attention=500_000_000, latent_size=8)
+    cost = UNetCost(params=2_000_000, macs_modules=3_000_000_000, macs_attention=500_000_000, latent_size=(8, 8))
     params = {"text_encoder": 1_000_000, "unet": 2_000_000, "decoder": 500_000}
     models = []
     for number, name in enumerate(names, start=1):

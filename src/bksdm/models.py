@@ -383,8 +383,11 @@ def part_names(folder: Path) -> list[str]:
 def _parts(index: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
     """Name, and library and class, of the parts that a `model_index.json` names."""
     for name, kind in index.items():
-        if not name.startswith("_") and isinstance(kind, list) and kind != [None, None]:
-            yield name, kind
+        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
+            continue
+        if not name.isidentifier():
+            raise InputError(f"model_index.json names a part {name!r}, which is no name of a folder; copy it again")
+        yield name, kind
 
 
 @dataclass(frozen=True)

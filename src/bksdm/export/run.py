@@ -101,7 +101,7 @@ def _unpickled(options: ExportOptions, kind: Format) -> Exported:
         raise InputError(f"to is {kind.name}; --unpickle makes a folder --to diffusers, and of a .ckpt a file --to ldm")
     if options.precision not in (None, "keep"):
         raise InputError(f"precision is {options.precision}, and --unpickle changes none; export once more for that")
-    content = files_digest(sorted(source.rglob("*.bin")) or [source / "model_index.json"])
+    content = files_digest([source] if source.is_file() else sorted(source.rglob("*.bin")))
     settings = dataclasses.asdict(options) | {"model_content": content}
     if kind.suffix:
         _check_new(out, kind)

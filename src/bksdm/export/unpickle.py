@@ -1,4 +1,7 @@
-"""Pickled weights become safetensors, once: the only place where a MODEL's pickles are opened, and for tensors alone."""
+"""Pickled weights become safetensors, once.
+
+Nothing else opens a model's pickles, and this reads tensors from them and runs nothing.
+"""
 
 import pickle
 import shutil
@@ -18,6 +21,7 @@ from bksdm.prune import RECIPE_FILE
 
 _WANTED = ("model_index.json", RECIPE_FILE, *(f"*/*{suffix}" for suffix in (".json", ".txt", ".bin", ".safetensors")))
 _INDEX = "model_index.json"
+_MEND = "copy it again, or ask who made it for safetensors"
 
 
 def pickled(model: str) -> Path:
@@ -76,13 +80,9 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         held: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{file} is damaged, or holds more than tensors, and is not opened; give safetensors"
-        ) from error
+        raise InputError(f"{file} is damaged, or holds more than tensors, and is not read; {_MEND}") from error
     held = held.get("state_dict", held) if isinstance(held, dict) else {}
-    others = [name for name, value in held.items() if not isinstance(value, Tensor)]
-    if others or not held:
-        raise InputError(
-            f"{file} holds no tensors by name ({', '.join(map(str, others[:3])) or 'none'}); give safetensors"
-        )
+    other = next((name for name, value in held.items() if not isinstance(value, Tensor)), None)
+    if not held or other is not None:
+        raise InputError(f"{file} holds {'no weights' if other is None else f'{other!r}, no tensor'}; {_MEND}")
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in held.items()}
