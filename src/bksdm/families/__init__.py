@@ -64,12 +64,7 @@ def recipes_between(teacher_config: Config, student_config: Config, name: str) -
 
 
 def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
-    """Name and both values of an entry in which two configs of U-Nets differ, if there is one.
-
-    Arguments:
-        wanted: A whole config.
-        found: One that may leave out what it has by default.
-    """
+    """Name and both values of an entry in which the config of a U-Net is not the wanted one, if there is one."""
     return sd_unet.difference(wanted, found)
 
 

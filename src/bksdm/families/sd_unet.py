@@ -266,9 +266,9 @@ def _units(unet: UNetShape) -> Iterator[str]:
 
 
 def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
-    """Name and both values of an entry in which two configs differ; `found` may leave out its defaults."""
+    """Name and both values of an entry in which two configs differ; each may leave out its defaults."""
     stages = len(wanted["block_out_channels"])
-    for key, value in wanted.items():
+    for key, value in (_DEFAULTS | dict(wanted)).items():
         own = found.get(key, _DEFAULTS.get(key, value))
         one, other = ([*item] if isinstance(item, (list, tuple)) else item for item in (value, own))
         if key == "layers_per_block":
