@@ -349,6 +349,20 @@ def check_folder(path: Path) -> None:
     Raises:
         InputError: Naming what is missing or damaged.
     """
+    for name in part_names(path):
+        _check_weights(path / name, path)
+    for name in (*_NETWORKS, "tokenizer", "scheduler"):
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
+    _check_tokenizer(path / "tokenizer")
+
+
+def part_names(path: Path) -> list[str]:
+    """The names of the folders that a Stable Diffusion pipeline consists of.
+
+    Raises:
+        InputError: It is none, or a part is missing or wants code of its own.
+    """
     index = path / "model_index.json"
     if not index.is_file():
         raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
@@ -364,20 +378,7 @@ def check_folder(path: Path) -> None:
             raise InputError(f"{path} wants code of its own for {name} ({kind[0]}), which is never run")
         if not (path / name).is_dir():
             raise InputError(f"{path} has no folder {name}, which its model_index.json names; copy the whole pipeline")
-        _check_weights(path / name, path)
-    for name in (*_NETWORKS, "tokenizer", "scheduler"):
-        if not (path / name).is_dir():
-            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
-    _check_tokenizer(path / "tokenizer")
-
-
-def part_names(folder: Path) -> list[str]:
-    """Names of the parts of a pipeline's folder.
-
-    Raises:
-        InputError: Its `model_index.json` cannot be read.
-    """
-    return [name for name, _ in _parts(_read_json(folder / "model_index.json"))]
+    return [name for name, _ in _parts(values)]
 
 
 def _parts(index: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
