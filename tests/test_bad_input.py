@@ -523,7 +523,11 @@ def other_recipe(world: World) -> Path:
 
 
 ENCODERS = [
-    case("missing encoder", lambda w: w.evaluate("--encoder", w.tmp / "no"), "encoder {tmp}/no is not a CLIP"),
+    case(
+        "missing encoder",
+        lambda w: w.evaluate("--encoder", w.tmp / "no"),
+        "encoder {tmp}/no does not exist; give the folder",
+    ),
     case("empty encoder", lambda w: w.evaluate("--encoder", w.empty()), "encoder {tmp}/empty is not a CLIP"),
     case("a pipeline as encoder", lambda w: w.evaluate("--encoder", w.teacher), "teacher is not a CLIP folder"),
     case("a VAE as encoder", lambda w: w.evaluate("--encoder", w.teacher / "vae"), "vae is not a CLIP folder"),

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
+from diffusers import ControlNetModel, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from bksdm.adapters.controlnet import load_controlnet
+from bksdm.assets import asset
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.run import distill
 from bksdm.errors import InputError
@@ -24,7 +26,8 @@ from bksdm.personalize.run import personalize
 from bksdm.prune import prune
 from bksdm.push import push
 from hub_cache import in_hub_cache
-from tiny_models import PICTURE, age, write_json
+from published import RECIPES
+from tiny_models import CONTEXT, PICTURE, age, write_json
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 TEXT = Path("text_encoder", "model.safetensors")
@@ -124,14 +127,14 @@ def formats(file: Path) -> set[torch.dtype]:
     return {tensor.dtype for tensor in load_file(file).values() if tensor.is_floating_point()}
 
 
-def draws(folder: Path) -> None:
+def draws(folder: Path, side: int = PICTURE) -> None:
     """Load a folder as people do, with no word about number formats, and draw."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     assert {parameter.dtype for part in networks for parameter in part.parameters()} == {torch.float32}
     pipeline.set_progress_bar_config(disable=True)
     (picture,) = pipeline("red apple", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images
-    assert picture.size == (PICTURE, PICTURE)
+    assert picture.size == (side, side)
 
 
 def timesteps(folder: Path) -> list[int]:
@@ -218,12 +221,33 @@ def test_a_student_of_a_model_on_the_hub_has_its_scheduler(
     draws(tmp_path / "student")
 
 
+def test_a_file_for_other_programs_may_be_read_by_others(old_teacher: Path, tmp_path: Path) -> None:
+    write_single_file(load_pipeline(old_teacher), tmp_path / "one.safetensors")
+    (tmp_path / "new").touch()
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_one_file_and_back_leaves_the_scheduler_as_it_was(old_teacher: Path, tmp_path: Path) -> None:
     write_single_file(load_pipeline(old_teacher), tmp_path / "one.safetensors")
     export(ExportOptions(str(tmp_path / "one.safetensors"), "diffusers", str(tmp_path / "back")))
     assert timesteps(tmp_path / "back") == timesteps(old_teacher)
     back, there = (json.loads((folder / SCHEDULER).read_text()) for folder in (tmp_path / "back", old_teacher))
     assert back | {"_diffusers_version": ""} == there | {"_diffusers_version": ""}
+
+
+# The embedded model, which ships in half precision
+
+
+@pytest.mark.parametrize("recipe", [None, *RECIPES])
+def test_the_embedded_model_and_its_students_draw_in_stock_diffusers(tmp_path: Path, recipe: str | None) -> None:
+    folder = asset("emoji", "model")
+    if recipe:
+        prune(PruneOptions("emoji", recipe, str(tmp_path / "student")))
+        folder = tmp_path / "student"
+        assert (folder / SCHEDULER).read_bytes() == (asset("emoji", "model") / SCHEDULER).read_bytes()
+    assert formats(folder / UNET) == {torch.float16}
+    draws(folder, side=64)
 
 
 # Number formats
@@ -238,9 +262,7 @@ def test_a_student_keeps_the_format_of_each_network(half_teacher: Path, tmp_path
     draws(tmp_path / "student")
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
-)
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_another_format_is_that_of_all_networks(
     old_teacher: Path, tmp_path: Path, precision: str, dtype: torch.dtype
 ) -> None:
@@ -264,6 +286,16 @@ def test_a_single_file_in_half_precision_makes_a_student_in_half(
 def prune_from(teacher: str | Path, out: Path) -> Path:
     prune(PruneOptions(str(teacher), "small", str(out)))
     return out
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(None, torch.float16), ("fp32", torch.float32)])
+def test_a_folder_is_written_again_in_another_format(
+    old_teacher: Path, tmp_path: Path, precision: str | None, dtype: torch.dtype
+) -> None:
+    export(ExportOptions(str(old_teacher), "diffusers", str(tmp_path / "again"), precision))
+    for file in (tmp_path / "again").rglob("*.safetensors"):
+        assert formats(file) == {dtype}, file
+    assert (tmp_path / "again" / SCHEDULER).read_bytes() == (old_teacher / SCHEDULER).read_bytes()
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype", None])
@@ -323,10 +355,11 @@ def test_plain_weights_come_before_those_of_a_variant(old_teacher: Path, tmp_pat
         assert load_pipeline(model).unet.conv_in.weight.any()
 
 
+@pytest.mark.parametrize("listed", [True, False])
 def test_a_variant_on_the_hub_is_a_model_too(
-    variant_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
 ) -> None:
-    in_hub_cache(variant_teacher, "someone/half", tmp_path / "cache", monkeypatch)
+    in_hub_cache(variant_teacher, "someone/half", tmp_path / "cache", monkeypatch, listed=listed)
     assert formats(prune_from("someone/half", tmp_path / "student") / UNET) == {torch.float16}
 
 
@@ -340,6 +373,14 @@ def test_a_variant_that_nobody_knows_stands_in_alone_and_not_among_others(
     shutil.copy(own, fp16.with_name("diffusion_pytorch_model.non_ema.safetensors"))
     with pytest.raises(InputError, match=r"unet has weights of mine, non_ema; leave one of them$"):
         load_pipeline(folder)
+
+
+def test_a_controlnet_with_nothing_but_a_variant_is_one(tmp_path: Path) -> None:
+    small = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": CONTEXT, "norm_num_groups": 16}
+    network = ControlNetModel(**small, conditioning_embedding_out_channels=(8, 16)).half()
+    network.save_pretrained(tmp_path / "canny", variant="fp16")
+    found = load_controlnet(tmp_path / "canny").state_dict()
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in network.state_dict().items())
 
 
 # Weights in pieces

@@ -68,7 +68,7 @@ def _children_like(folder: Path, name: str) -> list[Path]:
     if (folder / name).exists():
         return [folder / name]
     try:
-        names = [child.name for child in folder.iterdir()]
+        names = [child.name for child in folder.iterdir() if not child.name.startswith(".")]
     except OSError:
         return []
     return [folder / near for near in difflib.get_close_matches(name, names, _MOST_NEAR)]

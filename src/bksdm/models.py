@@ -86,13 +86,13 @@ def located(model: str | Path) -> Path:
     for variant in (None, "fp16"):
         try:
             return Path(StableDiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
-        except HUB_ERRORS as error:
-            raise not_on_hub("model", str(model), error) from error
-        except (OSError, ValueError) as error:  # says that files of this variant are not all there
-            reason = error
-    raise InputError(
-        f"model {model} has no safetensors for some of its parts ({_one_line(reason)[:200]}); {_conversion(model)}"
-    )
+        except (*HUB_ERRORS, OSError, ValueError) as error:
+            reason = error.__cause__ or error
+            if isinstance(reason, HUB_ERRORS):
+                raise not_on_hub("model", str(model), reason) from error
+            if "variant=" not in str(error):  # it is not that files of this variant are lacking
+                raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+    raise InputError(f"model {model} has no safetensors for some of its parts; {_conversion(model)}")
 
 
 def load_contents(file: str | Path) -> Contents:
