@@ -84,8 +84,8 @@ def test_a_model_on_the_hub_is_converted_too(old: Path, tmp_path: Path, monkeypa
     with pytest.raises(InputError) as refused:
         load_pipeline("someone/old")
     assert str(refused.value) == (
-        "model someone/old has no safetensors for some of its parts; convert it, once, by bksdm export someone/old --to "
-        "diffusers --unpickle --out NEW"
+        "model someone/old has no safetensors for some of its parts; "
+        "convert it, once, by bksdm export someone/old --to diffusers --unpickle --out NEW"
     )
     assert load_pipeline(converted("someone/old", tmp_path / "new")).unet.dtype == torch.float32
 

@@ -97,7 +97,7 @@ class DistillOptions:
 
     Attributes:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
-        student: Folder that `bksdm prune` wrote.
+        student: Folder that `bksdm prune` wrote, or a student of others: folder, .safetensors file or Hub id.
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
@@ -195,7 +195,7 @@ class LcmOptions:
 
     Attributes:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
-        student: Folder that `bksdm prune` or `bksdm distill` wrote.
+        student: Folder that `bksdm prune` or `bksdm distill` wrote, or a student of others.
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
