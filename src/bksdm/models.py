@@ -69,6 +69,7 @@ def load_pipeline(
     except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_to_config(_name_or_path=str(path))
     if with_unet:
         check_parts(pipeline.text_encoder, pipeline.unet.config, model)
     return pipeline
@@ -295,7 +296,7 @@ def read_unet(folder: Path) -> tuple[Config, Tensors]:
     return cast(Config, unet.config), tensors
 
 
-def formats(model: str | Path, precision: str) -> dict[str, torch.dtype]:
+def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
     """Number formats of the parts of what is made from MODEL, for `save_pipeline`.
 
     Arguments:
@@ -393,15 +394,21 @@ def _parts(index: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a pipeline was made from.
+    """Where a pipeline came from.
 
     Attributes:
-        model: The MODEL.
-        changed: Names of the parts that are not that model's.
+        folder: Of the pipeline that it was made from.
+        changed: Names of the parts that are not in that folder.
     """
 
-    model: str | Path
-    changed: tuple[str, ...] = ("unet",)
+    folder: Path
+    changed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loaded: StableDiffusionPipeline, changed: tuple[str, ...] = ("unet",)) -> "Origin | None":
+        """The folder that `load_pipeline` read; None where it read a single file."""
+        path = Path(loaded.config["_name_or_path"])
+        return cls(path, changed) if path.is_dir() else None
 
 
 def save_pipeline(
@@ -422,8 +429,7 @@ def save_pipeline(
         pipeline: The pipeline.
         folder: Where to; an existing folder is replaced.
         extra: Text files to put beside it, name -> content.
-        origin: What the parts that did not change are copied from; without one, or where it is a single file, all
-            is written from the pipeline.
+        origin: What the parts that did not change are copied from; without one, all is written from the pipeline.
         formats: Number formats of the weights by part; the others stay as they are.
 
     Raises:
@@ -433,11 +439,10 @@ def save_pipeline(
         raise InputError(
             f"cannot write {folder}: the pipeline has a small decoder, which such a folder cannot hold; save it without"
         )
-    source = None if origin is None else located(origin.model)
     try:
         with replace_folder(folder) as partial:
-            if origin and source and source.is_dir():
-                _copy_parts(pipeline, source, partial, origin.changed)
+            if origin:
+                _copy_parts(pipeline, origin, partial)
             else:
                 _write_parts(pipeline, partial)
             _complete(pipeline, partial, formats or {})
@@ -453,19 +458,19 @@ def _write_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     write_text(folder / "scheduler" / "scheduler_config.json", text + "\n")
 
 
-def _copy_parts(pipeline: StableDiffusionPipeline, source: Path, folder: Path, changed: Collection[str]) -> None:
-    """The parts of the folder `source`, and those of the pipeline that changed."""
-    index = _read_json(source / "model_index.json")
+def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path) -> None:
+    """The parts of where the pipeline came from, and its own that changed."""
+    index = _read_json(origin.folder / "model_index.json")
     named = dict(_parts(index))
     for name in named:
-        if name not in changed:
-            copy_part(source / name, folder / name)
-    for name in changed:
+        if name not in origin.changed:
+            copy_part(origin.folder / name, folder / name)
+    for name in origin.changed:
         part = getattr(pipeline, name)
         part.save_pretrained(folder / name)
         named[name] = [named[name][0], type(part).__name__]
     if index | named == index:
-        shutil.copyfile(source / "model_index.json", folder / "model_index.json")
+        shutil.copyfile(origin.folder / "model_index.json", folder / "model_index.json")
     else:
         write_text(folder / "model_index.json", json.dumps(index | named, indent=2) + "\n")
 

@@ -109,11 +109,14 @@ def copy_part(source: Path, target: Path) -> None:
 def rewrite_weights(folder: Path, dtype: torch.dtype | None, prefix: str = "") -> None:
     """Bring the weights of a part into a number format, if one is given, and let their names begin with `prefix`."""
     weights = find_weights(folder)
-    for file in weights.files if weights else ():
-        tensors = load_file(file)
-        wanted = {name if name.startswith(prefix) else prefix + name: _cast(t, dtype) for name, t in tensors.items()}
-        if any(wanted.get(name) is not tensor for name, tensor in tensors.items()):
-            save_file(wanted, file, metadata={"format": "pt"})
+    if weights is None or (dtype is None and all(name.startswith(prefix) for name in Tensors(weights))):
+        return
+    for file in weights.files:
+        tensors = {
+            name if name.startswith(prefix) else prefix + name: t.to(dtype) if dtype and t.is_floating_point() else t
+            for name, t in load_file(file).items()
+        }
+        save_file(tensors, file, metadata={"format": "pt"})
     write_index(folder)
 
 
@@ -141,10 +144,6 @@ def load_in_float32(folder: Path) -> None:
     stored = "float32" if half_format(weights.files) is None else "half"
     if any(config.get(key, stored) != "float32" for key in named):
         write_text(file, json.dumps(config | dict.fromkeys(named, "float32"), indent=2) + "\n")
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
 
 def plain_name(file: Path) -> str:

@@ -18,7 +18,7 @@ from bksdm.models import (
     Origin,
     check_parts,
     fingerprint,
-    formats,
+    formats_of,
     load_contents,
     load_pipeline,
     located,
@@ -65,8 +65,8 @@ def prune(options: PruneOptions) -> Description:
         model_card(description, options.teacher),
         folder,
         files,
-        Origin(options.teacher),
-        formats(options.teacher, options.precision),
+        Origin.of(teacher),
+        formats_of(options.teacher, options.precision),
     )
     return description
 
@@ -78,11 +78,11 @@ def save_student(
     folder: Path,
     files: Mapping[str, str] | None = None,
     origin: Origin | None = None,
-    number_formats: Mapping[str, torch.dtype] | None = None,
+    formats: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Write a student's pipeline with its recipe, its card and other text files; see `save_pipeline`."""
     texts = {RECIPE_FILE: yaml.safe_dump(recipe.to_dict(), sort_keys=False), "README.md": card, **(files or {})}
-    save_pipeline(student, folder, texts, origin, number_formats)
+    save_pipeline(student, folder, texts, origin, formats)
 
 
 def read_recipe(student: str | Path) -> Recipe:

@@ -257,5 +257,5 @@ def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentO
             card,
             folder,
             files,
-            Origin(options.teacher, lesson.changed),
+            Origin.of(pair.teacher, lesson.changed),
         )

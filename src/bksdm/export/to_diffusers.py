@@ -6,7 +6,7 @@ import yaml
 
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import TorchNetworks
-from bksdm.models import Origin, formats, load_pipeline, save_pipeline
+from bksdm.models import Origin, formats_of, load_pipeline, save_pipeline
 from bksdm.prune import RECIPE_FILE
 from bksdm.runtime.networks import Networks
 
@@ -19,8 +19,8 @@ def write(source: Source, folder: Path) -> None:
         source.pipeline,
         folder,
         extra,
-        Origin(source.model, changed=()),
-        formats(source.model, source.precision),
+        Origin.of(source.pipeline, changed=()),
+        formats_of(source.model, source.precision),
     )
 
 

@@ -269,7 +269,7 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
     pipeline, recipe = learner.pipeline.to("cpu"), recipe_of(options.model)
     for network in learner.networks.values():
         network.eval()
-    origin = Origin(options.model, tuple(learner.networks))
+    origin = Origin.of(pipeline, tuple(learner.networks))
     if recipe is None:
         save_pipeline(pipeline, folder, files, origin)
     else:
