@@ -13,6 +13,8 @@ from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
 
+SLIP = "runs/studnet"
+NO_ID = ", and runs is a folder here, so that it is no hub id"
 GIVE = "give a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
 
 
@@ -29,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("runs/studnet", "runs/student, runs/students"),
+        (SLIP, "runs/student, runs/students"),
         ("runs/distil/student", "runs/distill/student"),
         ("./runs/studnet", "runs/student, runs/students"),
         ("rnus/student/", "runs/student"),
@@ -46,6 +48,9 @@ def test_a_slip_in_a_path_is_answered_with_what_is_near(here: Path, name: str, n
         with pytest.raises(InputError) as refused:
             load(name)
         shown = f" (near it: {near})" if near else ""
+        shown += (
+            ", and runs is a folder here, so that it is no hub id" if name in (SLIP, "runs/nothing-like-it") else ""
+        )
         assert str(refused.value) == f"model {name} does not exist{shown}; {GIVE}"
 
 
@@ -85,12 +90,12 @@ def test_a_decoder_is_named_in_the_same_way(here: Path) -> None:
     with pytest.raises(InputError) as refused:
         load_decoder("runs/decodr")
     assert str(refused.value) == (
-        "decoder runs/decodr does not exist (near it: runs/decoder); give the folder of an AutoencoderTiny, a hub id "
-        "(OWNER/NAME) or 'emoji'"
+        "decoder runs/decodr does not exist (near it: runs/decoder), and runs is a folder here, so that it is no hub "
+        "id; give the folder of an AutoencoderTiny, a hub id (OWNER/NAME) or 'emoji'"
     )
 
 
 def test_the_command_line_says_it_in_one_line(run: Run, here: Path) -> None:
-    outcome = run("generate", "runs/studnet", "--prompt", "red", "--out", here / "out")
+    outcome = run("generate", SLIP, "--prompt", "red", "--out", here / "out")
     assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.said == [f"bksdm: model runs/studnet does not exist (near it: runs/student, runs/students); {GIVE}"]
+    assert outcome.said == [f"bksdm: model {SLIP} does not exist (near it: runs/student, runs/students){NO_ID}; {GIVE}"]

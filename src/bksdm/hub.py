@@ -21,9 +21,14 @@ def is_id(name: str | Path) -> bool:
 
     Not where a folder OWNER is here: then it is a path with a slip in it, unless the Hub's cache has that very id.
     """
-    if isinstance(name, Path) or not _ID.fullmatch(name) or name.endswith(_FILES):
+    if not _reads_as_id(name):
         return False
-    return not Path(name).parent.is_dir() or any(isinstance(try_to_load_from_cache(name, file), str) for file in _KEPT)
+    cached = (try_to_load_from_cache(str(name), file) for file in _KEPT)
+    return not Path(name).parent.is_dir() or any(isinstance(file, str) for file in cached)
+
+
+def _reads_as_id(name: str | Path) -> bool:
+    return isinstance(name, str) and _ID.fullmatch(name) is not None and not name.endswith(_FILES)
 
 
 def fetched(name: str, file: str) -> Path | None:
@@ -42,7 +47,8 @@ def missing(what: str, name: str | Path, give: str) -> InputError:
         name: What was given.
         give: What could have been given.
     """
-    return InputError(f"{what} {name} does not exist{_spelled_alike(name)}; give {give}")
+    path = f", and {Path(name).parent} is a folder here, so that it is no hub id" if _reads_as_id(name) else ""
+    return InputError(f"{what} {name} does not exist{_spelled_alike(name)}{path}; give {give}")
 
 
 def not_on_hub(what: str, name: str, error: BaseException) -> InputError:
