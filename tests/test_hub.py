@@ -48,9 +48,7 @@ def test_a_slip_in_a_path_is_answered_with_what_is_near(here: Path, name: str, n
         with pytest.raises(InputError) as refused:
             load(name)
         shown = f" (near it: {near})" if near else ""
-        shown += (
-            ", and runs is a folder here, so that it is no hub id" if name in (SLIP, "runs/nothing-like-it") else ""
-        )
+        shown += NO_ID if name in (SLIP, "runs/nothing-like-it") else ""
         assert str(refused.value) == f"model {name} does not exist{shown}; {GIVE}"
 
 
