@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ControlNetModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bksdm.adapters.controlnet import load_controlnet
 from bksdm.errors import InputError
@@ -96,6 +96,13 @@ def test_what_is_safetensors_already_is_copied(old: Path, v1_student: Path, tmp_
     new = converted(student, tmp_path / "new")
     assert (new / UNET).read_bytes() == (student / UNET).read_bytes(), "a pickle beside it is not looked at"
     assert (new / RECIPE_FILE).read_bytes() == (student / RECIPE_FILE).read_bytes()
+
+
+def test_a_variant_in_safetensors_does_not_stand_in_for_the_whole_pickle(old: Path, tmp_path: Path) -> None:
+    whole = torch.load(old / UNET.with_suffix(".bin"), weights_only=True)
+    save_file({name: t.half() for name, t in whole.items()}, old / UNET.with_suffix(".fp16.safetensors"))
+    found = load_file(converted(old, tmp_path / "new") / UNET)
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
 
 
 def test_pickles_in_pieces_and_of_a_variant(old: Path, tmp_path: Path) -> None:

@@ -66,9 +66,11 @@ def unpickle(source: Path, target: Path) -> None:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Copy the folder of a part, its weights as safetensors."""
+    """Copy the folder of a part, its weights as safetensors; what is so already, and no mere variant, comes first."""
     copy_part(source, target)
-    weights = None if find_weights(source) else find_weights(source, "bin")
+    safe, weights = find_weights(source), find_weights(source, "bin")
+    if safe and (not safe.variant or weights is None or weights.variant):
+        return
     for file in weights.files if weights else ():
         name = Path(plain_name(file)).with_suffix(".safetensors").name
         save_file(_tensors(file), target / name.removeprefix("pytorch_"), metadata={"format": "pt"})

@@ -50,7 +50,7 @@ def view(picture: Image.Image, size: Size, number: int, seed: int, *, flip: bool
             min(picture.height, picture.width * height / width),
         )
         cut = [math.ceil(side * (SMALLEST_CUT + (1 - SMALLEST_CUT) * low)) for side in largest]
-        left, top = (round(share * (all_ - part)) for share, all_, part in zip((x, y), picture.size, cut, strict=True))
+        left, top = (round(share * (room - side)) for share, room, side in zip((x, y), picture.size, cut, strict=True))
         picture = picture.crop((left, top, left + cut[0], top + cut[1]))
     return to_pixels(ImageOps.mirror(picture) if flip and number % 2 else picture, size)
 
