@@ -101,6 +101,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
+def own_data_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` makes of parquet files is kept for a run of the tests, and not among the user's."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+
+
+@pytest.fixture
 def folder(v1_folder: Path, tmp_path: Path) -> Path:
     """A copy of the v1 teacher's folder, to be damaged."""
     return Path(shutil.copytree(v1_folder, tmp_path / "teacher"))

@@ -1,24 +1,39 @@
 """Adapters cross the pruning: what changes which layer, on the teacher and on its students."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    MotionAdapter,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bksdm.adapt import adapt
 from bksdm.adapters.controlnet import StudentControlNet, load_controlnet
-from bksdm.adapters.lora import LORA_FILE, add_lora, merge_lora, read_lora, save_lora, widths
+from bksdm.adapters.kinds import LORA_FILE
+from bksdm.adapters.lora import merge_lora
+from bksdm.adapters.lora_out import KOHYA_FILE
+from bksdm.adapters.motion import motion_unet
+from bksdm.adapters.training import add_lora, save_lora
 from bksdm.errors import InputError
 from bksdm.families import derive, skip_connections
+from bksdm.families.sd_ldm import UNET, unet_places
 from bksdm.models import load_pipeline
 from bksdm.options import AdaptOptions
-from bksdm.recipe import load_recipe
-from tiny_models import CONTEXT, LATENT, PICTURE, random_inputs
+from bksdm.recipe import Pruning, load_recipe
+from lora_layouts import LAYOUTS, Made
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
@@ -56,40 +71,114 @@ def controlnet(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
     return folder
 
 
-def change(model: Path, lora: Path) -> dict[str, Tensor]:
-    """By how much a LoRA changes the weights of a model, of those that it changes."""
-    before, after = load_pipeline(model), merge_lora(load_pipeline(model), lora)
+def parts(pipeline: StableDiffusionPipeline) -> dict[str, torch.nn.Module]:
+    return {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+
+
+def merged_by_diffusers(model: Path, lora: Path) -> dict[str, Tensor]:
+    """By how much stock diffusers changes the weights of a model."""
+    pipeline = load_pipeline(model, torch.float64)
+    was = {
+        f"{part}.{name}": p.detach().clone()
+        for part, net in parts(pipeline).items()
+        for name, p in net.named_parameters()
+    }
+    pipeline.load_lora_weights(lora)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    now = {f"{part}.{name}": p.detach() for part, net in parts(pipeline).items() for name, p in net.named_parameters()}
+    assert now.keys() == was.keys()
+    return {name: p - was[name] for name, p in now.items() if not torch.equal(p, was[name])}
+
+
+def kept(wanted: dict[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
+    """Changes of a teacher's parameters as those of its student, of what stays there."""
     found = {}
-    for part in ("unet", "text_encoder"):
-        own = dict(getattr(before, part).named_parameters())
-        for name, weight in getattr(after, part).named_parameters():
-            if not torch.equal(weight, own[name]):
-                found[f"{part}.{name}"] = weight.detach() - own[name].detach()
+    for name, tensor in wanted.items():
+        part, _, path = name.partition(".")
+        if here := pruning.student_key(path) if part == "unet" else path:
+            found[f"{part}.{here}"] = tensor
     return found
 
 
 # LoRAs
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_layer_that_stays_is_changed_as_the_teachers_own(
-    students: dict[str, Path],
-    lora: Path,
-    v1_folder: Path,
-    v1_teacher: StableDiffusionPipeline,
-    tmp_path: Path,
-    recipe: str,
+@pytest.mark.parametrize(
+    "layout", ["kohya", "diffusers, config in the header (rsLoRA, patterns)", "DoRA, diffusers", "diffusers, biases"]
+)
+def test_stock_diffusers_reads_what_is_carried(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, layout: str
 ) -> None:
-    made = adapt(AdaptOptions(str(lora), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
-    theirs, ours = change(v1_folder, lora), change(students[recipe], made.out)
-    pruning = derive(load_recipe(recipe), v1_teacher.unet.config)
-    for name, difference in ours.items():
-        part, _, rest = name.partition(".")
-        there = f"unet.{pruning.teacher_key(rest)}" if part == "unet" else name
-        torch.testing.assert_close(difference, theirs.pop(there), atol=1e-5, rtol=1e-3)
-    assert {name.removesuffix(".weight") for name in theirs} == set(made.dropped)
-    assert made.kept == len(ours)
-    assert all(any(name.removeprefix("unet.").startswith(gone) for gone in pruning.removed) for name in made.dropped)
+    torch.manual_seed(3)
+    lora = LAYOUTS[layout](v1_teacher)
+    made = adapt(
+        AdaptOptions(str(lora.write(tmp_path / "it")), str(students["small"]), str(v1_folder), str(tmp_path / "out"))
+    )
+    wanted = kept(lora.changes, derive(load_recipe("small"), v1_teacher.unet.config))
+    found = merged_by_diffusers(students["small"], made.out)
+    assert found.keys() == wanted.keys()
+    for name, change in found.items():
+        assert (change - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+
+
+def test_dora_has_a_file_for_diffusers_and_one_for_others(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """Under kohya's names, diffusers leaves out the magnitudes; under its own, others do not read them."""
+    lora = LAYOUTS["DoRA, by output"](v1_teacher).write(tmp_path / "it")
+    out = adapt(AdaptOptions(str(lora), str(students["base"]), str(v1_folder), str(tmp_path / "out"))).out
+    assert any(name.endswith("lora_magnitude_vector.weight") for name in load_file(out / LORA_FILE))
+    assert any(name.endswith(".dora_scale") for name in load_file(out / KOHYA_FILE))
+
+
+def test_dora_that_diffusers_misreads_is_said_to_be(
+    done: Run, students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    lora = LAYOUTS["DoRA, by input"](v1_teacher).write(tmp_path / "it")
+    outcome = done("adapt", lora, "--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out")
+    assert any("stock diffusers reads this LoRA without its DoRA magnitudes" in line for line in outcome.said)
+
+
+def test_queries_without_outputs_have_a_file_for_diffusers_too(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """Under kohya's names, diffusers leaves out a text encoder's queries where no output projection is changed."""
+    lora = LAYOUTS["kohya"](v1_teacher)
+    lora.tensors = {name: tensor for name, tensor in lora.tensors.items() if "out_proj" not in name}
+    lora.changes = {name: tensor for name, tensor in lora.changes.items() if "out_proj" not in name}
+    out = tmp_path / "out"
+    adapt(AdaptOptions(str(lora.write(tmp_path / "it")), str(students["base"]), str(v1_folder), str(out)))
+    found = merged_by_diffusers(students["base"], out)
+    wanted = kept(lora.changes, derive(load_recipe("base"), v1_teacher.unet.config))
+    assert found.keys() == wanted.keys()
+    assert (out / KOHYA_FILE).is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_other_programs_find_every_layer_by_its_name(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
+) -> None:
+    """ComfyUI and InvokeAI list names by the layers of a model; here are those of the student, by the same rules."""
+    lora = LAYOUTS["kohya"](v1_teacher).write(tmp_path / "it")
+    out = adapt(AdaptOptions(str(lora), str(students[recipe]), str(v1_folder), str(tmp_path / "out"))).out
+    unet = UNet2DConditionModel.from_pretrained(students[recipe] / "unet").state_dict()
+    known = {f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}" for key in unet if key.endswith(".weight")}
+    projections = (
+        "self_attn_q_proj",
+        "self_attn_k_proj",
+        "self_attn_v_proj",
+        "self_attn_out_proj",
+        "mlp_fc1",
+        "mlp_fc2",
+    )
+    known |= {f"lora_te_text_model_encoder_layers_{n}_{name}" for n in range(32) for name in projections}
+    names = {name.partition(".")[0] for name in load_file(out / LORA_FILE)}
+    assert names <= known
+    with safe_open(out / LORA_FILE, framework="pt") as opened:
+        header = opened.metadata()
+    assert header["ss_network_module"] == "networks.lora"
+    assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "4.0")
 
 
 def test_stock_loading_puts_it_on_other_layers_without_a_word(
@@ -101,60 +190,79 @@ def test_stock_loading_puts_it_on_other_layers_without_a_word(
     carried = adapt(AdaptOptions(str(lora), str(students["small"]), str(v1_folder), str(tmp_path / "out")))
     name = "up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q"
     naive = stock.unet.get_submodule(name).lora_B["default_0"].weight
-    ours = read_lora(carried.out / LORA_FILE)
-    assert not torch.equal(naive, ours[f"unet.{name}.lora_B.weight"])
-    theirs = read_lora(lora / LORA_FILE)
     there = name.replace("attentions.1", "attentions.2")
-    assert torch.equal(ours[f"unet.{name}.lora_B.weight"], theirs[f"unet.{there}.lora_B.weight"])
+    ours, theirs = load_file(carried.out / LORA_FILE), load_file(lora / LORA_FILE)
+    up = "lora_unet_{}.lora_up.weight"
+    assert torch.equal(naive, theirs[up.format(name.replace(".", "_"))])
+    assert torch.equal(ours[up.format(name.replace(".", "_"))], theirs[up.format(there.replace(".", "_"))])
     assert carried.moved[f"unet.{there}"] == f"unet.{name}"
     with pytest.raises(InputError, match="layers that this model does not have"):
         merge_lora(load_pipeline(students["small"]), lora)
 
 
-def test_what_is_carried_is_what_stock_diffusers_takes_whole(
-    students: dict[str, Path], lora: Path, v1_folder: Path, tmp_path: Path
+def test_bundled_words_come_along(
+    done: Run, students: dict[str, Path], lora: Path, v1_folder: Path, tmp_path: Path
 ) -> None:
-    made = adapt(AdaptOptions(str(lora), str(students["tiny"]), str(v1_folder), str(tmp_path / "out")))
-    stock = StableDiffusionPipeline.from_pretrained(students["tiny"], safety_checker=None)
-    stock.load_lora_weights(made.out)
-    ours = merge_lora(load_pipeline(students["tiny"]), made.out)
-    with torch.no_grad():
-        outputs = [pipeline.unet(*random_inputs()).sample for pipeline in (stock, ours)]
-    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-3)
-
-
-def test_alphas_of_kohyas_files_and_of_metadata_count(lora: Path, v1_folder: Path, tmp_path: Path) -> None:
-    plain = read_lora(lora / LORA_FILE)
-    kohya = {}
-    for module in widths(plain):
-        if module.startswith("unet."):
-            name = f"lora_unet_{module.removeprefix('unet.').replace('.', '_')}"
-            kohya[f"{name}.lora_down.weight"] = plain[f"{module}.lora_A.weight"]
-            kohya[f"{name}.lora_up.weight"] = plain[f"{module}.lora_B.weight"]
-            kohya[f"{name}.alpha"] = torch.tensor(1.0)  # of rank 2
-    save_file(kohya, tmp_path / "kohya.safetensors")
-    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 1, "unet.r": 2})}
-    unet = {name: tensor for name, tensor in load_file(lora / LORA_FILE).items() if name.startswith("unet.")}
-    save_file(unet, tmp_path / "half.safetensors", metadata=metadata)
-    for name in ("kohya", "half"):
-        found = read_lora(tmp_path / f"{name}.safetensors")
-        assert found.keys() == {key for key in plain if key.startswith("unet.")}
-        for key, tensor in found.items():
-            torch.testing.assert_close(tensor, plain[key] / (2 if "lora_B" in key else 1))
+    vectors = torch.randn(2, CONTEXT)
+    save_file(
+        load_file(lora / LORA_FILE) | {"bundle_emb.thing.string_to_param.*": vectors}, tmp_path / "it.safetensors"
+    )
+    words = ["--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out"]
+    done("adapt", tmp_path / "it.safetensors", *words)
+    for model, file in ((v1_folder, tmp_path / "it.safetensors"), (students["base"], tmp_path / "out")):
+        pipeline = merge_lora(load_pipeline(model), file)
+        numbers = pipeline.tokenizer.convert_tokens_to_ids(["thing", "thing_1"])
+        assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight[numbers], vectors)
+    stock = StableDiffusionPipeline.from_pretrained(students["base"], safety_checker=None)
+    stock.load_lora_weights(tmp_path / "out")
+    stock.load_textual_inversion(tmp_path / "out" / "embeddings" / "learned_embeds.safetensors")
+    assert "thing" in stock.tokenizer.get_vocab()
 
 
 # Textual inversions
 
 
+@pytest.mark.parametrize("as_folder", [False, True])
 def test_vectors_of_words_go_over_as_they_are(
+    done: Run, students: dict[str, Path], v1_folder: Path, tmp_path: Path, as_folder: bool
+) -> None:
+    file = tmp_path / "it" / "learned_embeds.safetensors"
+    file.parent.mkdir()
+    vectors = torch.randn(3, CONTEXT)
+    save_file({"<thing>": vectors}, file)
+    words = ["--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out", "--json"]
+    assert done("adapt", file.parent if as_folder else file, *words).json["kind"] == "textual_inversion"
+    pipeline = StableDiffusionPipeline.from_pretrained(students["base"], safety_checker=None)
+    pipeline.load_textual_inversion(tmp_path / "out")
+    numbers = pipeline.tokenizer.convert_tokens_to_ids(["<thing>", "<thing>_1", "<thing>_2"])
+    assert torch.equal(pipeline.text_encoder.get_input_embeddings().weight[numbers], vectors)
+
+
+def test_several_words_get_a_file_each(done: Run, students: dict[str, Path], v1_folder: Path, tmp_path: Path) -> None:
+    save_file({"<cat>": torch.ones(CONTEXT), "<dog/2>": torch.zeros(CONTEXT)}, tmp_path / "two.safetensors")
+    words = ["--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out", "--json"]
+    assert done("adapt", tmp_path / "two.safetensors", *words).json["kept"] == 2
+    pipeline = StableDiffusionPipeline.from_pretrained(students["base"], safety_checker=None)
+    for name in ("0-cat", "1-dog2"):
+        pipeline.load_textual_inversion(tmp_path / "out" / f"{name}.safetensors")
+    assert {"<cat>", "<dog/2>"} <= set(pipeline.tokenizer.get_vocab())
+
+
+def test_a_word_without_a_name_is_called_as_its_file(
     done: Run, students: dict[str, Path], v1_folder: Path, tmp_path: Path
 ) -> None:
-    save_file({"<thing>": torch.ones(CONTEXT)}, tmp_path / "thing.safetensors")
-    words = ["--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out", "--json"]
-    assert done("adapt", tmp_path / "thing.safetensors", *words).json["kind"] == "textual_inversion"
-    pipeline = StableDiffusionPipeline.from_pretrained(students["base"], safety_checker=None)
-    pipeline.load_textual_inversion(tmp_path / "out" / "thing.safetensors", token="<thing>")
-    assert "<thing>" in pipeline.tokenizer.get_vocab()
+    save_file({"emb_params": torch.ones(2, CONTEXT)}, tmp_path / "charm.safetensors")
+    done(
+        "adapt",
+        tmp_path / "charm.safetensors",
+        "--model",
+        students["base"],
+        "--teacher",
+        v1_folder,
+        "--out",
+        tmp_path / "out",
+    )
+    assert list(load_file(tmp_path / "out" / "learned_embeds.safetensors")) == ["charm"]
 
 
 # ControlNets
@@ -254,32 +362,338 @@ def test_a_whole_controlnet_does_not_fit_a_student(students: dict[str, Path], co
             )
 
 
+@pytest.mark.parametrize("layout", ["original", "original, prefixed", "diffusers"])
+def test_a_controlnet_in_one_file_is_the_same(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, layout: str
+) -> None:
+    whole = ControlNetModel.from_unet(v1_teacher.unet, conditioning_embedding_out_channels=(4, 8, 12, 16))
+    tensors = whole.state_dict() if layout == "diffusers" else as_authors_write_it(whole)
+    prefix = "control_model." if layout == "original, prefixed" else ""
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "control.safetensors")
+    out = adapt(
+        AdaptOptions(
+            str(tmp_path / "control.safetensors"), str(students["tiny"]), str(v1_folder), str(tmp_path / "out")
+        )
+    ).out
+    ours = load_controlnet(out)
+    assert ours.selection is not None
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def as_authors_write_it(controlnet: ControlNetModel) -> dict[str, Tensor]:
+    """A ControlNet's tensors under the names of its authors' files: those of a U-Net's way down, and of its own."""
+    own, found = controlnet.state_dict(), {}
+    places = unet_places(key for key in own if not key.startswith("controlnet"))
+    found |= {place.name.removeprefix(UNET): own[key] for key, place in places.items()}
+    hints = ["conv_in", *(f"blocks.{n}" for n in range(len(controlnet.controlnet_cond_embedding.blocks))), "conv_out"]
+    for number, name in enumerate(hints):
+        for kind in ("weight", "bias"):
+            found[f"input_hint_block.{2 * number}.{kind}"] = own[f"controlnet_cond_embedding.{name}.{kind}"]
+    for number in range(len(controlnet.controlnet_down_blocks)):
+        for kind in ("weight", "bias"):
+            found[f"zero_convs.{number}.0.{kind}"] = own[f"controlnet_down_blocks.{number}.{kind}"]
+    return found | {f"middle_block_out.0.{kind}": own[f"controlnet_mid_block.{kind}"] for kind in ("weight", "bias")}
+
+
+# T2I-Adapters
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_t2i_adapter_gives_each_stage_what_it_gave_the_teachers(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
+) -> None:
+    torch.manual_seed(4)
+    widths = list(v1_teacher.unet.config.block_out_channels)
+    T2IAdapter(channels=widths, num_res_blocks=1, downscale_factor=4).save_pretrained(tmp_path / "adapter")
+    made = adapt(AdaptOptions(str(tmp_path / "adapter"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
+    residuals = T2IAdapter.from_pretrained(made.out)(torch.rand(2, 3, PICTURE, PICTURE))
+    student = UNet2DConditionModel.from_pretrained(students[recipe] / "unet").eval()
+    stages = len(student.config.block_out_channels)
+    assert made.dropped == tuple(f"down_blocks.{n}" for n in range(stages, len(widths)))
+    for model, stage in ((v1_teacher.unet, 0), (student, 0), (v1_teacher.unet, stages - 1), (student, stages - 1)):
+        plain, led = (
+            last_of_stage(model, stage, None),
+            last_of_stage(model, stage, [r * (n == stage) for n, r in enumerate(residuals)]),
+        )
+        torch.testing.assert_close(led - plain, residuals[stage], atol=1e-5, rtol=1e-5)
+
+
+def last_of_stage(unet: UNet2DConditionModel, stage: int, residuals: list[Tensor] | None) -> Tensor:
+    """What a down stage keeps for its way up, of its last layer."""
+    kept: list[Tensor] = []
+    last = -1 if stage == len(unet.down_blocks) - 1 else -2  # a sampler follows
+    hook = unet.down_blocks[stage].register_forward_hook(lambda module, given, output: kept.append(output[1][last]))
+    with torch.no_grad():
+        unet(*random_inputs(), down_intrablock_additional_residuals=residuals)
+    hook.remove()
+    return kept[0]
+
+
+# IP-Adapters
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_ip_adapter_gives_each_attention_what_it_gave_the_teachers(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
+) -> None:
+    torch.manual_seed(5)
+    theirs = [name.removesuffix(".processor") for name in v1_teacher.unet.attn_processors]
+    tensors = {"image_proj.proj.weight": torch.randn(4 * CONTEXT, 16), "image_proj.proj.bias": torch.randn(4 * CONTEXT)}
+    tensors |= {f"image_proj.norm.{kind}": torch.randn(CONTEXT) for kind in ("weight", "bias")}
+    for number, path in enumerate(theirs):
+        if path.endswith("attn2"):
+            shape = v1_teacher.unet.get_submodule(path).to_k.weight.shape
+            tensors |= {f"ip_adapter.{number}.to_{kind}_ip.weight": torch.randn(*shape) for kind in "kv"}
+    save_file(tensors, tmp_path / "ip-adapter.safetensors")
+    made = adapt(
+        AdaptOptions(
+            str(tmp_path / "ip-adapter.safetensors"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")
+        )
+    )
+    teacher, student = (load_pipeline(model).unet for model in (v1_folder, students[recipe]))
+    load_ip_adapter(teacher, tmp_path / "ip-adapter.safetensors")
+    load_ip_adapter(student, made.out / "ip-adapter.safetensors")
+    pruning = derive(load_recipe(recipe), v1_teacher.unet.config)
+    for path in (name.removesuffix(".processor") for name in student.attn_processors if "attn2" in name):
+        own, theirs_ = (
+            unet.get_submodule(p).processor for unet, p in ((student, path), (teacher, pruning.teacher_key(path)))
+        )
+        assert torch.equal(own.to_k_ip[0].weight, theirs_.to_k_ip[0].weight)
+        assert torch.equal(own.to_v_ip[0].weight, theirs_.to_v_ip[0].weight)
+    assert set(made.dropped) == {
+        path for path in theirs if path.endswith("attn2") and pruning.student_key(path) is None
+    }
+    with torch.no_grad():
+        image = {"image_embeds": [torch.randn(2, 1, 16)]}
+        assert (student(*random_inputs(), added_cond_kwargs=image).sample).isfinite().all()
+
+
+def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> None:
+    """As stock pipelines do."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(file).items():
+        part, _, rest = name.partition(".")
+        state.setdefault(part, {})[rest] = tensor
+    unet._load_ip_adapter_weights([state])
+
+
+# Motion modules
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_motion_modules_follow_their_layers(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
+) -> None:
+    torch.manual_seed(6)
+    config = {"motion_layers_per_block": 2, "motion_norm_num_groups": 16, "motion_num_attention_heads": 2}
+    whole = MotionAdapter(block_out_channels=v1_teacher.unet.config.block_out_channels, **config)
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    whole.save_pretrained(tmp_path / "motion")
+    made = adapt(AdaptOptions(str(tmp_path / "motion"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
+    motion, pruning = MotionAdapter.from_pretrained(made.out), derive(load_recipe(recipe), v1_teacher.unet.config)
+    modules = dict(whole.named_modules())
+    seen = set()
+    for name, module in motion.named_modules():
+        if name.count(".") == 3 and "motion_modules" in name and "blocks" in name and "mid" not in name:
+            stage, layer = name.split(".motion_modules.")
+            there = pruning.teacher_key(f"{stage}.resnets.{layer}").replace("resnets", "motion_modules")
+            seen.add(there)
+            own, theirs = module.state_dict(), modules[there].state_dict()
+            assert own.keys() == theirs.keys()
+            assert all(torch.equal(own[key], theirs[key]) for key in own)
+    assert seen | set(made.dropped) >= {
+        n for n in modules if n.count(".") == 3 and n.startswith(("down", "up")) and "motion_modules" in n
+    }
+    unet = motion_unet(load_pipeline(students[recipe]).unet, motion)
+    assert (unet.mid_block is None) == (recipe != "base")
+    latents = torch.randn(1, 4, 3, LATENT, LATENT)
+    with torch.no_grad():
+        assert unet(latents, 5, torch.randn(3, MAX_TOKENS, CONTEXT)).sample.shape == latents.shape
+
+
+def test_motion_modules_in_one_file_keep_their_names(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    tensors = {}
+    for stage, width in enumerate(reversed(v1_teacher.unet.config.block_out_channels)):
+        for layer in range(3):
+            name = f"up_blocks.{stage}.motion_modules.{layer}.temporal_transformer"
+            tensors |= {
+                f"{name}.norm.weight": torch.full((width,), 10.0 * stage + layer),
+                f"{name}.proj_in.bias": torch.zeros(width),
+            }
+    save_file(tensors, tmp_path / "mm.safetensors")
+    made = adapt(
+        AdaptOptions(str(tmp_path / "mm.safetensors"), str(students["tiny"]), str(v1_folder), str(tmp_path / "out"))
+    )
+    found = load_file(made.out / "mm.safetensors")
+    norms = {name.split(".temporal")[0]: float(t[0]) for name, t in found.items() if name.endswith("norm.weight")}
+    stages = {0: 10.0, 1: 20.0, 2: 30.0}
+    assert norms == {
+        f"up_blocks.{s}.motion_modules.{n}": stages[s] + layer for s in stages for n, layer in enumerate((0, 2))
+    }
+
+
 # Bad input
 
 
+LAYER = "lora_unet_conv_in"
+PLAIN = {f"{LAYER}.lora_down.weight": torch.zeros(1, 4, 3, 3), f"{LAYER}.lora_up.weight": torch.zeros(32, 1, 1, 1)}
+PEFTS = {
+    "base_model.model.conv_in.lora_A.weight": torch.zeros(1, 4, 3, 3),
+    "base_model.model.conv_in.lora_B.weight": torch.zeros(32, 1, 1, 1),
+}
+REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
+    "a word of another width": (
+        {"<thing>": torch.ones(CONTEXT + 1)},
+        r"'<thing>' has vectors of 33 numbers, and the text encoder takes 32",
+    ),
+    "words of SDXL": (
+        {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)},
+        "is a textual inversion of SDXL, which no student",
+    ),
+    "half a LoRA": (
+        {f"{LAYER}.lora_up.weight": torch.zeros(32, 1, 1, 1)},
+        "its unet.conv_in is a LoRA and has no lora_down.weight",
+    ),
+    "a tensor of no layout": (
+        PLAIN | {f"{LAYER}.lora_side.weight": torch.zeros(1)},
+        "lora_side.weight, which is not understood",
+    ),
+    "an OFT": ({f"{LAYER}.oft_blocks": torch.zeros(8, 4, 4)}, "oft_blocks of an OFT or BOFT, which is not understood"),
+    "a LoRA with what means nothing there": (
+        PLAIN | {f"{LAYER}.hada_t1": torch.zeros(1)},
+        "is a LoRA and has hada_t1 besides",
+    ),
+    "two names for one layer": (
+        PLAIN | {"unet.conv_in.lora_A.weight": torch.zeros(1, 4, 3, 3)},
+        "has two tensors lora_down.weight for unet.conv_in",
+    ),
+    "ranks that differ": (PLAIN | {f"{LAYER}.lora_up.weight": torch.zeros(32, 2, 1, 1)}, "shapes do not go together"),
+    "a layer of other widths": (
+        PLAIN | {f"{LAYER}.lora_up.weight": torch.zeros(64, 1, 1, 1)},
+        "conv_in is 4 to 64, 3 x 3, and the model's 4 to 32, 3 x 3",
+    ),
+    "magnitudes of another width": (
+        PLAIN | {f"{LAYER}.dora_scale": torch.ones(5, 1, 1, 1)},
+        "has 5 magnitudes, and the model's 32 outputs",
+    ),
+    "a bias of another width": (
+        PLAIN | {f"{LAYER}.diff_b": torch.ones(5)},
+        "moves a bias of 5, and the model's has 32",
+    ),
+    "layers of SDXL": (
+        PLAIN | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)},
+        r"1 of 2 layers that this model does not have, first lora_te2",
+    ),
+    "whole numbers": ({f"{LAYER}.diff": torch.zeros(32, 4, 3, 3, dtype=torch.int8)}, "diff in int8; give floats"),
+    "numbers that are not finite": (
+        {f"{LAYER}.diff": torch.full((32, 4, 3, 3), torch.nan)},
+        "diff has numbers that are not finite",
+    ),
+    "a whole checkpoint": (
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)},
+        "is a whole checkpoint, which cannot be carried",
+    ),
+    "a Control-LoRA": ({"lora_controlnet": torch.zeros(0)}, "is a Control-LoRA, which cannot be carried"),
+    "something else": ({"encoder.0.weight": torch.zeros(1)}, "is no adapter that is known .it has encoder.0.weight."),
+    "nothing": ({}, "is no adapter that is known .it has no tensor."),
+    "peft's without its config": (PEFTS, "has no adapter_config.json beside it, which says its scale; give the folder"),
+    "an IP-Adapter of another family": (
+        {"ip_adapter.1.to_k_ip.weight": torch.zeros(9, 9)},
+        "to_k_ip.weight is 9 to 9, and the teacher's 32 to 32",
+    ),
+    "an IP-Adapter with more attentions": (
+        {"ip_adapter.99.to_k_ip.weight": torch.zeros(9, 9)},
+        "to_k_ip.weight, and the teacher has 32 attentions",
+    ),
+    "a T2I-Adapter of other widths": (
+        {f"body.{n}.block2.weight": torch.zeros(8, 8, 1, 1) for n in range(8)},
+        r"residuals of \[8, 8, 8, 8\] channels, and the teacher's stages have \[32, 64, 64, 64\]",
+    ),
+    "motion modules of other widths": (
+        {"up_blocks.0.motion_modules.0.temporal_transformer.norm.weight": torch.zeros(8)},
+        "a module of 8 channels behind layer 0 of up_blocks.0, where the teacher has one of 64",
+    ),
+    "a ControlNet of another shape": (
+        {
+            "input_hint_block.0.weight": torch.zeros(8, 3, 3, 3),
+            **{f"input_hint_block.{n}.weight": torch.zeros(8, 8, 3, 3) for n in (4, 8, 12)},
+        },
+        "was not made for a U-Net of this teacher's shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_by_its_name(
+    run: Run, students: dict[str, Path], v1_folder: Path, tmp_path: Path, case: str
+) -> None:
+    tensors, line = REFUSED[case]
+    save_file(tensors, tmp_path / "it.safetensors")
+    outcome = run(
+        "adapt",
+        tmp_path / "it.safetensors",
+        "--model",
+        students["base"],
+        "--teacher",
+        v1_folder,
+        "--out",
+        tmp_path / "out",
+    )
+    assert outcome.code == 2
+    assert re.search(line, outcome.said[0]), outcome.said
+    assert not (tmp_path / "out").exists()
+
+
+CONFIGS: dict[str, tuple[dict[str, object], str]] = {
+    "another type": (
+        {"peft_type": "BOFT"},
+        "is an adapter of peft's type BOFT; those of LORA, LOHA, LOKR, IA3 are read",
+    ),
+    "weights changed at the start": (
+        {"init_lora_weights": "pissa"},
+        "was begun by pissa, which changes the model's own weights",
+    ),
+    "whole modules": (
+        {"modules_to_save": ["conv_out"]},
+        r"has modules_to_save \['conv_out'\], which is not understood; merge it with peft",
+    ),
+    "a broken pattern": ({"alpha_pattern": {"(": 1}}, "alpha_pattern has '.', which is no regular expression"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_is_not_understood_is_refused(
+    run: Run, students: dict[str, Path], v1_folder: Path, tmp_path: Path, case: str
+) -> None:
+    config, line = CONFIGS[case]
+    folder = Made(tensors=PEFTS, config={"peft_type": "LORA", "r": 1, "lora_alpha": 1} | config).write(tmp_path / "it")
+    outcome = run("adapt", folder, "--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert re.search(line, outcome.said[0]), outcome.said
+
+
 def test_adapters_of_others_are_refused(
-    students: dict[str, Path], lora: Path, controlnet: Path, v1_folder: Path, v2_folder: Path, tmp_path: Path
+    students: dict[str, Path], lora: Path, controlnet: Path, v1_folder: Path, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "out")
-    save_file({"<thing>": torch.ones(CONTEXT + 1)}, tmp_path / "wide.safetensors")
-    with pytest.raises(InputError, match=r"has vectors of 33 numbers, and the text encoder of .* takes 32"):
-        adapt(AdaptOptions(str(tmp_path / "wide.safetensors"), str(students["base"]), str(v1_folder), out))
     config = json.loads((controlnet / "config.json").read_text())
     other = tmp_path / "other"
     ControlNetModel.from_config(config | {"layers_per_block": 1}).save_pretrained(other)
+    (tmp_path / "it.pt").write_bytes(b"")
     with pytest.raises(InputError, match="is not of this teacher: its layers_per_block is 1, and the teacher's 2"):
         adapt(AdaptOptions(str(other), str(students["base"]), str(v1_folder), out))
     with pytest.raises(InputError, match="has no recipe"):
         adapt(AdaptOptions(str(lora), str(v1_folder), str(v1_folder), out))
-    with pytest.raises(InputError, match=r"lora .*nothing does not exist"):
+    with pytest.raises(InputError, match=r"adapter .*nothing does not exist"):
         adapt(AdaptOptions(str(tmp_path / "nothing"), str(students["base"]), str(v1_folder), out))
-    wide = {
-        name: torch.cat([tensor, tensor], dim=1) if "lora_A" in name and "to_q" in name else tensor
-        for name, tensor in read_lora(lora / LORA_FILE).items()
-    }
-    save_file(wide, tmp_path / "another.safetensors")
-    with pytest.raises(InputError, match="is of another family"):
-        adapt(AdaptOptions(str(tmp_path / "another.safetensors"), str(students["base"]), str(v1_folder), out))
+    with pytest.raises(InputError, match=r"it.pt is a pickle, which is never loaded; give its .safetensors"):
+        adapt(AdaptOptions(str(tmp_path / "it.pt"), str(students["base"]), str(v1_folder), out))
+    with pytest.raises(InputError, match=r"is a ControlNet, and no LoRA"):
+        merge_lora(load_pipeline(v1_folder), controlnet)
     assert not Path(out).exists()
 
 

@@ -73,6 +73,13 @@ class World:
         (folder / "3.png").write_bytes(content)
         return folder
 
+    def beside(self, *names: str) -> Path:
+        """The pictures without a metadata file, and text files of these names beside them."""
+        folder = self.data(None)
+        for name in names:
+            (folder / name).write_text("red")
+        return folder
+
     def encoder(self) -> Path:
         return self.copy(asset("emoji", "encoder"))
 
@@ -88,6 +95,9 @@ class World:
         given = ["--student", student or self.student, "--data", data or self.pictures, "--out", self.out]
         small = ["--steps", 1, "--batch_size", 1, "--accumulation", 1, "--sample_every", 0, "--precision", "fp32"]
         return ["distill", teacher or self.teacher, *given, *small, *words]
+
+    def prepare(self, *words: object, data: object = None) -> list[object]:
+        return ["prepare", data or self.pictures, "--teacher", self.teacher, "--out", self.out, *words]
 
     def generate(self, *words: object, model: object = None, prompt: bool = True) -> list[object]:
         what = ["--prompt", "red"] if prompt else []
@@ -404,8 +414,13 @@ PROMPTS = [
     ),
     case(
         "prompts without the column text",
-        lambda w: w.generate("--prompts", w.file("caption\nred\n", "p.csv"), prompt=False),
-        "{tmp}/p.csv line 2 has no text",
+        lambda w: w.generate("--prompts", w.file("alt\nred\n", "p.csv"), prompt=False),
+        "{tmp}/p.csv has no column text or caption or prompt, only alt; rename one",
+    ),
+    case(
+        "prompts of a table without a first line",
+        lambda w: w.generate("--prompts", w.file("a cat\tred\na dog\tblue\n", "p.tsv"), prompt=False),
+        "{tmp}/p.tsv has no column text or caption or prompt, only a cat, red; rename one",
     ),
     case(
         "prompts with a broken line",
@@ -442,13 +457,14 @@ DATA = [
     ),
     case(
         "no column text",
-        lambda w: w.distill(data=w.data("file_name,caption\n0.png,red\n", "metadata.csv")),
-        "{tmp}/copy/metadata.csv line 2 has no text; every line needs file_name and text",
+        lambda w: w.distill(data=w.data("file_name,alt\n0.png,red\n", "metadata.csv")),
+        "{tmp}/copy/metadata.csv has no column text or caption or prompt, only file_name, alt; rename one, or give "
+        "--text_column to bksdm prepare",
     ),
     case(
         "no column file_name",
         lambda w: w.evaluate(reference=w.data(lines({"file": "0.png", "text": "red"}))),
-        "{tmp}/copy/metadata.jsonl line 1 has no file_name",
+        "{tmp}/copy/metadata.jsonl has no column file_name, only file, text; rename one",
     ),
     case(
         "broken JSON lines",
@@ -467,6 +483,41 @@ DATA = [
         "{tmp}/a.png is not a",
     ),
     case("a folder as picture", lambda w: w.generate("--image", w.pictures), "pictures is not a readable picture"),
+    case(
+        "some pictures without captions",
+        lambda w: w.distill(data=w.beside("0.txt", "1.txt")),
+        "6 of 8 pictures in {tmp}/copy have no caption beside them, first 2.png; write a .txt of the same name",
+    ),
+    case(
+        "a picture of a kind that is not read",
+        lambda w: w.evaluate(reference=w.beside("8.jxl")),
+        "1 of 9 pictures in {tmp}/copy are of kinds that cannot be read here, first 8.jxl; convert it to PNG or JPEG",
+    ),
+    case(
+        "a column that is not there, prepare",
+        lambda w: w.prepare("--text_column", "alt"),
+        "pictures/metadata.jsonl has no column 'alt'; give --text_column, one of file_name, text",
+    ),
+    case(
+        "pictures of a column that is not there, prepare",
+        lambda w: w.prepare("--image_column", "jpg"),
+        "pictures/metadata.jsonl has no column 'jpg'; give --image_column, one of file_name, text",
+    ),
+    case(
+        "a column where there are none, prepare",
+        lambda w: w.prepare("--image_column", "jpg", data=w.beside(*(f"{number}.txt" for number in range(8)))),
+        "{tmp}/copy is a folder of pictures with captions beside them, where --image_column jpg means nothing",
+    ),
+    case(
+        "a part where there are none, prepare",
+        lambda w: w.prepare("--split", "test"),
+        "pictures is a folder of pictures, where --split test means nothing; leave it out",
+    ),
+    case(
+        "a packed tar",
+        lambda w: w.prepare(data=w.file("x", "a.tar.gz")),
+        "{tmp}/a.tar.gz is packed; unpack it",
+    ),
     case(
         "reference with one picture",
         lambda w: w.evaluate(reference=captioned(w.tmp / "one", [Image.new("RGB", (32, 32))])),
@@ -544,8 +595,7 @@ ENCODERS = [
     case(
         "encoder without its colours",
         lambda w: w.evaluate("--encoder", without(w.encoder(), "preprocessor_config.json")),
-        "encoder {tmp}/copy",
-        "preprocessor_config.json",
+        "encoder {tmp}/copy is not a CLIP folder or hub id: it has neither preprocessor_config.json nor processor_con",
     ),
     case("missing teacher, evaluate", lambda w: w.evaluate("--teacher", w.tmp / "no"), "{tmp}/no does not exist"),
 ]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bksdm.assets import asset
-from bksdm.data.folder import read_captions, read_prompts
+from bksdm.data.folder import read_captions
 from bksdm.data.pictures import open_picture, to_pixels
+from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
 from bksdm.generate import generate

@@ -5,20 +5,26 @@ import itertools
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from bksdm.assets import asset
 from bksdm.cost import unet_cost
-from bksdm.data.folder import read_captions, read_prompts
+from bksdm.data.folder import read_captions
+from bksdm.data.prompts import read_prompts
 from bksdm.evaluate import blocks
 from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.encoder import DualEncoder, cosine
@@ -307,6 +313,73 @@ def test_pictures_without_captions_are_compared_and_not_read(done: Run, pictures
     assert scores_of(result) == {"frechet_distance": pytest.approx(0, abs=1e-4)}
 
 
+def test_finished_pictures_meet_their_prompts_by_the_numbers_in_their_names(done: Run, tmp_path: Path) -> None:
+    """`2.png` is the third picture of twelve, and not the fifth as by its letters."""
+    reference = copy_pictures(HELD_OUT, tmp_path / "reference", 12)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    entries = read_captions(reference)
+    for number, entry in enumerate(entries):
+        shutil.copy(entry.path, bare / f"{number}.png")
+    (tmp_path / "prompts.txt").write_text("".join(entry.text + "\n" for entry in entries))
+    words = (f"captioned={reference}", f"numbered={bare}", "--prompts", tmp_path / "prompts.txt", *QUICK)
+    result = done("evaluate", *words, "--reference", reference, "--out", tmp_path / "scores", "--json").json
+    assert scores_of(result, "numbered") == scores_of(result, "captioned")
+    assert scores_of(result, "numbered")["clip_score"] > 0.5
+
+
+def test_pictures_that_have_no_plain_order_are_not_matched_to_prompts(run: Run, pictures: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("1.png", "01.png", "2.png"):
+        shutil.copy(pictures / "1.png", bare / name)
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
+    words = ("evaluate", bare, "--reference", pictures, *QUICK, "--out", tmp_path / "scores")
+    assert run(*words).code == 0, "without prompts the order does not matter"
+    outcome = run(*words[:-1], tmp_path / "other", "--prompts", tmp_path / "prompts.txt")
+    message = f"bksdm: {bare} has 01.png and 1.png, and nothing says which comes first; rename one"
+    assert (outcome.code, outcome.said) == (2, [message])
+
+
+@pytest.mark.usefixtures("own_data_cache")
+@pytest.mark.parametrize("layout", ["beside", "tar", "parquet"])
+def test_the_reference_may_have_any_layout_of_data(done: Run, pictures: Path, tmp_path: Path, layout: str) -> None:
+    found = []
+    for out, reference in (("a", pictures), ("b", laid_out(pictures, tmp_path / "data", layout))):
+        words = ("--reference", reference, *QUICK, "--resamples", 10, "--out", tmp_path / out, "--json")
+        found.append(done("evaluate", f"finished={pictures}", *words).json)
+    assert found[0]["models"] == found[1]["models"]
+    assert found[0]["reference"] == found[1]["reference"]
+
+
+def test_the_report_shows_the_pictures_of_a_reference_in_a_tar(
+    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    tar = laid_out(pictures, tmp_path / "data", "tar")
+    done("evaluate", v1_folder, "--reference", tar, *QUICK, "--resamples", 10, "--out", tmp_path / "scores")
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert len(re.findall('alt="real" src="data:image/png;base64,', page)) == 8
+
+
+def laid_out(pictures: Path, folder: Path, layout: str) -> Path:
+    """Captioned pictures in another layout."""
+    folder.mkdir()
+    entries = read_captions(pictures)
+    for entry in entries:
+        shutil.copy(entry.path, folder)
+        (folder / f"{entry.path.stem}.txt").write_text(entry.text)
+    if layout == "tar":
+        with tarfile.open(folder / "00000.tar", "w") as tar:
+            for path in sorted(folder.glob("*.*")):
+                tar.add(path, path.name)
+        return folder / "00000.tar"
+    if layout == "parquet":
+        columns = {"image": [entry.path.read_bytes() for entry in entries], "text": [entry.text for entry in entries]}
+        pq.write_table(pa.table(columns), folder / "a.parquet")
+        return folder / "a.parquet"
+    return folder
+
+
 def test_prompts_may_be_others_than_the_references_captions(
     done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -344,6 +417,24 @@ def test_an_encoder_may_be_given_as_a_folder(done: Run, v1_folder: Path, referen
     folder = asset("emoji", "encoder")
     given = done(*words, "--out", tmp_path / "b", "--encoder", folder, "--features", folder).json
     assert given["models"] == embedded["models"]
+
+
+def test_an_encoder_as_todays_transformers_writes_it_is_the_same(tmp_path: Path) -> None:
+    """One `processor_config.json` in the place of `preprocessor_config.json`."""
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    old = Path(shutil.copytree(asset("emoji", "encoder"), tmp_path / "old"))
+    (old / "preprocessor_config.json").write_text(json.dumps(colours))
+    processor = CLIPProcessor(CLIPImageProcessorPil(**colours), CLIPTokenizer.from_pretrained(old))
+    processor.save_pretrained(tmp_path / "new")
+    CLIPModel.from_pretrained(old).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new" / "preprocessor_config.json").exists()
+    ours, theirs = DualEncoder.load(tmp_path / "new"), DualEncoder.load(old)
+    assert torch.allclose(ours.mean.flatten(), torch.tensor(colours["image_mean"]))
+    assert torch.equal(ours.std, theirs.std)
+    entries = read_captions(HELD_OUT)[:3]
+    images, texts = [entry.open() for entry in entries], [entry.text for entry in entries]
+    assert torch.equal(ours.image_features(images), theirs.image_features(images))
+    assert torch.equal(ours.text_features(texts), theirs.text_features(texts))
 
 
 def test_the_papers_protocol_by_hand(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -23,6 +25,22 @@ def folder_with(folder: Path, metadata: str | bytes, name: str = "metadata.jsonl
     """A folder with one picture, `a.png`, and this metadata file."""
     Image.new("RGB", (4, 4), "red").save(folder / "a.png")
     (folder / name).write_bytes(metadata.encode() if isinstance(metadata, str) else metadata)
+    return folder
+
+
+def table(folder: Path, form: str, rows: list[dict[str, str]]) -> Path:
+    """A folder with one picture and a metadata file of this form."""
+    folder_with(folder, "", f"metadata.{form}")
+    file = folder / f"metadata.{form}"
+    if form == "csv":
+        with file.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif form == "jsonl":
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file)
     return folder
 
 
@@ -44,7 +62,7 @@ def opened(path: Path) -> Image.Image:
 
 def test_jsonl_gives_pictures_and_captions_in_its_order(pictures: Path) -> None:
     entries = read_captions(pictures)
-    assert entries == [Captioned(pictures / f"{index}.png", text) for index, text in enumerate(CAPTIONS)]
+    assert entries == [Captioned(pictures / f"{index}.png", text, pictures) for index, text in enumerate(CAPTIONS)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -58,17 +76,9 @@ def test_csv_gives_the_same(tmp_path: Path, newline: str, encoding: str) -> None
 @pytest.mark.parametrize(
     "caption", ["", "with, comma", 'with "quotes"', "été 文字", "  spaces ", "a\u2028b", "a\x85b", "a\x0bb", "a\x1cb"]
 )
-@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_any_caption_comes_back_as_it_was_written(tmp_path: Path, form: str, caption: str) -> None:
-    folder = folder_with(tmp_path, "", f"metadata.{form}")
-    rows = [{"file_name": "a.png", "text": text} for text in (caption, "the next")]
-    with (folder / f"metadata.{form}").open("w", encoding="utf-8", newline="") as file:
-        if form == "csv":
-            writer = csv.DictWriter(file, ["file_name", "text"])
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    folder = table(tmp_path, form, [{"file_name": "a.png", "text": text} for text in (caption, "the next")])
     assert [entry.text for entry in read_captions(folder)] == [caption, "the next"]
 
 
@@ -86,7 +96,30 @@ def test_pictures_may_lie_in_folders(tmp_path: Path) -> None:
     folder_with(tmp_path, '{"file_name": "deep/a.png", "text": "red"}')
     (tmp_path / "deep").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "deep" / "a.png")
-    assert read_captions(tmp_path) == [Captioned(tmp_path / "deep" / "a.png", "red")]
+    (entry,) = read_captions(tmp_path)
+    assert (entry.name, entry.path, entry.text) == ("deep/a.png", tmp_path / "deep" / "a.png", "red")
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "prompt", "Caption", "TEXT"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_the_column_of_captions_may_have_its_other_names(tmp_path: Path, form: str, column: str) -> None:
+    texts = ["red", "None", "7"]
+    folder = table(tmp_path, form, [{"file_name": "a.png", "width": "4", column: text} for text in texts])
+    assert [entry.text for entry in read_captions(folder)] == texts
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_of_several_columns_text_is_the_caption_unless_another_is_asked_for(tmp_path: Path, form: str) -> None:
+    row = {"file_name": "b.png", "prompt": "one", "caption": "two", "text": "three", "alt": "four", "image": "a.png"}
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    folder = table(tmp_path, form, [row])
+    assert [(entry.name, entry.text) for entry in read_captions(folder)] == [("b.png", "three")]
+    assert [(entry.name, entry.text) for entry in read_captions(folder, "image", "alt")] == [("a.png", "four")]
+
+
+def test_two_tables_are_refused(tmp_path: Path) -> None:
+    folder_with(tmp_path, "file_name,text\na.png,x\n", "metadata.csv")
+    assert refused(folder_with(tmp_path, "")) == f"{tmp_path} has metadata.jsonl and metadata.csv; remove one"
 
 
 def test_a_picture_may_have_several_captions(tmp_path: Path) -> None:
@@ -122,14 +155,23 @@ def test_metadata_that_lists_nothing(tmp_path: Path, name: str, text: str) -> No
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name"', "line 2 is not JSON"),
         ("metadata.jsonl", "\n\nfile_name,text\n", "line 3 is not JSON"),
         ("metadata.jsonl", '["a.png", "x"]', "line 1 is not an object"),
-        ("metadata.jsonl", '{"text": "x"}', "line 1 has no file_name; every line needs file_name and text"),
-        ("metadata.jsonl", '{"file_name": "", "text": "x"}', "line 1 has no file_name"),
-        ("metadata.jsonl", '{"file_name": "a.png"}', "line 1 has no text"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": null}', "line 1 has no text"),
-        ("metadata.jsonl", '{"file_name": 7, "text": "x"}', "line 1 has no file_name"),
-        ("metadata.csv", "image,text\na.png,x\n", "line 2 has no file_name"),
-        ("metadata.csv", "file_name,caption\na.png,x\n", "line 2 has no text"),
+        (
+            "metadata.jsonl",
+            '{"text": "x"}',
+            "has no column file_name, only text; rename one, or give --image_col",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png"}', "has no column text or caption or prompt, only file_name; rename"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": null}', "line 1 has no text; mend or remove it"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 7}', "line 1 has the text 7, which is no text; mend or"),
+        ("metadata.jsonl", '{"file_name": 7, "text": "x"}', "line 1 has the file_name 7, which is no text; mend or"),
+        ("metadata.jsonl", '{"file_name": "", "text": "x"}', "lists 1 of 1 pictures that are not there"),
+        ("metadata.csv", "image,text\na.png,x\n", "has no column file_name, only image, text; rename one, or give"),
+        ("metadata.csv", "file_name;text\na.png;x\n", "has no column file_name, only file_name;text; rename one"),
+        ("metadata.csv", "file_name,url\na.png,x\n", "has no column text or caption or prompt, only file_name, url;"),
+        ("metadata.csv", "file_name,text,text\na.png,x,y\n", "has two columns of one name (file_name, text, text)"),
+        ("metadata.csv", "file_name,text\na.png,red, round\n", "line 2 has more columns than the first line; mend it"),
         ("metadata.csv", "file_name,text\na.png,x\na.png\n", "line 3 has no text"),
+        ("metadata.parquet", "PAR1", "is cut short or no parquet file"),
         ("metadata.csv", 'file_name,text\na.png,"x\ny"\na.png\n', "line 4 has no text"),
     ],
 )

@@ -9,6 +9,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bksdm.adapters.lora import merge_lora
+from bksdm.adapters.lora_files import LoraWeights
+from bksdm.adapters.lora_out import write_lora
 from bksdm.decoder import fresh_autoencoder, with_decoder
 from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import UNET, components
@@ -143,6 +146,29 @@ def test_stock_genai_draws_with_a_small_decoder(pipeline: StableDiffusionPipelin
     folder = exported(pipeline, tmp_path, decoder)
     drawn = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     check_genai(genai, drawn, with_decoder(pipeline, decoder))
+
+
+def test_stock_genai_draws_with_a_lora(pipeline: StableDiffusionPipeline, folder: Path, genai, tmp_path: Path) -> None:
+    """Of attentions, their projections, feed-forwards and the text encoder; of a scale that is not 1 in the file."""
+    torch.manual_seed(0)
+    layers = {}
+    for part in ("unet", "text_encoder"):
+        for name, module in getattr(pipeline, part).named_modules():
+            if isinstance(module, torch.nn.Linear) and "time_emb" not in name:
+                outputs, inputs = module.weight.shape
+                down, up = torch.randn(4, inputs) * 0.1, torch.randn(outputs, 4) * 0.3
+                layers[f"{part}.{name}"] = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}
+    write_lora(LoraWeights(layers), tmp_path / "lora.safetensors")
+    adapters = genai.AdapterConfig(genai.Adapter(tmp_path / "lora.safetensors"))
+    drawn = genai.Text2ImagePipeline(folder, "CPU", adapters=adapters, INFERENCE_PRECISION_HINT="f32")
+    merged = merge_lora(copy.deepcopy(pipeline), tmp_path / "lora.safetensors")
+    assert not torch.equal(
+        merged.text_encoder(torch.ones(1, 4, dtype=torch.long))[0],
+        pipeline.text_encoder(torch.ones(1, 4, dtype=torch.long))[0],
+    )
+    check_genai(genai, drawn, merged)
+    with pytest.raises(AssertionError):
+        check_genai(genai, drawn, pipeline)
 
 
 def check_genai(genai, drawn, ours: StableDiffusionPipeline) -> None:

@@ -10,7 +10,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from bksdm.adapters.lora import LORA_FILE, merge_lora
+from bksdm.adapters.kinds import LORA_FILE
+from bksdm.adapters.lora import merge_lora
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints
@@ -149,7 +150,7 @@ def test_a_lora_is_one_that_diffusers_loads(low_rank: Path, v1_folder: Path) -> 
         torch.testing.assert_close(stocks, merged, atol=1e-5, rtol=1e-4)
         assert (untaught - merged).abs().max() > 1e-4
     assert {
-        tensor.shape[0] for name, tensor in load_file(low_rank / "lora" / LORA_FILE).items() if "lora_A" in name
+        tensor.shape[0] for name, tensor in load_file(low_rank / "lora" / LORA_FILE).items() if "lora_down" in name
     } == {2}
 
 
@@ -275,20 +276,20 @@ def test_a_lora_of_another_model_is_refused(
     narrow = load_pipeline(v1_folder)
     narrow.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q = torch.nn.Linear(8, 8)
     with pytest.raises(
-        InputError, match=r"is of another family: its unet.*attn1\.to_q is 32 to 32, and the model's 8 to 8"
+        InputError, match=r"does not fit this model: its unet.*attn1\.to_q is 32 to 32, and the model's 8 to 8"
     ):
         merge_lora(narrow, low_rank / "lora")
 
 
 def test_what_is_no_lora_is_refused(v1_folder: Path, tmp_path: Path) -> None:
     pipeline = load_pipeline(v1_folder)
-    with pytest.raises(InputError, match=r"lora .*nothing does not exist"):
+    with pytest.raises(InputError, match=r"adapter .*nothing does not exist"):
         merge_lora(pipeline, tmp_path / "nothing")
     (tmp_path / "a.ckpt").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a\.ckpt is not a \.safetensors file"):
+    with pytest.raises(InputError, match=r"a\.ckpt is a pickle, which is never loaded"):
         merge_lora(pipeline, tmp_path / "a.ckpt")
     (tmp_path / "a.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match=r"a\.safetensors cannot be read"):
         merge_lora(pipeline, tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=r"has no matrices of a LoRA|cannot be read"):
+    with pytest.raises(InputError, match=r"is no adapter that is known"):
         merge_lora(pipeline, v1_folder / "vae" / "diffusion_pytorch_model.safetensors")

@@ -254,10 +254,24 @@ def test_too_many_broken_pictures_stop_the_run(run: Run, v1_folder: Path, tmp_pa
     assert outcome.code == 2
     assert outcome.said == [
         f"bksdm: 7 of 100 pictures of {tmp_path / 'data'} cannot be read, more than max_broken 0.01 allows; "
-        f"see {tmp_path / 'out' / 'shards'}, mend them or allow more"
+        f"see {tmp_path / 'out' / 'shards'}, mend them or allow more (the first: {tmp_path}/data/3.png is not a "
+        f"readable picture (image file is truncated); replace or remove it)"
     ]
     assert not (tmp_path / "out" / "prepared.json").exists()
     assert run(*words, "--max_broken", 0.1).code == 0, "allowing more goes on"
+
+
+@pytest.mark.parametrize(("column", "wanted"), [(None, "red"), ("alt", "blue")])
+def test_the_column_that_is_asked_for_is_embedded(
+    v1_folder: Path, tmp_path: Path, column: str | None, wanted: str
+) -> None:
+    metadata = '{"file_name": "0.png", "text": "red", "alt": "blue"}\n'
+    captioned(tmp_path / "data", [Image.new("RGB", (8, 8))], metadata)
+    captioned(tmp_path / "wanted", [Image.new("RGB", (8, 8))], json.dumps({"file_name": "0.png", "text": wanted}))
+    assert_same(
+        made(v1_folder, tmp_path / "data", tmp_path / "out", text_column=column),
+        made(v1_folder, tmp_path / "wanted", tmp_path / "again"),
+    )
 
 
 def test_no_readable_picture_at_all_is_refused(v1_folder: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_the_public_surface() -> None:
     functions = {"derive", "describe", "distill", "evaluate", "foresee", "generate", "prepare", "prune", "prune_unet"}
     functions |= {"benchmark", "latencies", "quickstart", "sample", "sensitivity", "distill_decoder", "with_decoder"}
     functions |= {"export", "lcm", "few_step_scheduler"}
-    functions |= {"adapt", "demo", "fidelity", "load_controlnet", "merge_lora", "personalize", "push"}
+    functions |= {"adapt", "demo", "fidelity", "load_controlnet", "merge_lora", "motion_unet", "personalize", "push"}
     options = {"DistillOptions", "EvaluateOptions", "GenerateOptions", "PrepareOptions", "PruneOptions"}
     options |= {
         "BenchmarkOptions",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from bksdm.data.folder import data_folder, read_captions, read_prompts
+from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import open_picture
+from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import clip_score, retrieval_r1
 from bksdm.generate import generate

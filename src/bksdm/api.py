@@ -11,6 +11,7 @@ Everything that raises `InputError` says in one line what to mend.
 from bksdm.adapt import Adapted, adapt
 from bksdm.adapters.controlnet import load_controlnet
 from bksdm.adapters.lora import merge_lora
+from bksdm.adapters.motion import motion_unet
 from bksdm.benchmark import Benchmark, benchmark, latencies
 from bksdm.decoder import with_decoder
 from bksdm.demo import demo
@@ -117,6 +118,7 @@ __all__ = [
     "load_pipeline",
     "load_recipe",
     "merge_lora",
+    "motion_unet",
     "personalize",
     "prepare",
     "prune",

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from bksdm.adapters.lora import Lora, lora_fingerprint
-from bksdm.data.folder import read_prompts
+from bksdm.adapters.lora import Lora
+from bksdm.adapters.lora_files import lora_fingerprint
 from bksdm.data.pictures import open_picture
+from bksdm.data.prompts import read_prompts
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError

@@ -52,8 +52,9 @@ class PrepareOptions:
     """Compute the latents of a data set once, for retraining that is free of the VAE.
 
     Attributes:
-        data: Folder of pictures with metadata.csv or metadata.jsonl (file_name,text), WebDataset .tar or folder of
-            such, data set saved by Hugging Face's datasets, its Hub id, or 'emoji'.
+        data: Folder of pictures with metadata.csv or metadata.jsonl (file_name,text) or with a .txt beside each,
+            WebDataset .tar or folder of such, .parquet or folder of such, data set saved by Hugging Face's datasets,
+            its Hub id, or 'emoji'.
         teacher: Folder, .safetensors file, Hub id, or 'emoji'; its VAE makes the latents.
         out: Folder for the latents; the same command goes on where it stopped.
         resolution: Side of the pictures in pixels; the teacher's own by default.
@@ -63,9 +64,11 @@ class PrepareOptions:
         precision: Type in which the VAE and the text encoder compute; fp32 is what retraining from pictures does.
         batch_size: Pictures at a time.
         shard_size: Pictures a file; what a kill can lose.
-        image_column: Column of the pictures in a data set.
-        text_column: Column of the captions in a data set; in tars, an extension or an entry of the json.
-        split: Part of a data set.
+        image_column: Column of the pictures, image or file_name by default; in tars, what follows the name of a
+            sample, such as edited.jpg.
+        text_column: Column of the captions, text, caption or prompt by default; in tars and beside pictures, a
+            suffix, txt by default, or an entry of the json.
+        split: Part of a data set, by default train or the only one.
         max_broken: Largest share of pictures that may be unreadable; they are skipped and listed in skipped.jsonl.
         workers: Processes that read pictures ahead.
         device: cpu, cuda, mps; auto takes the best there is.
@@ -82,9 +85,9 @@ class PrepareOptions:
     precision: Precision = "fp32"
     batch_size: int = 16
     shard_size: int = 512
-    image_column: str = "image"
+    image_column: str | None = None
     text_column: str | None = None
-    split: str = "train"
+    split: str | None = None
     max_broken: float = 0.1
     workers: int = 2
     device: str = "auto"
@@ -530,7 +533,7 @@ class GenerateOptions:
         model: Folder, .safetensors file, Hub id, 'emoji', or folder that `bksdm export` wrote for onnx or openvino.
         out: Folder for the PNGs and metadata.jsonl; the same command makes only what is missing.
         prompt: One prompt or several.
-        prompts: File with one prompt a line, or metadata.csv or metadata.jsonl with a column text.
+        prompts: File with one prompt a line, or .csv, .tsv, .jsonl or .parquet with a column text, caption or prompt.
         steps: Denoising steps.
         guidance: Guidance scale; 1 for none.
         seed: Seed of the first picture; picture n has seed + n.
@@ -586,8 +589,8 @@ class EvaluateOptions:
     Attributes:
         models: Folders, .safetensors files, Hub ids, 'emoji', or folders of finished pictures; NAME=MODEL gives a name.
         out: Folder for report.html, scores.json, scores.csv, features and pictures; the same command goes on.
-        reference: Folder of real pictures, statistics of such as pytorch-fid's .npz, or 'emoji'.
-        prompts: File with one prompt a line, metadata.csv, metadata.jsonl, or MS-COCO's captions_val2014.json; the
+        reference: Real pictures in any layout of data, their statistics as pytorch-fid's .npz, or 'emoji'.
+        prompts: File with one prompt a line, a table as of generate, or MS-COCO's captions_val2014.json; the
             reference's captions by default.
         limit: Use no more than the first so many prompts.
         scores: Scores to give, such as frechet_distance, kernel_distance, inception_score, precision, recall,

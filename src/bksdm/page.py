@@ -94,12 +94,17 @@ def _inline(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(source: Path | Image.Image) -> str:
     """A smaller copy, where a picture is wide: a page with many of them stays light."""
-    with Image.open(path) as picture:
-        if picture.width <= _THUMBNAIL:
-            return _inline(path)
-        picture.thumbnail((_THUMBNAIL, 10 * _THUMBNAIL))
-        held = io.BytesIO()
-        picture.convert("RGB").save(held, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()
+    if isinstance(source, Path):
+        with Image.open(source) as picture:
+            return _embedded(picture) if picture.width > _THUMBNAIL else _inline(source)
+    return _embedded(source)
+
+
+def _embedded(picture: Image.Image) -> str:
+    kind, held = "JPEG" if picture.width > _THUMBNAIL else "PNG", io.BytesIO()
+    small = picture.convert("RGB")
+    small.thumbnail((_THUMBNAIL, 10 * _THUMBNAIL))
+    small.save(held, kind, quality=88)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(held.getvalue()).decode()

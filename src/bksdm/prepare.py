@@ -66,12 +66,12 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     group.wait()
 
     with bar(len(source.pictures), "pictures", sum(len(shard.rows) for shard in shards if shard.done)) as progress:
-        seen = broken = 0
+        seen, skipped = 0, list[dict[str, str]]()
         for shard, report in work.encode(group.share(missing)):
-            seen, broken = seen + len(shard.rows), broken + len(report["skipped"])
+            seen, skipped = seen + len(shard.rows), skipped + report["skipped"]
             progress.advance(group.count * len(shard.rows))
             if seen >= _JUDGED_FROM:
-                _judge(options, seen, broken, out)
+                _judge(options, seen, skipped, out)
     group.wait()
     if group.main:
         _finish(options, work.about, shards)
@@ -220,18 +220,19 @@ def _finish(options: PrepareOptions, about: Prepared, shards: Sequence[_Shard]) 
     skipped = [line for report in reports for line in report["skipped"]]
     write_text(out / "skipped.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped))
     pictures = sum(report["pictures"] for report in reports)
-    _judge(options, pictures + len(skipped), len(skipped), out)
+    _judge(options, pictures + len(skipped), skipped, out)
     seconds, in_vae = (sum(report[key] for report in reports) for key in ("seconds", "vae_seconds"))
     rates = {"images_per_second": pictures / seconds, "vae_images_per_second": pictures / in_vae}
     about = dataclasses.replace(about, pictures=pictures, skipped=len(skipped))
     write_index(out, [shard.file.name for shard in shards], about, rates)
 
 
-def _judge(options: PrepareOptions, seen: int, broken: int, out: Path) -> None:
-    if broken > options.max_broken * seen or broken == seen:
+def _judge(options: PrepareOptions, seen: int, skipped: Sequence[dict[str, str]], out: Path) -> None:
+    if len(skipped) > options.max_broken * seen or len(skipped) == seen:
         raise InputError(
-            f"{broken} of {seen} pictures of {options.data} cannot be read, more than max_broken "
-            f"{options.max_broken:g} allows; see {out / 'shards'}, mend them or allow more"
+            f"{len(skipped)} of {seen} pictures of {options.data} cannot be read, more than max_broken "
+            f"{options.max_broken:g} allows; see {out / 'shards'}, mend them or allow more "
+            f"(the first: {skipped[0]['reason']})"
         )
 
 

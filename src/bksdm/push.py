@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
-from bksdm.adapters.lora import LORA_FILE
+from bksdm.adapters.kinds import LORA_FILE
 from bksdm.assets import asset
 from bksdm.errors import InputError
 from bksdm.evaluate.scores import KINDS

@@ -15,7 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from bksdm.data.folder import data_folder, read_captions, read_prompts
+from bksdm.data.folder import data_folder, read_captions
+from bksdm.data.prompts import read_prompts
 from bksdm.describe import Description, describe
 from bksdm.devices import choose_device
 from bksdm.distill.record import read_metrics

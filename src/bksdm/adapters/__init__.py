@@ -1,1 +1,1 @@
-"""What others made for a teacher: LoRAs in any layout, words, ControlNets and their kin, read, merged and carried over."""
+"""What others made for a model, and its way to students: LoRAs in any layout, words, ControlNets and their kin."""

@@ -6,22 +6,29 @@ for what it computes late depends on what it computes early.
 """
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 from torch import Tensor
 
+from bksdm.adapters.kinds import read_tensors
 from bksdm.errors import InputError
 from bksdm.families import skip_connections
 from bksdm.models import load_network
 from bksdm.recipe import Config, Pruning
 
 SELECTION_FILE = "residuals.json"
+_HINT = re.compile(
+    r"((control_model\.)?input_hint_block\.|controlnet_cond_embedding\.(blocks\.)?)(?P<place>\d+|conv_in|conv_out)\.weight"
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,42 @@ def selected(downs: Sequence[Tensor], mid: Tensor, selection: Selection) -> tupl
     """
     nothing = torch.zeros_like(mid[:, :1, :1, :1])
     return tuple(downs[number] for number in selection.skips), mid if selection.mid else nothing
+
+
+def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetModel:
+    """The ControlNet in one file, in the names of its authors or of diffusers, for a teacher whose config it shares.
+
+    Arguments:
+        file: With the tensors.
+        teacher: Its U-Net; the weights are not used and may be on the meta device.
+
+    Raises:
+        InputError: It is damaged, or was not made for a U-Net of this shape.
+    """
+    tensors, _ = read_tensors(file)
+    hint = _hint_convolutions(tensors)
+    with torch.device("meta"):
+        made = ControlNetModel.from_unet(
+            teacher,
+            conditioning_embedding_out_channels=tuple(shape[0] for shape in hint[:-1:2]),
+            load_weights_from_unet=False,
+            conditioning_channels=hint[0][1],
+        )
+    try:
+        converted = convert_controlnet_checkpoint(tensors, made.config)
+        whole = {name: tensor.float() for name, tensor in converted.items() if isinstance(tensor, Tensor)}
+        made.load_state_dict(whole, strict=True, assign=True)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
+    return made.eval()
+
+
+def _hint_convolutions(tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """The shapes of the convolutions that the picture goes through, in their order."""
+    found = {match["place"]: tuple(t.shape) for name, t in tensors.items() if (match := _HINT.fullmatch(name))}
+    ends = {"conv_in": -math.inf, "conv_out": math.inf}
+    return [found[place] for place in sorted(found, key=lambda place: ends.get(place) or int(place))]
 
 
 def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> StudentControlNet:

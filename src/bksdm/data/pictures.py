@@ -9,11 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from bksdm.data.names import how_to_read, readable_kinds
 from bksdm.data.stream import Batch
 from bksdm.errors import InputError
+from bksdm.runtime.rgb import as_rgb
 
 Size = int | tuple[int, int]  # in pixels: the side of a square, or height and width
 
@@ -21,7 +23,7 @@ Size = int | tuple[int, int]  # in pixels: the side of a square, or height and w
 class Picture(Protocol):
     """A picture with its caption, read when it is asked for.
 
-    `name` is what a person finds it by. `text` and `open` raise `InputError` where it is damaged.
+    `name` is what a person finds it by. `text`, `content` and `open` raise `InputError` where it is damaged.
     """
 
     @property
@@ -30,6 +32,10 @@ class Picture(Protocol):
     @property
     def text(self) -> str: ...
 
+    def content(self) -> Path | bytes:
+        """Its file, or what is in it."""
+        ...
+
     def open(self) -> Image.Image:
         """The picture as RGB, upright."""
         ...
@@ -37,17 +43,32 @@ class Picture(Protocol):
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture in a file of its own, and its caption."""
+    """A picture in a file of its own, and its caption.
+
+    Attributes:
+        path: The file.
+        text: The caption.
+        folder: What the picture is named from; its own folder by default.
+    """
 
     path: Path
     text: str
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return name_in(self.folder or self.path.parent, self.path)
+
+    def content(self) -> Path:
+        return self.path
 
     def open(self) -> Image.Image:
         return open_picture(self.path)
+
+
+def name_in(folder: Path, path: Path) -> str:
+    """What a file is called in a folder."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
@@ -60,20 +81,30 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
     Raises:
         InputError: It is not a picture, is cut short, or has more than 179 million pixels.
     """
-    shown = name or (source if isinstance(source, Path) else "a picture")
-    with _readable(shown), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        return _as_rgb(ImageOps.exif_transpose(opened))
+    with _opened(source, name) as opened:
+        return as_rgb(ImageOps.exif_transpose(opened))
 
 
-def open_as_it_is(path: Path) -> Image.Image:
+@contextmanager
+def as_it_is(picture: Picture) -> Iterator[Image.Image]:
     """A picture as its file has it: neither turned upright nor converted; its `format` says what the file is.
+
+    Raises:
+        InputError: The file is missing or is not a readable picture, or what is done with it inside fails.
+    """
+    source = picture.content()
+    with _opened(source, None if isinstance(source, Path) else picture.name) as opened:
+        yield opened
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height, by the beginning of its file.
 
     Raises:
         InputError: The file is missing or is not a readable picture.
     """
-    with _readable(path), Image.open(path) as opened:
-        opened.load()
-        return opened
+    with as_it_is(picture) as opened:
+        return opened.size
 
 
 def sides(size: Size) -> tuple[int, int]:
@@ -82,25 +113,21 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 @contextmanager
-def _readable(shown: str | Path) -> Iterator[None]:
-    """Turn what goes wrong with a picture inside into one line that names it."""
+def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
+    """A picture that Pillow opened; what goes wrong with it inside becomes one line that names it."""
+    shown = name or (source if isinstance(source, Path) else "a picture")
+    readable_kinds()  # so that Pillow knows them
     try:
-        yield
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            yield opened
     except FileNotFoundError as error:
         raise InputError(f"{shown} does not exist") from error
     except Exception as error:  # on damaged files, Pillow's decoders raise errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{shown} is not a readable picture ({reason}); replace or remove it") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would cut off what is above 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode == "P" or image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGBA", rgba.size, "white")
-        image.alpha_composite(rgba)
-    return image.convert("RGB")
+        if isinstance(error, UnidentifiedImageError):  # whose own words have the address of an object
+            reason = "of no kind that is known here"
+        mend = how_to_read(shown) or "replace or remove it"
+        raise InputError(f"{shown} is not a readable picture ({reason}); {mend}") from error
 
 
 def to_pixels(image: Image.Image, size: Size, *, flip: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bksdm.data.folder import read_prompts
+from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples, Stream
 from bksdm.distill.captions import Captions
 from bksdm.distill.data import Latents, Pictures, open_data

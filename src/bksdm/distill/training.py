@@ -16,8 +16,8 @@ from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from bksdm.card import model_card
-from bksdm.data.folder import read_prompts
 from bksdm.data.pictures import PictureSamples
+from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.follow import check_steps, end_of, ended, follow, losses_of

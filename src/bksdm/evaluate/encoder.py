@@ -4,18 +4,17 @@ The embedded encoder is a small one, trained on the embedded art; a full-size CL
 way.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_processing_base import ImageProcessingMixin
 
 from bksdm.assets import asset
 from bksdm.data.pictures import to_pixels
@@ -24,6 +23,7 @@ from bksdm.hub import HUB_ERRORS, is_id, missing
 from bksdm.models import EMBEDDED, tokenizing
 
 _BATCH = 64
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LOADING_ERRORS = (*HUB_ERRORS, SafetensorError, OSError, ValueError, KeyError, RuntimeError)
 
 
@@ -88,10 +88,16 @@ class DualEncoder:
 
 
 def colour_statistics(source: str) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the colours that a network in a folder or at a Hub id saw, with shape (1, 3, 1, 1)."""
-    local = Path(source) / "preprocessor_config.json"
-    file = local if Path(source).is_dir() else Path(hf_hub_download(source, local.name))
-    colours = json.loads(file.read_text())
+    """Mean and deviation of the colours that a network in a folder or at a Hub id saw, with shape (1, 3, 1, 1).
+
+    They are in `preprocessor_config.json`, or, as transformers 5 writes them, in `processor_config.json`.
+
+    Raises:
+        OSError: It has neither.
+    """
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _PROCESSORS):
+        raise OSError(f"it has neither {' nor '.join(_PROCESSORS)}")
+    colours, _ = ImageProcessingMixin.get_image_processor_dict(source)
     mean, std = (torch.tensor(colours[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
     return mean, std
 

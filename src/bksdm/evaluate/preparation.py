@@ -9,6 +9,8 @@ import io
 
 from PIL import Image
 
+from bksdm.runtime.rgb import as_rgb
+
 _BY_DEFAULT = Image.Resampling.BICUBIC  # what `resize` takes when it is not told, for all modes but "1" and "P"
 
 
@@ -30,13 +32,13 @@ def prepare_real(picture: Image.Image, size: int = 256) -> Image.Image:
 
     Arguments:
         picture: As its file has it: neither turned upright nor converted to RGB before, since the reference does
-            not. Of a mode that JPEG has (RGB, L or CMYK); others are converted to RGB.
+            not. Of a mode that JPEG has (RGB, L or CMYK); others become RGB, see `as_rgb`.
         size: Side of the result, in pixels.
 
     Returns:
         RGB, `size` x `size`.
     """
-    as_jpeg_has_it = picture if picture.mode in {"RGB", "L", "CMYK"} else picture.convert("RGB")
+    as_jpeg_has_it = picture if picture.mode in {"RGB", "L", "CMYK"} else as_rgb(picture)
     return _through_jpeg(as_jpeg_has_it.resize((size, size), _BY_DEFAULT)).convert("RGB")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bksdm.data.folder import data_folder
 from bksdm.errors import InputError
 from bksdm.evaluate.blocks import BlockRows, Blocks
 from bksdm.evaluate.networks import FEATURES, IMAGE, TEXT, Networks
@@ -52,14 +51,8 @@ def open_reference(reference: str) -> Statistics | Finished:
     Raises:
         InputError: It is neither.
     """
-    path = data_folder(reference)
-    if path.suffix == ".npz":
-        return Statistics.load(path)
-    if not path.is_dir():
-        raise InputError(
-            f"reference {reference} is not a folder; give a folder of pictures or the .npz statistics of pytorch-fid"
-        )
-    return Finished.of(path, real=True)
+    path = Path(reference)
+    return Statistics.load(path) if path.suffix == ".npz" else Finished.of(reference, real=True)
 
 
 @dataclass(frozen=True)

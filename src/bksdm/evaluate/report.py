@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell, columns, csv_table
@@ -17,7 +18,7 @@ _COSTS = {
     "seconds_per_picture": ("seconds a picture", 1),
 }
 
-Row = tuple[str, Path | None, Sequence[Path]]
+Row = tuple[str, Image.Image | None, Sequence[Path]]
 
 
 def write_evaluation(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:

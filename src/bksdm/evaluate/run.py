@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bksdm.data.folder import read_prompts
+from bksdm.data.prompts import read_prompts
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
@@ -22,7 +22,7 @@ from bksdm.evaluate.networks import FEATURES, Networks
 from bksdm.evaluate.output_error import output_errors
 from bksdm.evaluate.protocol import Protocol, check_counts
 from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
-from bksdm.evaluate.report import write_evaluation
+from bksdm.evaluate.report import Row, write_evaluation
 from bksdm.evaluate.scores import differences
 from bksdm.evaluate.scoring import Scoring
 from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
@@ -133,7 +133,7 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
     for name, model in named(options.models).items():
         if are_pictures(model):
             given = prompts if options.prompts else None
-            sources[name] = Finished.of(Path(model), given, real=False)
+            sources[name] = Finished.of(model, given, real=False)
             continue
         requests = numbered(prompts, options.images_per_prompt, options.seed)
         kept = range(len(requests)) if options.keep_pictures else shown(len(requests))
@@ -320,17 +320,15 @@ def _output_errors(
     return found
 
 
-def _rows(
-    sources: Mapping[str, Drawn | Finished], reference: Statistics | Finished
-) -> list[tuple[str, Path | None, list[Path]]]:
+def _rows(sources: Mapping[str, Drawn | Finished], reference: Statistics | Finished) -> list[Row]:
     """Some prompts, with the real picture where it is the prompt's own, and every model's picture."""
     drawn = [source for source in sources.values() if isinstance(source, Drawn)]
     if not drawn:
         return []
     captions = drawn[0].captions
     own = isinstance(reference, Finished) and reference.captions == captions
-    rows = []
+    rows: list[Row] = []
     for number in shown(len(captions)):
-        real = reference.entries[number].path if own and isinstance(reference, Finished) else None
+        real = reference.entries[number].open() if own and isinstance(reference, Finished) else None
         rows.append((captions[number], real, [source.path(number) for source in drawn]))
     return rows

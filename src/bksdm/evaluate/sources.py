@@ -11,8 +11,10 @@ from typing import Protocol
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bksdm.data.folder import captions_digest, list_pictures, read_captions
-from bksdm.data.pictures import Captioned, open_as_it_is
+from bksdm.data.folder import captions_digest
+from bksdm.data.names import check_order, holds_pictures, picture_names
+from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of
+from bksdm.data.source import read_pictures
 from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
@@ -21,6 +23,7 @@ from bksdm.generate import save_picture
 from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import Precision
 from bksdm.runs import digest, write_text
+from bksdm.runtime.rgb import as_rgb
 from bksdm.sampling import Request, sample, scheduler_named
 
 PAPER = "paper"
@@ -158,45 +161,43 @@ class Drawn:
 
 @dataclass
 class Finished:
-    """Pictures that lie in a folder, in the order of its metadata file or of their names.
+    """Pictures that are there already, in the order of their data or of their names.
 
     Attributes:
-        entries: Their files.
+        data: Where they are.
+        entries: The pictures.
         captions: One a picture, or None.
         digest: A short name for what they are.
         real: Whether they are photographs or the like, and not some model's.
     """
 
-    entries: Sequence[Captioned]
+    data: str
+    entries: Sequence[Picture]
     captions: list[str] | None
     digest: str
     real: bool
 
     @classmethod
-    def of(cls, folder: Path, prompts: Sequence[str] | None = None, *, real: bool) -> "Finished":
-        """The pictures of a folder.
+    def of(cls, data: str, prompts: Sequence[str] | None = None, *, real: bool) -> "Finished":
+        """The pictures that DATA stands for.
 
         Arguments:
-            folder: The folder; with `metadata.csv` or `metadata.jsonl`, its captions are the pictures' own.
+            data: See `read_source`; a folder of pictures may have no captions.
             prompts: Captions for pictures that have none, in the order of their names.
             real: Whether they are real; pictures of one model must have one size.
 
         Raises:
             InputError: There are no pictures, or not as many as prompts, or they have mixed sizes.
         """
-        if any((folder / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
-            entries: list[Captioned] = read_captions(folder)
-            captions: list[str] | None = [entry.text for entry in entries]
+        source = read_pictures(data)
+        if source.captioned:
+            captions = [picture.text for picture in source.pictures]
+            found = cls(data, source.pictures, captions, source.digest, real)
+        elif prompts is None:
+            found = cls(data, source.pictures, None, source.digest, real)
         else:
-            paths = list_pictures(folder)
-            if prompts is not None and len(prompts) != len(paths):
-                raise InputError(
-                    f"{folder} has {len(paths)} pictures and no metadata.jsonl, and there are {len(prompts)} prompts; "
-                    f"give a prompt for each, in the order of the pictures' names"
-                )
-            captions = None if prompts is None else list(prompts)
-            entries = [Captioned(path, text) for path, text in zip(paths, captions or [""] * len(paths), strict=True)]
-        found = cls(entries, captions, captions_digest(entries), real)
+            entries = _captioned(Path(data), prompts)
+            found = cls(data, entries, list(prompts), captions_digest(entries), real)
         if not real:
             found.check_one_size()
         return found
@@ -205,16 +206,15 @@ class Finished:
         return len(self.entries)
 
     def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
-        files = [self.entries[number] for number in numbers]
-        if preparation != PAPER:
-            return [file.open() for file in files]
-        return [self._prepared(open_as_it_is(file.path)) for file in files]
+        entries = [self.entries[number] for number in numbers]
+        return [self._prepared(entry) if preparation == PAPER else entry.open() for entry in entries]
 
-    def _prepared(self, picture: Image.Image) -> Image.Image:
+    def _prepared(self, entry: Picture) -> Image.Image:
         """Through JPEG twice in all, as pictures of a model that were kept as PNG have yet to go."""
-        if self.real or picture.format == "JPEG":
-            return prepare_real(picture)
-        return prepare_generated(picture.convert("RGB"))
+        with as_it_is(entry) as picture:
+            if self.real or picture.format == "JPEG":
+                return prepare_real(picture)
+            return prepare_generated(as_rgb(picture))
 
     def check_one_size(self) -> None:
         """Refuse pictures of mixed sizes.
@@ -225,21 +225,35 @@ class Finished:
         first = self.entries[0].open().size
         for entry in self.entries:
             try:
-                with Image.open(entry.path) as opened:
-                    size = opened.size
-            except OSError:
+                size = size_of(entry)
+            except InputError:
                 continue  # refused with its reason when it is read
             if size != first:
                 raise InputError(
-                    f"{entry.path.parent} has pictures of mixed sizes ({self.entries[0].path.name} "
-                    f"{first[0]}x{first[1]}, {entry.path.name} {size[0]}x{size[1]}); give pictures of one size"
+                    f"{self.data} has pictures of mixed sizes ({self.entries[0].name} "
+                    f"{first[0]}x{first[1]}, {entry.name} {size[0]}x{size[1]}); give pictures of one size"
                 )
+
+
+def _captioned(folder: Path, prompts: Sequence[str]) -> list[Captioned]:
+    """The pictures of a folder with a prompt for each, in the order of their names.
+
+    Raises:
+        InputError: There are more or fewer, or the order is not plain.
+    """
+    names = picture_names(folder)
+    if len(prompts) != len(names):
+        raise InputError(
+            f"{folder} has {len(names)} pictures and no metadata.jsonl, and there are {len(prompts)} prompts; "
+            f"give a prompt for each, in the order of the pictures' names"
+        )
+    check_order(names, folder)
+    return [Captioned(folder / name, text, folder) for name, text in zip(names, prompts, strict=True)]
 
 
 def are_pictures(model: str) -> bool:
     """Whether MODEL is a folder of finished pictures, and no pipeline."""
-    folder = Path(model)
-    return folder.is_dir() and not (folder / "model_index.json").exists() and bool(list_pictures(folder, check=False))
+    return holds_pictures(Path(model)) and not (Path(model) / "model_index.json").exists()
 
 
 def named(models: Sequence[str]) -> dict[str, str]:

@@ -58,14 +58,17 @@ def least_side(pipeline: StableDiffusionPipeline) -> int:
 
 
 class TextEncoder(nn.Module):
-    """Tokens (B, L) to embeddings (B, L, D) and the pooled ones (B, D)."""
+    """Tokens (B, L) to embeddings (B, L, D) and the pooled ones (B, D).
+
+    The network has the name that LoRAs call it by, for runtimes that find layers by what nodes of a graph are called.
+    """
 
     def __init__(self, network: CLIPTextModel) -> None:
         super().__init__()
-        self.network = network
+        self.text_model = network
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.network(input_ids)
+        found = self.text_model(input_ids)
         return found.last_hidden_state, found.pooler_output
 
 

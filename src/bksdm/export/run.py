@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from bksdm.data.folder import read_prompts
+from bksdm.data.prompts import read_prompts
 from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.errors import InputError
 from bksdm.export.components import components

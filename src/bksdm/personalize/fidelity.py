@@ -16,8 +16,9 @@ import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bksdm.data.folder import list_pictures, read_prompts
+from bksdm.data.names import list_pictures
 from bksdm.data.pictures import open_picture
+from bksdm.data.prompts import read_prompts
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
 from bksdm.evaluate.dino import Dino

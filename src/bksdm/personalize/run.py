@@ -12,9 +12,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-from bksdm.adapters.lora import add_lora, check_peft, save_lora
+from bksdm.adapters.training import add_lora, check_peft, save_lora
 from bksdm.card import personal_card
-from bksdm.data.folder import list_pictures
+from bksdm.data.names import list_pictures
 from bksdm.data.pictures import open_picture, to_pixels
 from bksdm.devices import channels_last_is_faster, choose_device, choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions

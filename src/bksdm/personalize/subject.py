@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from bksdm.data.folder import list_pictures
-from bksdm.data.pictures import Size, open_picture, sides, to_pixels
+from bksdm.data.names import list_pictures
+from bksdm.data.pictures import Size, name_in, open_picture, sides, to_pixels
 from bksdm.data.stream import Batch
 from bksdm.randomness import generator
 
@@ -25,7 +25,7 @@ def read_subject(folder: str | Path) -> dict[str, Image.Image]:
     Raises:
         InputError: There is no such folder, it has no pictures, or one of them cannot be read.
     """
-    return {path.name: open_picture(path) for path in list_pictures(Path(folder))}
+    return {name_in(Path(folder), path): open_picture(path) for path in list_pictures(Path(folder))}
 
 
 def view(picture: Image.Image, size: Size, number: int, seed: int, *, flip: bool) -> Tensor:

@@ -61,13 +61,15 @@ def _read(file: Path, options: argparse.Namespace, pipeline: Pipeline) -> Pixels
     """A picture file, cut and resized to the size that is asked for."""
     try:
         from PIL import Image, ImageOps  # noqa: PLC0415
+
+        from bksdm.runtime.rgb import as_rgb  # noqa: PLC0415
     except ImportError as error:
         raise InputError("--image needs Pillow; pip install pillow") from error
     size = options.width or pipeline.width, options.height or pipeline.height
     try:
         with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
+            picture = as_rgb(ImageOps.exif_transpose(opened))
+    except (OSError, InputError) as error:
         raise InputError(f"image {file} cannot be read ({error}); give a picture file") from error
     if min(size) < 1:
         raise InputError(f"the size is {size[0]}x{size[1]}; give multiples of {pipeline.multiple}")

@@ -1,0 +1,118 @@
+"""Which layouts of LoRAs count exactly, on a teacher and on its students, and what does stock diffusers make of them?
+
+    python benchmarks/lora_layouts.py
+
+Small models of Stable Diffusion 1's shape with random weights, and a LoRA of random numbers in each layout of
+`tests/lora_layouts.py`, which has the formats' definitions written out. The table gives the largest relative 2-norm of
+the difference between the change of a weight and its definition, over layers of every kind.
+"""
+
+import argparse
+import runpy
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from bksdm.adapt import adapt
+from bksdm.adapters.lora import merge_lora
+from bksdm.assets import asset
+from bksdm.families import derive
+from bksdm.models import load_pipeline, quiet_libraries, save_pipeline
+from bksdm.options import AdaptOptions, PruneOptions
+from bksdm.prune import prune
+from bksdm.recipe import Pruning, load_recipe
+from bksdm.runs import provenance, write_text
+
+ROOT = asset().parents[2]
+RECIPES = ("base", "small", "tiny")
+
+
+def parameters(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    networks: dict[str, nn.Module] = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    return {
+        f"{part}.{name.removeprefix('text_model.')}": parameter.detach().clone()
+        for part, network in networks.items()
+        for name, parameter in network.named_parameters()
+    }
+
+
+def apart(was: Mapping[str, Tensor], now: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """The largest relative difference of a change, infinite where something else changed."""
+    if any(not torch.equal(now[name], was[name]) for name in now if name not in wanted):
+        return float("inf")
+    return max(float((now[name] - was[name] - delta).norm() / delta.norm()) for name, delta in wanted.items())
+
+
+def kept(wanted: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
+    found = {}
+    for name, delta in wanted.items():
+        part, _, path = name.partition(".")
+        if here := pruning.student_key(path) if part == "unet" else path:
+            found[f"{part}.{here}"] = delta
+    return found
+
+
+def by_diffusers(model: Path, lora: Path, wanted: Mapping[str, Tensor]) -> str:
+    """What stock diffusers makes of a carried file."""
+    pipeline = load_pipeline(model, torch.float64)
+    was = parameters(pipeline)
+    try:
+        pipeline.load_lora_weights(lora)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    except (ValueError, RuntimeError, KeyError) as error:
+        return f"refuses it ({type(error).__name__})"
+    far = apart(was, parameters(pipeline), wanted)
+    return f"{far:.0e}" if far < 1e-4 else f"reads it wrongly ({far:.0e})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "lora_layouts.md")
+    arguments = parser.parse_args()
+    quiet_libraries()
+    sys.path.insert(0, str(ROOT / "tests"))
+    shapes, layouts = (runpy.run_path(str(ROOT / "tests" / f"{name}.py")) for name in ("tiny_models", "lora_layouts"))
+    made: Mapping[str, Any] = layouts["LAYOUTS"]
+    lines = [
+        "| layout | a name in the file | teacher | base | small | tiny | small, carried, by stock diffusers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as root:
+        teacher = shapes["build_pipeline"](shapes["V1_UNET"])
+        folders = {"teacher": Path(root, "teacher")}
+        save_pipeline(teacher, folders["teacher"])
+        for recipe in RECIPES:
+            folders[recipe] = Path(root, recipe)
+            prune(PruneOptions(str(folders["teacher"]), recipe, str(folders[recipe])))
+        for number, (layout, make) in enumerate(made.items()):
+            torch.manual_seed(number)
+            lora = make(teacher)
+            file, cells = lora.write(Path(root, f"lora{number}")), []
+            for name, folder in folders.items():
+                wanted, source = lora.changes, file
+                if name != "teacher":
+                    source = Path(root, f"{number}-{name}")
+                    adapt(AdaptOptions(str(file), str(folder), str(folders["teacher"]), str(source)))
+                    wanted = kept(wanted, derive(load_recipe(name), teacher.unet.config))
+                pipeline = load_pipeline(folder, torch.float64)
+                was = parameters(pipeline)
+                cells.append(f"{apart(was, parameters(merge_lora(pipeline, source)), wanted):.0e}")
+            wanted = kept(lora.changes, derive(load_recipe("small"), teacher.unet.config))
+            cells.append(by_diffusers(folders["small"], Path(root, f"{number}-small"), wanted))
+            key = next((name for name in lora.tensors if "to_q" in name or "conv1" in name), next(iter(lora.tensors)))
+            lines.append(f"| {layout} | `{key}` | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    by = provenance()
+    versions = ", ".join(f"{package} {version}" for package, version in by["versions"].items())
+    write_text(arguments.out, "\n".join(lines) + f"\n\n{by['processor']}, {by['started'][:10]}; {versions}.\n")
+
+
+if __name__ == "__main__":
+    main()
