@@ -271,7 +271,10 @@ def test_several_models_and_sizes_may_be_named() -> None:
     ("words", "message"),
     [
         (["--models"], "no model is named; name one or several"),
-        (["./nowhere"], "model ./nowhere does not exist; give a folder, a .safetensors file, a hub id or 'emoji'"),
+        (
+            ["./nowhere"],
+            "model ./nowhere does not exist; give a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'",
+        ),
         (["emoji", "./nowhere"], "model ./nowhere does not exist"),
         (["emoji", "--batch_sizes"], "batch_sizes is empty; give one number or several, such as 1 4"),
         (["emoji", "--batch_sizes", "4", "0"], "batch_sizes has 0; give at least 1"),

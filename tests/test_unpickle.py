@@ -123,6 +123,8 @@ def test_a_checkpoint_in_one_file(v1_folder: Path, tmp_path: Path) -> None:
     found = load_file(converted(tmp_path / "sd.ckpt", tmp_path / "sd.safetensors"))
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    modes = {file.stat().st_mode for file in tmp_path.iterdir()}
+    assert len(modes) == 1, "whoever may read the one may read the other"
 
 
 def test_a_controlnet_of_others(tmp_path: Path) -> None:

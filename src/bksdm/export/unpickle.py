@@ -18,6 +18,7 @@ from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.models import load_contents, load_pipeline, part_names
 from bksdm.parts import copy_part, find_weights, plain_name, write_index
 from bksdm.prune import RECIPE_FILE
+from bksdm.runs import usual_mode
 
 _WANTED = ("model_index.json", RECIPE_FILE, *(f"*/*{suffix}" for suffix in (".json", ".txt", ".bin", ".safetensors")))
 _INDEX = "model_index.json"
@@ -53,6 +54,7 @@ def unpickle(source: Path, target: Path) -> None:
     """
     if source.is_file():
         save_file(_tensors(source), target, metadata={"format": "pt"})
+        target.chmod(usual_mode(target.parent))
         load_contents(target)
     elif (source / _INDEX).is_file():
         for name in (_INDEX, RECIPE_FILE):
