@@ -73,7 +73,7 @@ def embedded(decoder: str, rounds: int) -> str:
     """Costs, errors and scores of the embedded model with its own decoder and with a small one."""
     own = load_pipeline("emoji")
     small = with_decoder(own, decoder)
-    side, factor = image_size(own), own.vae.config.scaling_factor
+    (side, _), factor = image_size(own), own.vae.config.scaling_factor
     pixels = torch.stack([to_pixels(entry.open(), side) for entry in read_captions(data_folder(HELD_OUT))])
     with torch.no_grad():
         encoded = own.vae.encode(pixels).latent_dist.mean * factor

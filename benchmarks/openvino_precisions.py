@@ -169,7 +169,7 @@ def measure_pictures(work: Path, precisions: list[str]) -> str:
         if name != "teacher" and not Path(model).exists():
             prune(PruneOptions("emoji", name, model))
         pipeline = load_pipeline(model)
-        side = image_size(pipeline)
+        side, _ = image_size(pipeline)
         steps = denoising_steps(Source(model, pipeline, None, "w8a8", side, side)) if "w8a8" in precisions else []
         graphs = {key: to_graph(component) for key, component in components(pipeline, side, side).items()}
         for precision in precisions:
@@ -191,7 +191,7 @@ def measure_arithmetic(exports: Path) -> str:
     models = {"teacher": "emoji"} | {name: str(exports / f"{name}-kd" / "student") for name in RECIPES}
     for name, model in models.items():
         pipeline = load_pipeline(model)
-        side = image_size(pipeline)
+        side, _ = image_size(pipeline)
         for precision in ("fp32", "w8a8"):
             folder = export_path(exports, FORMAT, precision, model)
             for arithmetic in ("f32", "bf16"):

@@ -214,8 +214,13 @@ MODELS = [
     case("truncated weights, evaluate", lambda w: w.evaluate(model=damaged(w)), f"{{tmp}}/copy/{UNET} is cut short"),
     case("broken config", lambda w: w.generate(model=damaged(w, "unet/config.json")), "{tmp}/copy"),
     case("broken config, describe", lambda w: w.describe(damaged(w, "unet/config.json")), "config.json", "JSON"),
-    case("pickle only", lambda w: w.generate(model=pickled(w)), "model.bin is a pickle, which is never loaded"),
-    case("a .ckpt file", lambda w: w.generate(model=w.file("x", "sd.ckpt")), "{tmp}/sd.ckpt is not a .safetensors"),
+    case("pickle only", lambda w: w.generate(model=pickled(w)), "model.bin is a pickle, which can run code"),
+    case(
+        "a .ckpt file",
+        lambda w: w.generate(model=w.file("x", "sd.ckpt")),
+        "{tmp}/sd.ckpt is a pickle",
+        "--to ldm --unpickle",
+    ),
     case("a .ckpt file, prune", lambda w: w.prune(teacher=w.file("x", "sd.ckpt")), "{tmp}/sd.ckpt"),
     case("a .ckpt file, describe", lambda w: w.describe(w.file("x", "sd.ckpt")), "{tmp}/sd.ckpt"),
     case(
@@ -542,11 +547,10 @@ LATE = [
 ]
 
 STUDENTS = [
-    case("a student that was not pruned", lambda w: w.distill(student=w.teacher), "has no recipe.yaml", "bksdm prune"),
     case(
-        "a student without its recipe",
-        lambda w: w.distill(student=without(w.copy(w.student), "recipe.yaml")),
-        "{tmp}/copy has no recipe.yaml",
+        "a student that was not pruned",
+        lambda w: w.distill(student=w.teacher),
+        "names no recipe and has the U-Net of its teacher; run bksdm prune first",
     ),
     case(
         "a student with another recipe",
@@ -570,7 +574,11 @@ def other_recipe(world: World) -> Path:
 
 
 ENCODERS = [
-    case("missing encoder", lambda w: w.evaluate("--encoder", w.tmp / "no"), "encoder {tmp}/no is not a CLIP"),
+    case(
+        "missing encoder",
+        lambda w: w.evaluate("--encoder", w.tmp / "no"),
+        "encoder {tmp}/no does not exist; give the folder",
+    ),
     case("empty encoder", lambda w: w.evaluate("--encoder", w.empty()), "encoder {tmp}/empty is not a CLIP"),
     case("a pipeline as encoder", lambda w: w.evaluate("--encoder", w.teacher), "teacher is not a CLIP folder"),
     case("a VAE as encoder", lambda w: w.evaluate("--encoder", w.teacher / "vae"), "vae is not a CLIP folder"),

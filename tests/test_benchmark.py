@@ -207,7 +207,7 @@ def test_the_folder_says_what_it_is_made_from(out: Path, v1_folder: Path, wide_f
 
 def result(*names: str, rounds: int = 7) -> Benchmark:
     """Made-up figures: a model takes as many seconds as its number, counted from one."""
-    cost = UNetCost(params=2_000_000, macs_modules=3_000_000_000, macs_attention=500_000_000, latent_size=8)
+    cost = UNetCost(params=2_000_000, macs_modules=3_000_000_000, macs_attention=500_000_000, latent_size=(8, 8))
     params = {"text_encoder": 1_000_000, "unet": 2_000_000, "decoder": 500_000}
     models = []
     for number, name in enumerate(names, start=1):
@@ -271,7 +271,10 @@ def test_several_models_and_sizes_may_be_named() -> None:
     ("words", "message"),
     [
         (["--models"], "no model is named; name one or several"),
-        (["./nowhere"], "model ./nowhere does not exist; give a folder, a .safetensors file, a hub id or 'emoji'"),
+        (
+            ["./nowhere"],
+            "model ./nowhere does not exist; give a folder, a .safetensors file, a hub id (OWNER",
+        ),
         (["emoji", "./nowhere"], "model ./nowhere does not exist"),
         (["emoji", "--batch_sizes"], "batch_sizes is empty; give one number or several, such as 1 4"),
         (["emoji", "--batch_sizes", "4", "0"], "batch_sizes has 0; give at least 1"),

@@ -69,7 +69,7 @@ def test_an_independent_counter_agrees(version: str, recipe: str, processor: obj
 
 def test_the_config_says_the_size_of_the_latents() -> None:
     config = UNETS["v1"] | {"block_out_channels": [32, 32, 32, 32], "sample_size": 16}
-    assert unet_cost(config).latent_size == 16
+    assert unet_cost(config).latent_size == (16, 16)
     assert unet_cost(config) == unet_cost(config, latent_size=16)
 
 
@@ -77,14 +77,14 @@ def test_more_latents_cost_more_and_parameters_stay() -> None:
     config = UNETS["v1"] | {"block_out_channels": [32, 32, 32, 32]}
     small, large = unet_cost(config, latent_size=32), unet_cost(config, latent_size=64)
     assert large.params == small.params
-    assert large.latent_size == 64
+    assert large.latent_size == (64, 64)
     assert 3 * small.macs_modules < large.macs_modules < 4 * small.macs_modules
     assert 4 * small.macs_attention < large.macs_attention < 16 * small.macs_attention
 
 
 def test_latents_need_not_be_square() -> None:
     config = UNETS["v1"] | {"block_out_channels": [32, 32, 32, 32]}
-    wide, tall = unet_cost(config, 16, latent_width=64), unet_cost(config, 64, latent_width=16)
+    wide, tall = unet_cost(config | {"sample_size": [16, 64]}), unet_cost(config, (64, 16))
     assert (wide.macs_modules, wide.macs_attention) == (tall.macs_modules, tall.macs_attention)
     assert wide.macs_attention == unet_cost(config, 32).macs_attention, "as many latents cost as much"
 
@@ -95,7 +95,7 @@ def test_a_longer_text_costs_more() -> None:
 
 
 def test_gmacs_are_macs_in_thousand_millions() -> None:
-    cost = UNetCost(params=1, macs_modules=2_000_000_000, macs_attention=500_000_000, latent_size=8)
+    cost = UNetCost(params=1, macs_modules=2_000_000_000, macs_attention=500_000_000, latent_size=(8, 8))
     assert (cost.gmacs_modules, cost.gmacs_all) == (2.0, 2.5)
 
 
@@ -103,7 +103,7 @@ def test_gmacs_are_macs_in_thousand_millions() -> None:
     ("changes", "message"),
     [
         ({"sample_size": None}, "sample_size is None"),
-        ({"sample_size": [64, 64]}, r"sample_size is \[64, 64\]"),
+        ({"sample_size": [64]}, r"sample_size is \[64\] in the config of the U-Net; write .* such as \[64, 96\]"),
         ({"norm_num_groups": 7}, "does not make a network that runs"),
         ({"attention_head_dim": [8, 8]}, "does not make a network that runs"),
     ],

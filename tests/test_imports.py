@@ -13,9 +13,9 @@ FLOORS = {
     4: "quickstart report personalize.* demo push",
     3: "generate adapt prepare evaluate.* benchmark sensitivity.* export.* runtimes rivals",
     2: "distill.*",
-    1: "data.* models adapters.* single_file decoder prune taps cost budget describe card page sampling exported "
+    1: "data.* models parts adapters.* single_file decoder prune taps cost budget describe card page sampling exported "
     "timing peak",
-    0: "recipe families.* knapsack losses options runs errors randomness devices processes progress tables assets "
+    0: "recipe families.* knapsack losses options runs errors hub randomness devices processes progress tables assets "
     "runtime.*",
 }
 PACKAGE = Path(bksdm.__file__).parent

@@ -107,7 +107,7 @@ def test_the_public_surface() -> None:
         "SensitivityOptions",
     }
     options |= {"AdaptOptions", "DemoOptions", "FidelityOptions", "PersonalizeOptions", "PushOptions"}
-    models = {"load_pipeline", "load_recipe", "save_pipeline"}
+    models = {"load_pipeline", "load_recipe", "save_pipeline", "Origin"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
     kinds |= {"Adapted", "Benchmark", "Consistency", "Exported", "Pushed", "Sensitivity"}
     kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}

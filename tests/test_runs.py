@@ -2,12 +2,15 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from bksdm.errors import InputError
 from bksdm.runs import check_free, open_run, provenance, replace_folder, run_files, write_text
@@ -168,6 +171,20 @@ def test_an_earlier_folder_is_replaced_whole(tmp_path: Path) -> None:
     made(tmp_path / "target", "new")
     assert names(tmp_path / "target") == ["new.txt"]
     assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_get_the_mode_that_the_umask_gives_whoever_writes_them(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with replace_folder(tmp_path / "target") as partial:
+            (partial / "part").mkdir()
+            save_file({"a": torch.zeros(2)}, partial / "part" / "weights.safetensors")
+            (partial / "text.txt").write_text("text")
+    finally:
+        os.umask(before)
+    for name in ("part/weights.safetensors", "text.txt"):
+        assert stat.S_IMODE((tmp_path / "target" / name).stat().st_mode) == 0o666 & ~mask
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

@@ -144,9 +144,9 @@ def test_a_conversion_has_to_save_more_than_it_takes(v1_folder: Path) -> None:
     from bksdm.models import load_unet_config
 
     config = load_unet_config(v1_folder)
-    saved_by_call = unet_cost(config, config["sample_size"]).gmacs_all  # 2 GFLOP a GMAC, half of it saved
+    saved_by_call = unet_cost(config).gmacs_all  # 2 GFLOP a GMAC, half of it saved
     fixed, grows = runtimes._CONVERSION["openvino"]
-    conversion = fixed + grows * unet_cost(config, config["sample_size"]).params / 1e6
+    conversion = fixed + grows * unet_cost(config).params / 1e6
     enough = int(conversion / saved_by_call) + 1
     assert chosen(v1_folder, enough).runtime == "openvino"
     assert chosen(v1_folder, enough - 2).runtime == "torch"

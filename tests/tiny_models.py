@@ -38,6 +38,20 @@ TWO_STAGES = {
     "attention_head_dim": 4,
     "norm_num_groups": 8,
 }
+# As SD 1.4 has it: nothing about the spacing of timesteps, which nobody could choose then.
+SCHEDULER_OF_2022 = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+    "clip_sample": False,
+}
 CAPTIONS = ("red apple", "green apple", "red car", "green car", "a red", "a green", "apple car", "car")
 _COLOURS = ("red", "green", "crimson", "lime", "orange", "teal", "blue", "gold")
 
@@ -137,6 +151,7 @@ def age(folder: Path) -> Path:
     text, vae = folder / "text_encoder" / "model.safetensors", folder / "vae" / "diffusion_pytorch_model.safetensors"
     save(text, load_file(text) | {"text_model.embeddings.position_ids": torch.arange(MAX_TOKENS)[None]})
     save(vae, {_old_attention(name): tensor for name, tensor in load_file(vae).items()})
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_OF_2022)
     for part, defaults in (("unet", ("mid_block_type", "only_cross_attention")), ("vae", ("scaling_factor",))):
         config = json.loads((folder / part / "config.json").read_text())
         write_json(folder / part / "config.json", {key: config[key] for key in config if key not in defaults})

@@ -32,7 +32,7 @@ from bksdm.export.run import Exported, export
 from bksdm.families import derive
 from bksdm.generate import generate
 from bksdm.losses import LossWeights
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.models import Origin, load_pipeline, save_pipeline
 from bksdm.options import (
     AdaptOptions,
     BenchmarkOptions,
@@ -86,6 +86,7 @@ __all__ = [
     "LcmOptions",
     "LossWeights",
     "NoiseSchedule",
+    "Origin",
     "PersonalizeOptions",
     "Plan",
     "PrepareOptions",

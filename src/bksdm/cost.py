@@ -31,13 +31,13 @@ class UNetCost:
         params: Parameters.
         macs_modules: MACs of convolutions and linear layers.
         macs_attention: MACs of the matrix products inside attention.
-        latent_size: Side of the latents.
+        latent_size: Height and width of the latents.
     """
 
     params: int
     macs_modules: int
     macs_attention: int
-    latent_size: int
+    latent_size: tuple[int, int]
 
     @property
     def gmacs_modules(self) -> float:
@@ -48,29 +48,44 @@ class UNetCost:
         return (self.macs_modules + self.macs_attention) / 1e9
 
 
+def latent_sides(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the latents that a U-Net with this config was made for, its `sample_size` (64 for 512 px).
+
+    Raises:
+        InputError: The config does not say.
+    """
+    size = config.get("sample_size")
+    height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise InputError(
+            f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64, or "
+            f"height and width, such as [64, 96]"
+        )
+    return height, width
+
+
 def unet_cost(
-    config: Mapping[str, Any], latent_size: int | None = None, tokens: int = TOKENS, latent_width: int | None = None
+    config: Mapping[str, Any], latent_size: int | tuple[int, int] | None = None, tokens: int = TOKENS
 ) -> UNetCost:
     """Cost of the U-Net with this config.
 
     Arguments:
         config: A `UNet2DConditionModel` config.
-        latent_size: Side of the latents; the config's `sample_size` by default (64 for 512 px).
+        latent_size: Side of the latents, or height and width; those of the config by default.
         tokens: Length of the text context.
-        latent_width: Width of the latents, where they are not square.
 
     Raises:
         InputError: The config is not one of a U-Net that runs.
     """
     size = _size(config, latent_size)
-    counts = _counted(_key(config), size, latent_width or size, tokens)
+    counts = _counted(_key(config), size, tokens)
     return UNetCost(counts.params.total(), counts.modules.total(), counts.attention.total(), size)
 
 
 def parts_cost(
     config: Mapping[str, Any],
     parts: Mapping[str, Sequence[str]],
-    latent_size: int | None = None,
+    latent_size: int | tuple[int, int] | None = None,
     tokens: int = TOKENS,
 ) -> dict[str, UNetCost]:
     """What parts of that U-Net cost in it.
@@ -83,7 +98,7 @@ def parts_cost(
         InputError: The config is not one of a U-Net that runs.
     """
     size = _size(config, latent_size)
-    counts = _counted(_key(config), size, size, tokens)
+    counts = _counted(_key(config), size, tokens)
     costs = {}
     for name, paths in parts.items():
         inside = tuple(f"{path}." for path in paths)
@@ -110,17 +125,12 @@ def _key(config: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in config.items() if name not in of_origin}, sort_keys=True)
 
 
-def _size(config: Mapping[str, Any], latent_size: int | None) -> int:
-    size = latent_size or config.get("sample_size")
-    if not isinstance(size, int):
-        raise InputError(
-            f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64"
-        )
-    return size
+def _size(config: Mapping[str, Any], latent_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    return latent_sides(config if latent_size is None else {"sample_size": latent_size})
 
 
 @lru_cache(maxsize=32)  # a pass without data takes a second, and the same few U-Nets are asked for again and again
-def _counted(config: str, size: int, latent_width: int, tokens: int) -> _Counts:
+def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
     """Count in one pass of the U-Net with this config, as JSON."""
     try:
         with torch.device("meta"), torch.no_grad():
@@ -129,7 +139,7 @@ def _counted(config: str, size: int, latent_width: int, tokens: int) -> _Counts:
             widths = unet.config.cross_attention_dim
             width = widths if isinstance(widths, int) else widths[0]
             latents, context = (
-                torch.empty(1, unet.config.in_channels, size, latent_width),
+                torch.empty(1, unet.config.in_channels, *size),
                 torch.empty(1, tokens, width),
             )
             unet(latents, torch.empty(1, dtype=torch.long), context)

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from bksdm.assets import asset
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, HUB_ERRORS, load_network, load_pipeline, with_parts
+from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.models import EMBEDDED, load_network, load_pipeline, with_parts
 from bksdm.recipe import Config
 from bksdm.runs import files_digest
+
+_DECODERS = "the folder of an AutoencoderTiny, a hub id (OWNER/NAME) or 'emoji'"
 
 
 class SmallDecoder(nn.Module):
@@ -157,10 +160,11 @@ def _folder(decoder: str | Path) -> Path:
         if not (path / "config.json").is_file():
             raise InputError(f"decoder {decoder} has no config.json; give the folder of an AutoencoderTiny")
         return path
-    if path.is_file() or path.is_absolute() or str(decoder).startswith((".", "~")) or str(decoder).count("/") != 1:
-        raise InputError(f"decoder {decoder} is no folder; give that of an AutoencoderTiny, a hub id or 'emoji'")
+    if path.is_file():
+        raise InputError(f"decoder {decoder} is no folder; give {_DECODERS}")
+    if not is_id(decoder):
+        raise missing("decoder", decoder, _DECODERS)
     try:
         return Path(snapshot_download(str(decoder), allow_patterns=["config.json", "*.safetensors"]))
     except (*HUB_ERRORS, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"decoder {decoder} is no folder here and not on the hub: {reason}") from error
+        raise not_on_hub("decoder", str(decoder), error) from error

@@ -150,8 +150,8 @@ def serve(options: DemoOptions, *, wait: bool) -> Any:
 
 def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) -> Made:
     """Draw with one model."""
-    side = image_size(drawer.pipeline)
-    image = ImageOps.fit(wish.image, (side, side), Image.Resampling.BICUBIC) if wish.image else None
+    height, width = image_size(drawer.pipeline)
+    image = ImageOps.fit(wish.image, (width, height), Image.Resampling.BICUBIC) if wish.image else None
     began = time.perf_counter()
     ((picture,),) = sample(
         drawer.pipeline,

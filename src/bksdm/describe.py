@@ -28,9 +28,10 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `bksdm describe --json` prints."""
+        height, width = self.teacher.latent_size
         return {
             "recipe": self.pruning.recipe.to_dict(),
-            "latent_size": self.teacher.latent_size,
+            "latent_size": height if height == width else [height, width],
             "unet": _cost(self.student),
             "teacher_unet": _cost(self.teacher),
             "removed": list(self.pruning.removed),
@@ -92,7 +93,7 @@ def _cost(cost: UNetCost) -> dict[str, float]:
 def _line(name: str, cost: UNetCost) -> str:
     return (
         f"{name:<8} {cost.params / 1e6:8.1f} M parameters  {cost.gmacs_modules:8.2f} GMACs "
-        f"({cost.gmacs_all:.2f} with attention products) at {cost.latent_size}x{cost.latent_size} latents"
+        f"({cost.gmacs_all:.2f} with attention products) at {cost.latent_size[0]}x{cost.latent_size[1]} latents"
     )
 
 

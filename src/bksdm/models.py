@@ -6,26 +6,33 @@ Hugging Face Hub id. Weights come from safetensors only, and no code from a mode
 
 import hashlib
 import json
+import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from bksdm.assets import asset
-from bksdm.cost import TOKENS
+from bksdm.cost import TOKENS, latent_sides
+from bksdm.data.pictures import Size, sides
+from bksdm.devices import PRECISIONS
 from bksdm.errors import InputError
+from bksdm.families import sd_ldm
+from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.parts import Tensors, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
+from bksdm.recipe import Config
 from bksdm.runs import files_digest, replace_folder, write_text
 from bksdm.single_file import Contents, read_contents, read_pipeline
 
@@ -33,9 +40,11 @@ EMBEDDED = ("emoji",)
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 _NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+_OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
+_ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
-HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_MODELS = "a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
 
 
 def load_pipeline(
@@ -51,29 +60,40 @@ def load_pipeline(
     Raises:
         InputError: There is no such model, it is incomplete, or its weights are not safetensors.
     """
-    path = _local(model)
-    arguments = {"dtype": dtype, "use_safetensors": True}
+    path = located(model)
     try:
-        if path is not None and path.is_file():
-            pipeline = _single_file(path, dtype, with_unet)
-        elif path is not None:
-            check_folder(path)
-            networks = {
-                name: _network(path / name, kind, arguments) if with_unet or name != "unet" else None
-                for name, kind in _NETWORKS.items()
-            }
-            pipeline = StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
-        else:
-            snapshot = StableDiffusionPipeline.download(str(model), use_safetensors=True)
-            return load_pipeline(Path(snapshot), dtype, with_unet=with_unet)
+        load = _single_file if path.is_file() else _folder
+        pipeline = load(path, dtype, with_unet)
     except InputError:
         raise
     except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_to_config(_name_or_path=str(path))
     if with_unet:
-        _check_parts(pipeline, model)
+        check_parts(pipeline.text_encoder, pipeline.unet.config, model)
     return pipeline
+
+
+def located(model: str | Path) -> Path:
+    """The folder or file that MODEL stands for; what is on the Hub and not here yet is downloaded.
+
+    Raises:
+        InputError: There is no such model, or it has no safetensors.
+    """
+    path = _local(model)
+    if path is not None:
+        return path
+    for variant in (None, "fp16"):
+        try:
+            return Path(StableDiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
+        except (*HUB_ERRORS, OSError, ValueError) as error:
+            reason = error.__cause__ or error
+            if isinstance(reason, HUB_ERRORS):
+                raise not_on_hub("model", str(model), reason) from error
+            if "variant=" not in str(error):  # it is not that files of this variant are lacking
+                raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+    raise InputError(f"model {model} has no safetensors for some of its parts; {_conversion(model)}")
 
 
 def load_contents(file: str | Path) -> Contents:
@@ -86,6 +106,27 @@ def load_contents(file: str | Path) -> Contents:
     assert path is not None  # a Path is never taken for a hub id
     _check_safetensors(path)
     return read_contents(path)
+
+
+def _folder(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
+    check_folder(path)
+    arguments = {"dtype": dtype, "use_safetensors": True}
+    networks = {
+        name: _network(path / name, kind, arguments) if with_unet or name != "unet" else None
+        for name, kind in _NETWORKS.items()
+    }
+    networks |= _others(path, arguments)
+    return StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
+
+
+def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks that a pipeline may have besides, where a variant stands in: diffusers takes one variant for all."""
+    found = {}
+    for name, kind in _OTHERS.items():
+        weights = find_weights(path / name) if (path / name).is_dir() else None
+        if weights and weights.variant:
+            found[name] = kind.from_pretrained(path / name, variant=weights.variant, **arguments)
+    return found
 
 
 def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
@@ -149,9 +190,13 @@ def check_drawing(pipeline: StableDiffusionPipeline, model: str | Path, *, maske
         raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
 
 
-def _check_parts(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
-    """Refuse a text encoder whose embeddings the U-Net does not take."""
-    width, takes = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
+def check_parts(text_encoder: CLIPTextModel, unet: Config, model: str | Path) -> None:
+    """Refuse a text encoder whose embeddings the U-Net with this config does not take.
+
+    Raises:
+        InputError: Naming both widths.
+    """
+    width, takes = text_encoder.config.hidden_size, unet["cross_attention_dim"]
     if width not in (takes if isinstance(takes, (list, tuple)) else (takes,)):
         raise InputError(
             f"model {model} does not fit together: its text encoder gives embeddings of width {width}, and its U-Net "
@@ -161,11 +206,21 @@ def _check_parts(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
 
 def _network(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:
     """A network of a pipeline; diffusers and transformers would fill what its file lacks with random numbers."""
-    network, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **arguments)
-    lacking = sorted(report["missing_keys"])
-    if lacking:
-        raise InputError(f"{folder} lacks {len(lacking)} of its tensors, first {lacking[0]}; copy or make it again")
+    weights = find_weights(folder)
+    network, report = kind.from_pretrained(
+        folder,
+        variant=weights.variant if weights else None,
+        local_files_only=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    _check_complete(folder, report["missing_keys"])
     return network
+
+
+def _check_complete(folder: Path, lacking: Collection[str]) -> None:
+    if lacking:
+        raise InputError(f"{folder} lacks {len(lacking)} of its tensors, first {min(lacking)}; copy or make it again")
 
 
 def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) -> Any:
@@ -182,7 +237,7 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) ->
     found = _read_json(folder / "config.json").get("_class_name")
     if found != kind.__name__:
         raise InputError(f"{folder} holds {found}; give the folder of {kind.__name__}")
-    _check_weights(folder)
+    _check_weights(folder, folder)
     try:
         return _network(folder, kind, {"dtype": dtype, "use_safetensors": True}).eval()
     except InputError:
@@ -202,7 +257,7 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
         try:
             path = Path(hf_hub_download(str(model), "unet/config.json"))
         except (*HUB_ERRORS, OSError) as error:
-            raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
+            raise not_on_hub("model", str(model), error) from error
     elif path.is_dir():
         candidates = [path / "unet" / "config.json", path / "config.json"]
         found = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -217,6 +272,47 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
     return config
 
 
+def read_unet(folder: Path) -> tuple[Config, Tensors]:
+    """Config and weights of the U-Net of a pipeline's folder; a tensor is read, in its own format, when asked for.
+
+    Raises:
+        InputError: Its weights are not those that its config names.
+    """
+    weights = find_weights(folder / "unet")
+    assert weights, "the folder was checked"
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(_read_json(folder / "unet" / "config.json"))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise InputError(f"model {folder} cannot be loaded: {_one_line(error)}") from error
+    wanted, tensors = unet.state_dict(), Tensors(weights)
+    _check_complete(folder / "unet", wanted.keys() - tensors.keys())
+    for name, tensor in wanted.items():
+        if tensors.shape(name) != tuple(tensor.shape):
+            raise InputError(
+                f"{folder / 'unet'}: {name} has shape {tensors.shape(name)}, and its config wants "
+                f"{tuple(tensor.shape)}; copy or make it again"
+            )
+    return cast(Config, unet.config), tensors
+
+
+def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
+    """Number formats of the parts of what is made from MODEL, for `save_pipeline`.
+
+    Arguments:
+        model: The MODEL.
+        precision: keep, for that which each of its networks has, or the one for all of them.
+    """
+    if precision != "keep":
+        return dict.fromkeys(_ALL_NETWORKS, PRECISIONS[precision])
+    path = located(model)
+    if path.is_dir():
+        return {}  # files are copied
+    prefixes = {"unet": sd_ldm.UNET, "vae": sd_ldm.VAE, "text_encoder": "cond_stage_model."}
+    found = {name: half_format([path], prefix) for name, prefix in prefixes.items()}
+    return {name: half for name, half in found.items() if half}
+
+
 def load_config(model: str | Path, part: str) -> dict[str, Any]:
     """The config of a network of MODEL, by the name of its folder; no weights are read.
 
@@ -228,7 +324,7 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
         try:
             return _read_json(Path(hf_hub_download(str(model), f"{part}/config.json")))
         except (*HUB_ERRORS, OSError) as error:
-            raise InputError(f"model {model} is no folder here and not on the hub: {_one_line(error)}") from error
+            raise not_on_hub("model", str(model), error) from error
     if path.is_dir():
         return _read_json(path / part / "config.json")
     contents = load_contents(path)
@@ -267,15 +363,27 @@ def check_folder(path: Path) -> None:
     Raises:
         InputError: Naming what is missing or damaged.
     """
+    for name in part_names(path):
+        _check_weights(path / name, path)
+    for name in (*_NETWORKS, "tokenizer", "scheduler"):
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
+    _check_tokenizer(path / "tokenizer")
+
+
+def part_names(path: Path) -> list[str]:
+    """The names of the folders that a Stable Diffusion pipeline consists of.
+
+    Raises:
+        InputError: It is none, or a part is missing or wants code of its own.
+    """
     index = path / "model_index.json"
     if not index.is_file():
         raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
-    parts = _read_json(index)
-    if parts.get("_class_name") not in _PIPELINES:
-        raise InputError(f"{path} holds a {parts.get('_class_name')}; give a StableDiffusionPipeline")
-    for name, kind in parts.items():
-        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
-            continue
+    values = _read_json(index)
+    if values.get("_class_name") not in _PIPELINES:
+        raise InputError(f"{path} holds a {values.get('_class_name')}; give a StableDiffusionPipeline")
+    for name, kind in _parts(values):
         if len(kind) != 2:
             raise InputError(f"{index} names {name} as {kind}, not as a library and a class; copy it again")
         if name in _NETWORKS and kind[1] != _NETWORKS[name].__name__ and kind[0] in _LIBRARIES:
@@ -284,23 +392,58 @@ def check_folder(path: Path) -> None:
             raise InputError(f"{path} wants code of its own for {name} ({kind[0]}), which is never run")
         if not (path / name).is_dir():
             raise InputError(f"{path} has no folder {name}, which its model_index.json names; copy the whole pipeline")
-        _check_weights(path / name)
-    for name in (*_NETWORKS, "tokenizer", "scheduler"):
-        if not (path / name).is_dir():
-            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
-    _check_tokenizer(path / "tokenizer")
+    return [name for name, _ in _parts(values)]
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, extra: Mapping[str, str] | None = None) -> None:
+def _parts(index: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Name, and library and class, of the parts that a `model_index.json` names."""
+    for name, kind in index.items():
+        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
+            continue
+        if not name.isidentifier():
+            raise InputError(f"model_index.json names a part {name!r}, which is no name of a folder; copy it again")
+        yield name, kind
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pipeline came from.
+
+    Attributes:
+        folder: Of the pipeline that it was made from.
+        changed: Names of the parts that are not in that folder.
+    """
+
+    folder: Path
+    changed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loaded: StableDiffusionPipeline, changed: tuple[str, ...] = ("unet",)) -> "Origin | None":
+        """The folder that `load_pipeline` read; None where it read a single file."""
+        path = Path(loaded.config["_name_or_path"])
+        return cls(path, changed) if path.is_dir() else None
+
+
+def save_pipeline(
+    pipeline: StableDiffusionPipeline,
+    folder: Path,
+    extra: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
+    formats: Mapping[str, torch.dtype] | None = None,
+) -> None:
     """Write a pipeline so that diffusers, and tools with older habits, load it; whole or not at all.
 
-    transformers 5 leaves out the prefix `text_model.` and the files `vocab.json` and `merges.txt`,
-    which transformers 4 and other runtimes look for; they are written here.
+    What did not change is copied from where it came from, for a saved copy would say more than its original: the
+    scheduler's defaults of today, which other schedulers would then take over. transformers 5 leaves out the prefix
+    `text_model.` and the files `vocab.json` and `merges.txt`, which transformers 4 and other runtimes look for; what
+    lacks them gets them here.
 
     Arguments:
         pipeline: The pipeline.
         folder: Where to; an existing folder is replaced.
         extra: Text files to put beside it, name -> content.
+        origin: What the parts that did not change are copied from; without one, all is written from the pipeline.
+        formats: Number formats of the weights by part; the others stay as they are.
 
     Raises:
         InputError: The folder cannot be written, or the VAE has a decoder that no config describes.
@@ -311,13 +454,55 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path, extra: Mappin
         )
     try:
         with replace_folder(folder) as partial:
-            pipeline.save_pretrained(partial, safe_serialization=True)
-            _prefix_text_encoder(partial / "text_encoder" / "model.safetensors")
-            save_vocabulary(pipeline.tokenizer, partial / "tokenizer")
+            if origin:
+                _copy_parts(pipeline, origin, partial)
+            else:
+                _write_parts(pipeline, partial)
+            _complete(pipeline, partial, formats or {})
             for name, content in (extra or {}).items():
                 write_text(partial / name, content)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def _write_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    text = json.dumps(said(pipeline.scheduler), indent=2, sort_keys=True)
+    write_text(folder / "scheduler" / "scheduler_config.json", text + "\n")
+
+
+def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path) -> None:
+    """The parts of where the pipeline came from, and its own that changed."""
+    index = _read_json(origin.folder / "model_index.json")
+    named = dict(_parts(index))
+    for name in named:
+        if name not in origin.changed:
+            copy_part(origin.folder / name, folder / name)
+    for name in origin.changed:
+        part = getattr(pipeline, name)
+        part.save_pretrained(folder / name)
+        named[name] = [named[name][0], type(part).__name__]
+    if index | named == index:
+        shutil.copyfile(origin.folder / "model_index.json", folder / "model_index.json")
+    else:
+        write_text(folder / "model_index.json", json.dumps(index | named, indent=2) + "\n")
+
+
+def _complete(pipeline: StableDiffusionPipeline, folder: Path, formats: Mapping[str, torch.dtype]) -> None:
+    """What readers of the folder look for, where it lacks that."""
+    for part in folder.iterdir():
+        if part.is_dir():
+            rewrite_weights(part, formats.get(part.name), "text_model." if part.name == "text_encoder" else "")
+            load_in_float32(part)
+    if not (folder / "tokenizer" / "vocab.json").is_file() or not (folder / "tokenizer" / "merges.txt").is_file():
+        save_vocabulary(pipeline.tokenizer, folder / "tokenizer")
+
+
+def said(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """The config of a scheduler without what it was not told: another scheduler has defaults of its own there."""
+    values: dict[str, Any] = json.loads(scheduler.to_json_string())
+    untold = scheduler.config.get("_use_default_values", [])
+    return {name: value for name, value in values.items() if name not in untold}
 
 
 def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -344,9 +529,23 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def image_size(pipeline: StableDiffusionPipeline) -> int:
-    """The side in pixels of the pictures that a pipeline was made for."""
-    return int(pipeline.unet.config.sample_size * pipeline.vae_scale_factor)
+def image_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that a pipeline was made for."""
+    return sides(config_size(pipeline.unet.config, pipeline.vae_scale_factor))
+
+
+def config_size(unet: Config, factor: int) -> Size:
+    """The size in pixels of the pictures that a U-Net was made for: the side, where they are squares.
+
+    Arguments:
+        unet: Its config.
+        factor: Pixels to a side of a latent.
+
+    Raises:
+        InputError: The config does not say.
+    """
+    height, width = (side * factor for side in latent_sides(unet))
+    return height if height == width else (height, width)
 
 
 def check_resolution(resolution: int | None) -> None:
@@ -375,23 +574,32 @@ def _local(model: str | Path) -> Path | None:
     if str(model) in EMBEDDED:
         return asset(str(model), "model")
     path = Path(model).expanduser()
-    if path.is_dir() or path.is_file():
-        if path.is_file() and path.suffix != ".safetensors":
-            raise InputError(f"{path} is not a .safetensors file or a folder; other files are not loaded")
+    if path.is_file() and path.suffix in _UNPICKLED:
+        raise InputError(f"{path} is a pickle, which can run code and is not loaded; {_conversion(path, 'ldm')}")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"{path} is not a .safetensors file or a folder; other files are not loaded")
+    if path.exists():
         return path
-    if isinstance(model, Path) or path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
-        raise InputError(f"model {model} does not exist; give a folder, a .safetensors file, a hub id or 'emoji'")
+    if not is_id(model):
+        raise missing("model", model, _MODELS)
     return None
 
 
-def _check_weights(folder: Path) -> None:
-    found = sorted(folder.glob("*.safetensors"))
-    for file in found:
+def _conversion(model: str | Path, to: str = "diffusers") -> str:
+    """What to do about a MODEL that is pickled."""
+    out = "NEW.safetensors" if to == "ldm" else "NEW"
+    return f"convert it, once, by bksdm export {model} --to {to} --unpickle --out {out}"
+
+
+def _check_weights(folder: Path, model: Path) -> None:
+    weights = find_weights(folder)
+    for file in weights.files if weights else ():
         _check_safetensors(file)
-    pickled = [file for file in folder.iterdir() if file.suffix in _UNPICKLED]
-    if pickled and not found:
-        raise InputError(f"{pickled[0]} is a pickle, which is never loaded; convert it to safetensors")
-    if not found and folder.name in _NETWORKS:
+    pickled = [file for file in sorted(folder.iterdir()) if file.suffix in _UNPICKLED]
+    if pickled and not weights:
+        mend = _conversion(model) if find_weights(folder, "bin") else "convert it to safetensors"
+        raise InputError(f"{pickled[0]} is a pickle, which can run code and is not loaded; {mend}")
+    if not weights and folder.name in _NETWORKS:
         raise InputError(f"{folder} has no weights (*.safetensors); copy the whole pipeline")
 
 
@@ -420,13 +628,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object")
     return values
-
-
-def _prefix_text_encoder(file: Path) -> None:
-    tensors = load_file(file)
-    prefixed = {name if name.startswith("text_model.") else f"text_model.{name}": t for name, t in tensors.items()}
-    if prefixed.keys() != tensors.keys():
-        save_file(prefixed, file, metadata={"format": "pt"})
 
 
 def _one_line(error: BaseException) -> str:

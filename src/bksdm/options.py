@@ -36,12 +36,14 @@ class PruneOptions:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
         recipe: base, small, tiny, or a YAML file.
         out: Folder for the student, in diffusers format.
+        precision: Number format of the weights; keep leaves each network the one that it has in the teacher.
         json: Print one JSON object and nothing else.
     """
 
     teacher: str
     recipe: str
     out: str
+    precision: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
     json: bool = False
 
 
@@ -98,7 +100,7 @@ class DistillOptions:
 
     Attributes:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
-        student: Folder that `bksdm prune` wrote.
+        student: Folder that `bksdm prune` wrote, or a student of others: folder, .safetensors file or Hub id.
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
@@ -196,7 +198,7 @@ class LcmOptions:
 
     Attributes:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
-        student: Folder that `bksdm prune` or `bksdm distill` wrote.
+        student: Folder that `bksdm prune` or `bksdm distill` wrote, or a student of others.
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
@@ -730,11 +732,11 @@ class ExportOptions:
 
     Attributes:
         model: Folder, .safetensors file, Hub id, or 'emoji'.
-        to: Format; diffusers turns a single file back into a folder.
+        to: Format; diffusers turns a single file back into a folder, or a folder into one of another precision.
         out: Folder, or file for the formats that are one file (ldm, taesd: .safetensors, gguf: .gguf).
         precision: Of the weights; by default the first that the format has. onnx fp32 fp16 int8; openvino fp32 fp16
-            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp32 fp16;
-            taesd fp32 fp16; tensorrt fp16 fp32.
+            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp16 fp32;
+            taesd fp32 fp16; tensorrt fp16 fp32; diffusers keep (each network as it is) fp32 fp16 bf16.
         height: Height in pixels of the pictures that a format of fixed size makes; the model's own by default.
         width: Width in pixels; the model's own by default.
         batch_size: Pictures at a time, for the formats of fixed size.
@@ -743,6 +745,8 @@ class ExportOptions:
             its; this alone is what taesd writes.
         calibration: File of prompts whose denoising steps w8a8 is fitted to.
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler, in the place of the model's own.
+        unpickle: Convert pickled weights to safetensors, reading tensors and running nothing: a folder with .bin --to
+            diffusers, a .ckpt file --to ldm. No other command opens them.
         json: Print one JSON object and nothing else.
     """
 
@@ -757,6 +761,7 @@ class ExportOptions:
     decoder: str | None = None
     calibration: str | None = None
     scheduler: str | None = None
+    unpickle: bool = False
     json: bool = False
 
 

@@ -16,13 +16,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bksdm.data.pictures import Picture, to_pixels
+from bksdm.data.pictures import Picture, Size, sides, to_pixels
 from bksdm.data.prepared import Prepared, is_prepared, write_index, write_shard
 from bksdm.data.source import Source, read_source
 from bksdm.devices import VAE_LAYOUT, choose_device, choose_precision
 from bksdm.distill.conditions import Conditions
 from bksdm.errors import InputError
-from bksdm.models import check_resolution, load_pipeline, load_unet_config, network_digest, tokenizing
+from bksdm.models import (
+    check_resolution,
+    config_size,
+    load_pipeline,
+    load_unet_config,
+    network_digest,
+    tokenizing,
+)
 from bksdm.options import PrepareOptions
 from bksdm.processes import processes
 from bksdm.progress import bar
@@ -103,7 +110,7 @@ class _Read:
 
 
 class _Reader(Dataset[Any]):
-    def __init__(self, pictures: Sequence[Picture], size: int) -> None:
+    def __init__(self, pictures: Sequence[Picture], size: Size) -> None:
         self.pictures = pictures
         self.size = size
 
@@ -135,8 +142,8 @@ class _Work:
         )
         tokenize = tokenizing(pipeline.tokenizer)
         factor = pipeline.vae_scale_factor
-        resolution = options.resolution or load_unet_config(options.teacher)["sample_size"] * factor
-        side = resolution // factor
+        resolution = options.resolution or config_size(load_unet_config(options.teacher), factor)
+        height, width = sides(resolution)
         encoder = pipeline.text_encoder
         about = Prepared(
             teacher=options.teacher,
@@ -144,7 +151,7 @@ class _Work:
             text_encoder=network_digest(encoder) if options.text_embeddings else None,
             source=source.digest,
             resolution=resolution,
-            latent_shape=(pipeline.vae.config.latent_channels, side, side),
+            latent_shape=(pipeline.vae.config.latent_channels, height // factor, width // factor),
             context_shape=(pipeline.tokenizer.model_max_length, encoder.config.hidden_size)
             if options.text_embeddings
             else None,

@@ -7,14 +7,28 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
 
 from bksdm.card import model_card
 from bksdm.describe import Description, describe, describe_config
 from bksdm.errors import InputError
-from bksdm.families import derive
-from bksdm.models import fingerprint, load_contents, load_pipeline, save_pipeline, with_parts
+from bksdm.families import derive, difference, recipes_between
+from bksdm.hub import fetched, is_id
+from bksdm.models import (
+    Origin,
+    check_parts,
+    fingerprint,
+    formats_of,
+    load_contents,
+    load_pipeline,
+    located,
+    read_unet,
+    save_pipeline,
+    with_parts,
+)
 from bksdm.options import PruneOptions
-from bksdm.recipe import Config, Pruning, Recipe, load_recipe
+from bksdm.progress import say
+from bksdm.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
 from bksdm.runs import check_free, digest, run_files
 
 RECIPE_FILE = "recipe.yaml"
@@ -39,12 +53,21 @@ def prune(options: PruneOptions) -> Description:
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
     files = run_files("prune", settings)
-    teacher = load_pipeline(options.teacher)
-    unet, pruning = prune_unet(teacher.unet, recipe)
-    description = describe_config(
-        dict(teacher.unet.config), pruning.recipe, teacher.text_encoder.config.max_position_embeddings
+    path = located(options.teacher)
+    teacher = load_pipeline(options.teacher, with_unet=path.is_file())
+    config, weights = (teacher.unet.config, teacher.unet.state_dict()) if path.is_file() else read_unet(path)
+    check_parts(teacher.text_encoder, config, options.teacher)
+    unet, _ = inherited(config, weights, recipe)
+    description = describe_config(dict(config), recipe, teacher.text_encoder.config.max_position_embeddings)
+    save_student(
+        with_unet(teacher, unet),
+        recipe,
+        model_card(description, options.teacher),
+        folder,
+        files,
+        Origin.of(teacher),
+        formats_of(options.teacher, options.precision),
     )
-    save_student(with_unet(teacher, unet), recipe, model_card(description, options.teacher), folder, files)
     return description
 
 
@@ -54,10 +77,12 @@ def save_student(
     card: str,
     folder: Path,
     files: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
+    formats: Mapping[str, torch.dtype] | None = None,
 ) -> None:
-    """Write a student's pipeline with its recipe, its card and other text files."""
-    recipe_text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-    save_pipeline(student, folder, {RECIPE_FILE: recipe_text, "README.md": card, **(files or {})})
+    """Write a student's pipeline with its recipe, its card and other text files; see `save_pipeline`."""
+    texts = {RECIPE_FILE: yaml.safe_dump(recipe.to_dict(), sort_keys=False), "README.md": card, **(files or {})}
+    save_pipeline(student, folder, texts, origin, formats)
 
 
 def read_recipe(student: str | Path) -> Recipe:
@@ -80,32 +105,64 @@ def recipe_of(model: str | Path) -> Recipe | None:
     Raises:
         InputError: What tells is no recipe.
     """
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_file():
         values = load_contents(path).recipe
         return None if values is None else Recipe.from_dict(values, str(model))
-    return load_recipe(path / RECIPE_FILE) if (path / RECIPE_FILE).is_file() else None
+    file = fetched(str(model), RECIPE_FILE) if not path.is_dir() and is_id(model) else path / RECIPE_FILE
+    return load_recipe(file) if file and file.is_file() else None
 
 
 def checked_pruning(teacher: str, student: str, teacher_config: Config, student_config: Config) -> Pruning:
-    """What a student's recipe says, held against what the student is.
+    """What a student's recipe says, held against what the student is; without one, the recipe that its config tells.
 
     Arguments:
         teacher, student: The MODELs.
         teacher_config, student_config: Of their U-Nets.
 
     Raises:
-        InputError: The student was not made from the teacher.
+        InputError: The student was not made from the teacher, or its config does not tell how.
     """
-    pruning = derive(read_recipe(student), teacher_config)
-    for key, expected in pruning.student_config.items():
-        actual = student_config.get(key, expected)
-        if not key.startswith("_") and as_list(actual) != as_list(expected):
-            raise InputError(
-                f"student {student} was not made from teacher {teacher}: "
-                f"its {key} is {actual}, and its recipe gives {expected}"
-            )
+    recipe = recipe_of(student) or _told_by_config(teacher, student, teacher_config, student_config)
+    pruning = derive(recipe, teacher_config)
+    differs = difference(pruning.student_config, student_config)
+    if differs:
+        key, expected, actual = differs
+        raise InputError(
+            f"student {student} was not made from teacher {teacher}: "
+            f"its {key} is {actual}, and its recipe gives {expected}"
+        )
     return pruning
+
+
+def _told_by_config(teacher: str, student: str, teacher_config: Config, student_config: Config) -> Recipe:
+    """The recipe of a student that names none: the published one that gives its config, or else the only one."""
+    without = f"student {student} names no recipe"
+    if difference(dict(teacher_config), student_config) is None:
+        raise InputError(f"{without} and has the U-Net of its teacher; run bksdm prune first")
+    for recipe in map(load_recipe, published_recipes()):
+        if _gives(recipe, teacher_config, student_config):
+            say(f"{without}; its config is the one that recipe {recipe.name!r} gives")
+            return recipe
+    found = recipes_between(teacher_config, student_config, Path(student).name.removesuffix(".safetensors"))
+    if not found:
+        raise InputError(f"{without}, and none makes its U-Net out of that of teacher {teacher}; give its own teacher")
+    example = yaml.safe_dump(found[0].to_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
+    if len(found) > 1:
+        raise InputError(
+            f"{without}, and {len(found)} give its config; write the one that it was made by into the file "
+            f"{RECIPE_FILE} of its folder, such as {example}"
+        )
+    say(f"{without}; its config is the one that this gives: {example}")
+    return found[0]
+
+
+def _gives(recipe: Recipe, teacher: Config, student: Config) -> bool:
+    """Whether the recipe makes a U-Net with the student's config out of one with the teacher's."""
+    try:
+        return difference(derive(recipe, teacher).student_config, student) is None
+    except InputError:
+        return False
 
 
 def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
@@ -114,16 +171,24 @@ def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DCon
     Raises:
         InputError: The teacher cannot satisfy the recipe.
     """
-    pruning = derive(recipe, teacher.config)
+    return inherited(teacher.config, teacher.state_dict(), recipe)
+
+
+def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
+    """The same from the config of the teacher's U-Net and its tensors by name, of which only those that stay are read.
+
+    Raises:
+        InputError: The teacher cannot satisfy the recipe.
+    """
+    pruning = derive(recipe, teacher)
     with torch.device("meta"):
         student = UNet2DConditionModel.from_config(pruning.student_config)
-    weights = teacher.state_dict()
-    inherited = {}
+    own = {}
     for key, wanted in student.state_dict().items():
         source = weights[pruning.teacher_key(key)]
         assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
-        inherited[key] = source.detach().clone()
-    student.load_state_dict(inherited, strict=True, assign=True)
+        own[key] = source.detach().clone()
+    student.load_state_dict(own, strict=True, assign=True)
     return student.eval(), pruning
 
 

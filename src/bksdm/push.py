@@ -21,7 +21,8 @@ from bksdm.assets import asset
 from bksdm.errors import InputError
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
-from bksdm.models import EMBEDDED, HUB_ERRORS, check_folder
+from bksdm.hub import HUB_ERRORS
+from bksdm.models import EMBEDDED, check_folder
 from bksdm.options import PushOptions
 from bksdm.prune import RECIPE_FILE
 from bksdm.runs import replace_folder, write_text
@@ -84,7 +85,7 @@ def push(options: PushOptions) -> Pushed:
         with replace_folder(out) as partial:
             shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_STAY, ".*"))
             write_text(partial / _CARD, card)
-            for config in (*partial.glob("*.json"), *partial.glob("*/config.json")):
+            for config in (*partial.glob("*.json"), *partial.glob("*/*config.json")):
                 _forget_origin(config)
             _check(partial)
     except OSError as error:
@@ -188,10 +189,13 @@ def _shown(name: str) -> str:
 
 
 def _forget_origin(config: Path) -> None:
-    """diffusers writes into a config from which folder it was loaded."""
+    """diffusers and transformers write into a config from which folder it was loaded."""
     values = json.loads(config.read_text(encoding="utf-8"))
-    if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
-        write_text(config, json.dumps(values, indent=2) + "\n")
+    if not isinstance(values, dict):
+        return
+    own = [name for name in ("_name_or_path", "name_or_path") if name[0] == "_" or _PATHS.search(str(values.get(name)))]
+    if any(name in values for name in own):
+        write_text(config, json.dumps({name: values[name] for name in values if name not in own}, indent=2) + "\n")
 
 
 def _check(folder: Path) -> None:

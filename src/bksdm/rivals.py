@@ -134,8 +134,8 @@ class TorchRival:
 
     @property
     def size(self) -> tuple[int, int]:
-        side = image_size(self.pipeline)
-        return self.drawing.height or side, self.drawing.width or side
+        height, width = image_size(self.pipeline)
+        return self.drawing.height or height, self.drawing.width or width
 
     def to(self, device: torch.device) -> None:
         self.pipeline.to(device)
@@ -143,7 +143,7 @@ class TorchRival:
     def cost(self) -> UNetCost:
         _, height, width = self._latent_shape()
         tokens = self.pipeline.text_encoder.config.max_position_embeddings
-        return unet_cost(self.pipeline.unet.config, height, tokens, width)
+        return unet_cost(self.pipeline.unet.config, (height, width), tokens)
 
     def params(self) -> dict[str, int]:
         networks = {
@@ -204,9 +204,8 @@ class ExportedRival:
             raise InputError(f"{self.title} computes on the CPU, and device is {device}; compare on one device")
 
     def cost(self) -> UNetCost:
-        factor = self.pipeline.factor
-        config = load_unet_config(Path(self.model))
-        return unet_cost(config, self.size[0] // factor, context_tokens(Path(self.model)), self.size[1] // factor)
+        height, width = (side // self.pipeline.factor for side in self.size)
+        return unet_cost(load_unet_config(Path(self.model)), (height, width), context_tokens(Path(self.model)))
 
     def params(self) -> dict[str, int]:
         kept = export_facts(self.model).get("parameters")

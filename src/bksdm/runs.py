@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,9 +39,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
     """A file to write that takes the name `target` when the block ends without an error, and else goes."""
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         yield partial
+        partial.chmod(usual_mode(partial.parent))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -69,8 +71,10 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        mode = usual_mode(partial)
         for file in partial.rglob("*"):
             if file.is_file():
+                file.chmod(mode)
                 _reach_the_disk(file)  # before the name: a loss of power keeps the order
         shutil.rmtree(earlier, ignore_errors=True)
         if target.exists():
@@ -81,6 +85,15 @@ def replace_folder(target: Path) -> Iterator[Path]:
             earlier.replace(target)
         for left in (partial, earlier):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def usual_mode(folder: Path) -> int:
+    """The mode that a new file in `folder` gets; safetensors writes files that only their owner can read."""
+    probe = folder / f".mode-{os.getpid()}"
+    with probe.open("w") as opened:
+        mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+    probe.unlink(missing_ok=True)
+    return mode
 
 
 def _reach_the_disk(file: Path) -> None:

@@ -165,7 +165,7 @@ def _torch_alone(model: str, scheduler: str | None) -> str | None:
 def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:
     """Torch, where a conversion takes longer than what it saves."""
     config = load_unet_config(model)
-    cost = unet_cost(config, config["sample_size"])
+    cost = unet_cost(config)
     spent = 2 * cost.gmacs_all * unet_calls / _gflops()
     saved = spent * (1 - 1 / FASTER[runtime])
     fixed, grows = _CONVERSION[runtime]
@@ -223,8 +223,7 @@ def _torch(
     pipeline.to(device)
     if scheduler:
         pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
-    side = image_size(pipeline)
-    return Drawer("torch", str(dtype), side, side, partial(sample, pipeline))
+    return Drawer("torch", str(dtype), *image_size(pipeline), partial(sample, pipeline))
 
 
 def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None) -> Drawer:

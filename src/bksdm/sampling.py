@@ -87,7 +87,9 @@ def _pipeline(pipeline: StableDiffusionPipeline, image: Image.Image | None, mask
     if image is None:
         return pipeline
     kind = StableDiffusionInpaintPipeline if mask else StableDiffusionImg2ImgPipeline
-    return kind(**pipeline.components, requires_safety_checker=False)
+    made = kind(**pipeline.components | {"unet": None}, requires_safety_checker=False)
+    made.unet = pipeline.unet  # not above, where its sample_size is taken for a number, which it need not be
+    return made
 
 
 def _calling(stepped: Callable[[], None]) -> Callable[..., dict[str, Any]]:

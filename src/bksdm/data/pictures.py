@@ -17,6 +17,8 @@ from bksdm.data.stream import Batch
 from bksdm.errors import InputError
 from bksdm.runtime.rgb import as_rgb
 
+Size = int | tuple[int, int]  # in pixels: the side of a square, or height and width
+
 
 class Picture(Protocol):
     """A picture with its caption, read when it is asked for.
@@ -105,6 +107,11 @@ def size_of(picture: Picture) -> tuple[int, int]:
         return opened.size
 
 
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
 @contextmanager
 def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
     """A picture that Pillow opened; what goes wrong with it inside becomes one line that names it."""
@@ -123,13 +130,14 @@ def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
         raise InputError(f"{shown} is not a readable picture ({reason}); {mend}") from error
 
 
-def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
-    """The centre square of a picture, scaled so that the short side is `size`.
+def to_pixels(image: Image.Image, size: Size, *, flip: bool = False) -> Tensor:
+    """The middle of a picture, as much of it as has the wanted shape.
 
     Returns:
-        Pixels in [-1, 1] with shape (3, size, size).
+        Pixels in [-1, 1] with shape (3, H, W).
     """
-    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC) if image.size != (size, size) else image
+    height, width = sides(size)
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) if image.size != (width, height) else image
     if flip:
         fitted = ImageOps.mirror(fitted)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
@@ -139,17 +147,17 @@ def to_pixels(image: Image.Image, size: int, *, flip: bool = False) -> Tensor:
 class PictureSamples:
     """Pixels and tokens of captioned pictures.
 
-    A sample has `pixel_values` with shape (3, size, size) in [-1, 1] and `input_ids` with shape (L,).
+    A sample has `pixel_values` with shape (3, H, W) in [-1, 1] and `input_ids` with shape (L,).
 
     Attributes:
         pictures: Pictures and captions.
-        size: Side in pixels.
+        size: Of the pictures in pixels.
         tokenize: Turns a caption into `input_ids`.
         flip: Whether every other draw is mirrored, by chance.
     """
 
     pictures: Sequence[Picture]
-    size: int
+    size: Size
     tokenize: Callable[[str], Tensor]
     flip: bool = False
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from bksdm.data.pictures import flips
+from bksdm.data.pictures import Size, flips
 from bksdm.data.stream import Batch
 from bksdm.errors import InputError
 from bksdm.runs import digest, replace_file, write_text
@@ -50,7 +50,7 @@ class Prepared:
         vae: Digest of that VAE.
         text_encoder: Digest of that text encoder, where captions are embedded.
         source: Digest of the pictures that it was made from.
-        resolution: Side of the pictures in pixels.
+        resolution: Of the pictures in pixels.
         latent_shape: (C, h, w).
         context_shape: (L, D), where captions are embedded.
         flip: Whether there are mirrored copies.
@@ -63,7 +63,7 @@ class Prepared:
     vae: str
     text_encoder: str | None
     source: str
-    resolution: int
+    resolution: Size
     latent_shape: tuple[int, int, int]
     context_shape: tuple[int, int] | None
     flip: bool
@@ -117,8 +117,8 @@ def read_prepared(folder: Path) -> Prepared:
         raise InputError(f"{folder} is not finished; run the bksdm prepare that made it again, it goes on")
     try:
         values = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        for name in ("latent_shape", "context_shape"):
-            values[name] = values[name] and tuple(values[name])
+        for name in ("latent_shape", "context_shape", "resolution"):
+            values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
         return Prepared(**{field.name: values[field.name] for field in dataclasses.fields(Prepared)})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / ABOUT} was not written by this bksdm prepare ({error}); prepare again") from error

@@ -24,6 +24,7 @@ from bksdm.data.names import PICTURES, chosen_part, files_in, in_order, in_parts
 from bksdm.data.pictures import Captioned, Picture
 from bksdm.data.tars import read_tars
 from bksdm.errors import InputError
+from bksdm.hub import is_id
 from bksdm.runs import digest
 
 _PACKED = {"gz", "tgz", "zst", "bz2", "xz", "zip", "7z", "rar"}
@@ -177,7 +178,7 @@ def _parquet(data: _Data) -> Source | None:
 
 
 def _hub(data: _Data) -> Source | None:
-    if data.path.exists() or data.data.count("/") != 1 or data.data.startswith((".", "~", "/")):
+    if data.path.exists() or not is_id(data.data):
         return None
     rows = TablePictures.of(hub_table(data.data, data.split), data.data, *data.columns)
     return Source(rows, rows.digest)

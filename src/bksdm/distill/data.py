@@ -7,13 +7,13 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 
 from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.pictures import PictureSamples
+from bksdm.data.pictures import PictureSamples, Size, sides
 from bksdm.data.prepared import Prepared, PreparedSamples, is_prepared, open_captions, read_prepared
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
 from bksdm.errors import InputError
-from bksdm.models import network_digest, tokenizing
+from bksdm.models import config_size, network_digest, tokenizing
 from bksdm.progress import bar
 from bksdm.recipe import Config
 
@@ -26,7 +26,7 @@ class Pictures:
 
     Attributes:
         source: The pictures.
-        resolution: Side in pixels; the teacher's own by default.
+        resolution: Side in pixels; the teacher's own size by default.
         flip: Whether every other draw is mirrored, by chance.
         cache_gb: How many GiB the latents may take.
     """
@@ -55,7 +55,7 @@ class Pictures:
         size, latent, context = _shapes(unet, vae, text_encoder, self.resolution)
         if self._fits(latent, context):
             return {"latents_mean": latent, "latents_std": latent, "context": context}
-        return {"pixel_values": (3, size, size), "input_ids": context[:1]}
+        return {"pixel_values": (3, *sides(size)), "input_ids": context[:1]}
 
     def samples(self, teacher: StableDiffusionPipeline) -> Samples:
         configs = teacher.unet.config, teacher.vae.config, teacher.text_encoder.config.to_dict()
@@ -147,12 +147,13 @@ def open_data(data: str, resolution: int | None, flip: bool, cache_gb: float) ->
 
 
 def _shapes(
-    unet: Config, vae: Config, text_encoder: Config, resolution: int | None
-) -> tuple[int, tuple[int, int, int], tuple[int, int]]:
-    """Side of the pictures in pixels, shape of their latents, and shape of an embedded caption."""
+    unet: Config, vae: Config, text_encoder: Config, resolution: Size | None
+) -> tuple[Size, tuple[int, int, int], tuple[int, int]]:
+    """Size of the pictures in pixels, shape of their latents, and shape of an embedded caption."""
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    size = resolution or unet["sample_size"] * factor
-    latent = (vae["latent_channels"], size // factor, size // factor)
+    size = resolution or config_size(unet, factor)
+    height, width = sides(size)
+    latent = (vae["latent_channels"], height // factor, width // factor)
     return size, latent, (text_encoder["max_position_embeddings"], text_encoder["hidden_size"])
 
 

@@ -56,6 +56,7 @@ def _lesson(options: LcmOptions) -> Lesson:
         check=lambda pair: _check_solver(options, pair),
         shown=("loss",),
         on_card={name: getattr(options, name) for name in _ON_CARD},
+        changed=("unet", "scheduler"),
         call=f", num_inference_steps={options.sample_steps}, guidance_scale=1.0",
         teacher_drawing=Drawing(guidance=options.guidance),
         student_drawing=Drawing(options.sample_steps, guidance=1.0),

@@ -26,7 +26,7 @@ from bksdm.distill.loop import Objective, replicate
 from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
-from bksdm.models import check_text_to_image, fingerprint, load_pipeline
+from bksdm.models import Origin, check_text_to_image, fingerprint, load_pipeline
 from bksdm.options import StudentOptions
 from bksdm.processes import processes
 from bksdm.progress import say
@@ -76,6 +76,7 @@ class Lesson:
         shown: Losses beside the bar.
         on_card: What the student's card says of its making.
         teacher_drawing, student_drawing: How the pictures of the sample grids are made.
+        changed: Names of the parts of that pipeline that are not the teacher's.
         call: What a call of the student's pipeline needs besides the prompt, as Python.
         contents: Digests of what the options name besides models and data.
         fixed_steps: Whether the number of steps decides more than where the run ends.
@@ -89,6 +90,7 @@ class Lesson:
     on_card: Mapping[str, Any]
     teacher_drawing: Drawing
     student_drawing: Drawing
+    changed: tuple[str, ...] = ("unet",)
     call: str = ""
     contents: Mapping[str, Any] = field(default_factory=dict)
     fixed_steps: bool = False
@@ -244,9 +246,16 @@ def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str
 
 
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
-    """The averaged weights in the pipeline of the lesson, in float32, with recipe and card."""
+    """The averaged weights in the pipeline of the lesson, in float32, with recipe and card; the rest as it came."""
     pair.student.eval().set_default_attn_processor()
     card = model_card(pair.description, options.teacher, lesson.on_card, lesson.call)
     with averaged(state):
         files = {STEPS_FILE: ended(state.step)}
-        save_student(lesson.pipeline(pair), pair.pruning.recipe, card, folder, files)
+        save_student(
+            lesson.pipeline(pair),
+            pair.pruning.recipe,
+            card,
+            folder,
+            files,
+            Origin.of(pair.teacher, lesson.changed),
+        )

@@ -16,6 +16,7 @@ from torch import Tensor
 from bksdm.errors import InputError
 from bksdm.processes import processes
 from bksdm.progress import bar
+from bksdm.runs import replace_file
 
 BLOCK = 64  # pictures
 
@@ -65,14 +66,11 @@ class Blocks:
 
     def _write(self, start: int, features: Mapping[str, Tensor]) -> None:
         file = self.file(start)
-        partial = file.with_suffix(f".{processes().rank}.partial")
         try:
-            save_file(dict(features), partial)
-            partial.replace(file)
+            with replace_file(file) as partial:
+                save_file(dict(features), partial)
         except Exception as error:  # safetensors raises its own on a full disk
             raise InputError(f"cannot write {file}: {error}; make room, and give the same command again") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class BlockRows:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from transformers import AutoModel
 
 from bksdm.errors import InputError
 from bksdm.evaluate.encoder import LOADING_ERRORS, colour_statistics, standardized
+from bksdm.hub import is_id, missing
 
 _BATCH = 32
 _SIDE = 224
@@ -31,6 +33,8 @@ class Dino:
         Raises:
             InputError: There is no such network, or its weights are not safetensors.
         """
+        if not Path(source).is_dir() and not is_id(source):
+            raise missing("dino", source, "the folder of a vision transformer or a hub id (OWNER/NAME)")
         try:
             network = AutoModel.from_pretrained(
                 source, use_safetensors=True, dtype=torch.float32, trust_remote_code=False

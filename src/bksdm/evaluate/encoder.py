@@ -19,7 +19,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from bksdm.assets import asset
 from bksdm.data.pictures import to_pixels
 from bksdm.errors import InputError
-from bksdm.models import EMBEDDED, HUB_ERRORS, tokenizing
+from bksdm.hub import HUB_ERRORS, is_id, missing
+from bksdm.models import EMBEDDED, tokenizing
 
 _BATCH = 64
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -44,6 +45,8 @@ class DualEncoder:
         """
         folder = asset(str(source), "encoder") if str(source) in EMBEDDED else Path(source)
         where = str(folder) if folder.is_dir() else str(source)
+        if not folder.is_dir() and not is_id(source):
+            raise missing("encoder", source, "the folder of a CLIP, a hub id (OWNER/NAME) or 'emoji'")
         try:
             clip = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(where)

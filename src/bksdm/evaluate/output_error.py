@@ -44,12 +44,12 @@ def probes(
     conditions = Conditions(pipeline.vae, pipeline.text_encoder)
     noise_schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     tokenize = tokenizing(pipeline.tokenizer)
-    side = image_size(pipeline)
+    size = image_size(pipeline)
     for start in range(0, len(entries), batch_size):
         chunk = entries[start : start + batch_size]
         draws = Draws(seed, "output error", start)
         batch = {
-            "pixel_values": torch.stack([to_pixels(entry.open(), side) for entry in chunk]),
+            "pixel_values": torch.stack([to_pixels(entry.open(), size) for entry in chunk]),
             "input_ids": torch.stack([tokenize(entry.text) for entry in chunk]),
         }
         batch = {name: value.to(pipeline.device) for name, value in batch.items()}

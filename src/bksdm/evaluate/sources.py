@@ -98,15 +98,15 @@ class Drawn:
 
     def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
         pipeline, how = self._pipeline(), self.sampling
-        side = image_size(pipeline)
+        height, width = image_size(pipeline)
         batches = sample(
             pipeline,
             [self.requests[number] for number in numbers],
             steps=how.steps,
             guidance=how.guidance,
             batch_size=how.batch_size,
-            height=side,
-            width=side,
+            height=height,
+            width=width,
         )
         made = [picture for batch in batches for picture in batch]
         for number, picture in zip(numbers, made, strict=True):

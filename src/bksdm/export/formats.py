@@ -20,7 +20,7 @@ from bksdm.runtime.networks import Networks
 
 FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "q8_0": 1.07, "6bit": 0.75, "4bit": 0.5, "int4": 0.55}
-_BYTES |= {"q4_0": 0.57}
+_BYTES |= {"q4_0": 0.57, "bf16": 2.0, "keep": 4.0}
 _COMPARING = 8192  # bytes a pixel, while both sides decode a picture (docs/log.md)
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
+from bksdm.models import said
 from bksdm.recipe import Recipe
 from bksdm.runs import replace_file
-from bksdm.sampling import scheduler_config
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
@@ -107,7 +107,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> di
             "vae": _plain(pipeline.vae),
             "text_encoder": _plain(pipeline.text_encoder.config, use_diff=False),
         },
-        "scheduler": scheduler_config(pipeline.scheduler),
+        "scheduler": said(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
     }

@@ -21,12 +21,13 @@ from bksdm.errors import InputError
 from bksdm.export.components import components
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
+from bksdm.export.unpickle import pickled, unpickle
 from bksdm.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.models import check_text_to_image, fingerprint, image_size
 from bksdm.options import ExportOptions
 from bksdm.progress import say
 from bksdm.prune import recipe_of
-from bksdm.runs import check_free, digest, replace_folder, run_files, write_text
+from bksdm.runs import check_free, digest, files_digest, replace_file, replace_folder, run_files, write_text
 from bksdm.sampling import scheduler_named
 
 _MOST_DIFFERENT = 2  # of 255, in float32
@@ -67,6 +68,8 @@ def export(options: ExportOptions) -> Exported:
     """
     kind = format_named(options.to)
     _check(options, kind)
+    if options.unpickle:
+        return _unpickled(options, kind)
     out = Path(options.out)
     settings = dataclasses.asdict(options) | {
         "model_content": fingerprint(options.model),
@@ -90,6 +93,29 @@ def export(options: ExportOptions) -> Exported:
             for name, text in run_files("export", settings).items():
                 write_text(partial / name, text)
     return Exported(out, _size(out), parity)
+
+
+def _unpickled(options: ExportOptions, kind: Format) -> Exported:
+    """The model with safetensors in the place of pickles; its tensors are the same, so nothing is compared."""
+    source, out = pickled(options.model), Path(options.out)
+    if kind.name != ("ldm" if source.is_file() else "diffusers"):
+        raise InputError(f"to is {kind.name}; --unpickle makes a folder --to diffusers, and of a .ckpt a file --to ldm")
+    if options.precision not in (None, "keep"):
+        raise InputError(f"precision is {options.precision}, and --unpickle changes none; export once more for that")
+    content = files_digest([source] if source.is_file() else sorted(source.rglob("*.bin")))
+    settings = dataclasses.asdict(options) | {"model_content": content}
+    if kind.suffix:
+        _check_new(out, kind)
+    else:
+        check_free(out, "export", settings, may_change=("json",))
+        if (out / "config.yaml").exists():
+            return _found(out)
+    with _appears(out, kind) as partial:
+        unpickle(source, partial)
+        if not kind.suffix:
+            for name, text in run_files("export", settings).items():
+                write_text(partial / name, text)
+    return Exported(out, _size(out), None)
 
 
 def _check(options: ExportOptions, kind: Format) -> None:
@@ -127,14 +153,14 @@ def _source(options: ExportOptions, kind: Format) -> Source:
     check_text_to_image(pipeline, options.model)
     if options.scheduler:
         pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
-    side = image_size(pipeline)
+    height, width = image_size(pipeline)
     return Source(
         model=options.model,
         pipeline=pipeline,
         recipe=recipe_of(options.model),
         precision=options.precision or kind.precisions[0],
-        height=options.height or side,
-        width=options.width or side,
+        height=options.height or height,
+        width=options.width or width,
         batch_size=options.batch_size,
         attention=options.attention,
         calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
@@ -183,12 +209,8 @@ def _appears(out: Path, kind: Format) -> Iterator[Path]:
                 yield partial
             return
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = out.with_name(f".{out.stem}.partial{kind.suffix}")
-        try:
-            yield file
-            file.replace(out)
-        finally:
-            file.unlink(missing_ok=True)
+        with replace_file(out) as partial:
+            yield partial
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
 
@@ -208,7 +230,7 @@ def _parity(source: Source, kind: Format, written: Path) -> Parity | None:
     else:
         return None
     least = kind.least_psnr.get(source.precision, 0.0)
-    if (source.precision == "fp32" and parity.largest > _MOST_DIFFERENT) or parity.psnr < least:
+    if (source.precision in ("fp32", "keep") and parity.largest > _MOST_DIFFERENT) or parity.psnr < least:
         raise RuntimeError(f"the export differs from torch ({parity.text()}); nothing was written")
     return parity
 

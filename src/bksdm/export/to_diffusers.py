@@ -1,4 +1,4 @@
-"""A diffusers folder: the way back from a single file, with the recipe that it was pruned by."""
+"""A diffusers folder: the way back from a single file, with the recipe that it was pruned by, or other precision."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import yaml
 
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import TorchNetworks
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.models import Origin, formats_of, load_pipeline, save_pipeline
 from bksdm.prune import RECIPE_FILE
 from bksdm.runtime.networks import Networks
 
@@ -15,7 +15,13 @@ def write(source: Source, folder: Path) -> None:
     """The pipeline in `folder`."""
     recipe = source.recipe
     extra = {RECIPE_FILE: yaml.safe_dump(recipe.to_dict(), sort_keys=False)} if recipe else {}
-    save_pipeline(source.pipeline, folder, extra)
+    save_pipeline(
+        source.pipeline,
+        folder,
+        extra,
+        Origin.of(source.pipeline, changed=()),
+        formats_of(source.model, source.precision),
+    )
 
 
 def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
@@ -24,10 +30,11 @@ def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
 
 FORMAT = Format(
     name="diffusers",
-    precisions=("fp32",),
+    precisions=("keep", "fp32", "fp16", "bf16"),
     packages={},
     write=write,
     networks=_open,
     is_model=True,
+    least_psnr={"fp16": 30.0, "bf16": 15.0},
     memory=2.0,
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 
@@ -49,6 +50,22 @@ def recipe_without(config: Config, names: Names, name: str, summary: str = "") -
     """
     _check(config)
     return sd_units.recipe_without(config, names, name, summary)
+
+
+def recipes_between(teacher_config: Config, student_config: Config, name: str) -> list[Recipe]:
+    """The recipes, called `name`, that make a U-Net with the student's config out of one with the teacher's.
+
+    Raises:
+        InputError: The family is not known.
+    """
+    _check(teacher_config)
+    _check(student_config)
+    return list(sd_units.recipes_between(teacher_config, student_config, name))
+
+
+def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
+    """Name and both values of an entry in which the config of a U-Net is not the wanted one, if there is one."""
+    return sd_unet.difference(wanted, found)
 
 
 def skip_connections(config: Config) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ _PER_STAGE = (
 )
 # Those of them that the middle block takes from the innermost stage.
 _OF_MID = ("attention_head_dim", "num_attention_heads", "cross_attention_dim", "transformer_layers_per_block")
+# What a student changes, as it is where a config does not say.
+_DEFAULTS = {"layers_per_block": 2, "mid_block_type": _MID_TYPES[0]}
 _UP_ORDER = ("up_block_types", "reverse_transformer_layers_per_block")
 
 
@@ -261,6 +263,19 @@ def _units(unet: UNetShape) -> Iterator[str]:
             yield from layer_paths(unet.up_path(i), layer, unet.attends_up[i])
         if i > 0:
             yield f"{unet.up_path(i)}.upsamplers"
+
+
+def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
+    """Name and both values of an entry in which two configs differ; each may leave out its defaults."""
+    stages = len(wanted["block_out_channels"])
+    for key, value in (_DEFAULTS | dict(wanted)).items():
+        own = found.get(key, _DEFAULTS.get(key, value))
+        one, other = ([*item] if isinstance(item, (list, tuple)) else item for item in (value, own))
+        if key == "layers_per_block":
+            one, other = _listed(value, stages), _listed(own, stages)
+        if one != other and not key.startswith("_"):
+            return key, value, own
+    return None
 
 
 def skip_connections(config: Config) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ skip connection of the student once, in order: then the teacher with bypassed la
 """
 
 from collections.abc import Iterator
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, product
 from typing import Literal
 
 from bksdm.errors import InputError
-from bksdm.families.sd_unet import UNetShape, derive, layer_paths
+from bksdm.families.sd_unet import UNetShape, derive, difference, layer_paths
 from bksdm.families.units import Names, Removals, Unit
 from bksdm.recipe import Config, Recipe
 
@@ -39,6 +40,34 @@ def removals(config: Config) -> Iterator[Removals]:
             always = mid | ({_innermost(dropped)} if dropped else frozenset())
             if _derives(recipe_without(config, always, "frame"), config):
                 yield Removals(always, groups)
+
+
+def recipes_between(teacher: Config, student: Config, name: str) -> Iterator[Recipe]:
+    """The recipes that make a U-Net with the student's config out of one with the teacher's."""
+    whole, part = UNetShape.of(teacher), UNetShape.of(student)
+    stages, dropped = range(part.stages), whole.stages - part.stages
+    frame = Recipe(name, mid=part.has_mid or not whole.has_mid, drop_innermost=dropped)
+    if dropped < 0 or not _derives(frame, teacher):
+        return
+    for chosen in product(*(_stage_choices(frame, teacher, stage, part.layers[stage]) for stage in stages)):
+        recipe = replace(frame, down=tuple(down for down, _ in chosen), up=tuple(up for _, up in chosen))
+        if difference(derive(recipe, teacher).student_config, student) is None:
+            yield recipe
+
+
+def _stage_choices(frame: Recipe, teacher: Config, stage: int, layers: int) -> list[tuple[_Layers, _Layers]]:
+    """Layers that a stage can keep, down and up, so that it has this many and one more; the others stay whole."""
+    whole = UNetShape.of(teacher)
+    counts = whole.layers[: whole.stages - frame.drop_innermost]
+    found = []
+    for down in combinations(range(counts[stage]), layers):
+        for up in combinations(range(counts[stage] + 1), layers + 1):
+            kept = [(tuple(range(count)), tuple(range(count + 1))) for count in counts]
+            kept[stage] = down, up
+            recipe = replace(frame, down=tuple(one for one, _ in kept), up=tuple(other for _, other in kept))
+            if _derives(recipe, teacher):
+                found.append((down, up))
+    return found
 
 
 def recipe_without(config: Config, names: Names, name: str, summary: str = "") -> Recipe:

@@ -23,7 +23,7 @@ from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, TrainState
 from bksdm.errors import InputError
 from bksdm.generate import generate
-from bksdm.models import check_text_to_image, fingerprint, image_size, load_pipeline, save_pipeline, tokenizing
+from bksdm.models import Origin, check_text_to_image, fingerprint, image_size, load_pipeline, save_pipeline, tokenizing
 from bksdm.options import GenerateOptions, PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.subject import SubjectSamples, encoded, read_subject, view
@@ -269,7 +269,8 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
     pipeline, recipe = learner.pipeline.to("cpu"), recipe_of(options.model)
     for network in learner.networks.values():
         network.eval()
+    origin = Origin.of(pipeline, tuple(learner.networks))
     if recipe is None:
-        save_pipeline(pipeline, folder, files)
+        save_pipeline(pipeline, folder, files, origin)
     else:
-        save_student(pipeline, recipe, files.pop("README.md"), folder, files)
+        save_student(pipeline, recipe, files.pop("README.md"), folder, files, origin)

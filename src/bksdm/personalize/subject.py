@@ -9,11 +9,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bksdm.data.names import list_pictures
-from bksdm.data.pictures import name_in, open_picture, to_pixels
+from bksdm.data.pictures import Size, name_in, open_picture, sides, to_pixels
 from bksdm.data.stream import Batch
 from bksdm.randomness import generator
 
-SMALLEST_CUT = 0.8  # side of a view over the short side of its picture
+SMALLEST_CUT = 0.8  # side of a view over that of the largest that its picture has room for
 _CHUNK = 8
 
 Posterior = tuple[Tensor, Tensor]
@@ -28,24 +28,30 @@ def read_subject(folder: str | Path) -> dict[str, Image.Image]:
     return {name_in(Path(folder), path): open_picture(path) for path in list_pictures(Path(folder))}
 
 
-def view(picture: Image.Image, size: int, number: int, seed: int, *, flip: bool) -> Tensor:
+def view(picture: Image.Image, size: Size, number: int, seed: int, *, flip: bool) -> Tensor:
     """A picture cut in its own way.
 
     Arguments:
         picture: Of any size.
-        size: Side of the view in pixels.
-        number: 0 is the centre square; any other a square of at least `SMALLEST_CUT` of the short side, somewhere.
+        size: Of the view in pixels.
+        number: 0 is the middle; any other a cut of that shape, somewhere, with sides of at least `SMALLEST_CUT` of the
+            largest's.
         seed: Of the cuts.
         flip: Whether views with odd numbers are mirrored.
 
     Returns:
-        Pixels in [-1, 1] with shape (3, size, size).
+        Pixels in [-1, 1] with shape (3, H, W).
     """
     if number:
         low, x, y = torch.rand(3, generator=generator(seed, "view", number)).tolist()
-        side = math.ceil(min(picture.size) * (SMALLEST_CUT + (1 - SMALLEST_CUT) * low))
-        left, top = (round(share * (whole - side)) for share, whole in zip((x, y), picture.size, strict=True))
-        picture = picture.crop((left, top, left + side, top + side))
+        height, width = sides(size)
+        largest = (
+            min(picture.width, picture.height * width / height),
+            min(picture.height, picture.width * height / width),
+        )
+        cut = [math.ceil(side * (SMALLEST_CUT + (1 - SMALLEST_CUT) * low)) for side in largest]
+        left, top = (round(share * (room - side)) for share, room, side in zip((x, y), picture.size, cut, strict=True))
+        picture = picture.crop((left, top, left + cut[0], top + cut[1]))
     return to_pixels(ImageOps.mirror(picture) if flip and number % 2 else picture, size)
 
 
