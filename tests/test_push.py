@@ -34,8 +34,8 @@ def run_folder(v1_student: Path, v1_folder: Path, tmp_path: Path) -> Path:
 def scores(file: Path, model: Path) -> Path:
     value = {"value": 13.05, "deviation": 0.1, "low": 12.85, "high": 13.25, "seeds": []}
     result = {
-        "models": {"small": {"model": str(model), "scores": {"frechet_distance": value}}},
-        "protocol": {"reference": "/home/me/val2014", "steps": 25, "guidance": 7.5, "features": "inception"},
+        "models": {"small": {"model": str(model), "steps": 4, "guidance": 1.0, "scores": {"frechet_distance": value}}},
+        "protocol": {"reference": "/home/me/val2014", "features": "inception"},
     }
     file.write_text(json.dumps(result))
     return file
@@ -55,7 +55,7 @@ def test_a_dry_run_leaves_a_folder_that_loads_and_a_card_that_tells(
     assert card.data.license == LICENCE
     assert "## Training data\n\nlaion_11k" in card.text
     assert "| Fréchet distance | 13.05 ± 0.2 |" in card.text
-    assert "reference val2014" in card.text
+    assert "reference val2014, steps 4, guidance 1.0, features inception" in card.text
     assert "mid_block" in card.text or "mid" in card.text  # the drawing of the blocks
     assert "/home/me" not in card.text
     StableDiffusionPipeline.from_pretrained(tmp_path / "hub", safety_checker=None)

@@ -20,13 +20,17 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import Encoding
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from bksdm.assets import asset
 from bksdm.cost import TOKENS
 from bksdm.errors import InputError
+from bksdm.progress import say
 from bksdm.runs import files_digest, replace_folder, write_text
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
+from bksdm.runtime.tokens import beyond, encoded, saved_words
 from bksdm.single_file import Contents, read_contents, read_pipeline
 
 EMBEDDED = ("emoji",)
@@ -108,6 +112,53 @@ def fingerprint(model: str | Path) -> str | None:
     parts = (*_NETWORKS, "tokenizer", "scheduler", *_EXPORTED)
     files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
     return files_digest(files if path.is_dir() else [path])
+
+
+def drawing_defaults(model: str | Path) -> Defaults | None:
+    """What MODEL, or an exported folder, says that it draws best with; None where it does not tell.
+
+    Raises:
+        InputError: There is no such model, or what it says means nothing here.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent)
+        except (*HUB_ERRORS, OSError):
+            return None
+    return read_defaults(path) if path.is_dir() else load_contents(path).sampling
+
+
+def drawing(model: str | Path, steps: int | None = None, guidance: float | None = None) -> Defaults:
+    """How MODEL draws: as is asked for, else as it draws best, else as usual.
+
+    Raises:
+        InputError: As `drawing_defaults` does.
+    """
+    return (drawing_defaults(model) or Defaults()).chosen(steps, guidance)
+
+
+def drawings(models: Mapping[str, str], steps: int | None, guidance: float | None) -> dict[str, Defaults]:
+    """How each of several models draws, by name; where they do not draw alike, it is said.
+
+    Arguments:
+        models: MODELs by name.
+        steps, guidance: For all of them, where they are asked for.
+
+    Raises:
+        InputError: As `drawing_defaults` does.
+    """
+    found = {name: drawing(model, steps, guidance) for name, model in models.items()}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} {how.steps} steps and guidance {how.guidance:g}" for name, how in found.items())
+        say(f"each model draws as it draws best, {told}; --steps and --guidance hold for all")
+    return found
+
+
+def inherited_files(model: str | Path) -> dict[str, str]:
+    """The text files, name -> content, that a model made from MODEL has from it."""
+    own = drawing_defaults(model)
+    return {} if own is None else {SAMPLING_FILE: own.text()}
 
 
 def network_digest(network: nn.Module) -> str:
@@ -347,14 +398,28 @@ def check_resolution(resolution: int | None) -> None:
 
 
 def tokenizing(tokenizer: CLIPTokenizer) -> Callable[[str], Tensor]:
-    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length."""
+    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length.
 
-    def tokenize(text: str) -> Tensor:
-        length = tokenizer.model_max_length
-        tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return cast(Tensor, tokens.input_ids[0])
+    Saved words of several vectors are written out, as diffusers' pipelines do.
+    """
+    encode = _encoding(tokenizer)
+    return lambda text: torch.tensor(encode(text)[1].ids)
 
-    return tokenize
+
+def cutting(tokenizer: CLIPTokenizer) -> Callable[[str], str]:
+    """A function from a caption to its end that `tokenizing` cuts off; nothing where all of it fits."""
+    encode = _encoding(tokenizer)
+    return lambda text: beyond(*encode(text))
+
+
+def _encoding(tokenizer: CLIPTokenizer) -> Callable[[str], tuple[str, Encoding]]:
+    words, length = saved_words(tokenizer.added_tokens_encoder), tokenizer.model_max_length
+
+    def encode(text: str) -> Encoding:
+        made = tokenizer(text, padding="max_length", truncation=True, max_length=length)
+        return cast(Encoding, made.encodings[0])
+
+    return lambda text: encoded(text, encode, words)
 
 
 def _local(model: str | Path) -> Path | None:

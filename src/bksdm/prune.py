@@ -12,7 +12,7 @@ from bksdm.card import model_card
 from bksdm.describe import Description, describe, describe_config
 from bksdm.errors import InputError
 from bksdm.families import derive
-from bksdm.models import fingerprint, load_contents, load_pipeline, save_pipeline, with_parts
+from bksdm.models import fingerprint, inherited_files, load_contents, load_pipeline, save_pipeline, with_parts
 from bksdm.options import PruneOptions
 from bksdm.recipe import Config, Pruning, Recipe, load_recipe
 from bksdm.runs import check_free, digest, run_files
@@ -38,7 +38,7 @@ def prune(options: PruneOptions) -> Description:
     check_free(folder, "prune", settings, may_change=("json",))
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
-    files = run_files("prune", settings)
+    files = run_files("prune", settings) | inherited_files(options.teacher)
     teacher = load_pipeline(options.teacher)
     unet, pruning = prune_unet(teacher.unet, recipe)
     description = describe_config(

@@ -21,20 +21,23 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Samples
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.follow import check_steps, end_of, ended, follow, losses_of
-from bksdm.distill.grids import Drawing, SampleGrids
+from bksdm.distill.grids import SampleGrids
 from bksdm.distill.loop import Objective, replicate
 from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
-from bksdm.models import check_text_to_image, fingerprint, load_pipeline
+from bksdm.models import check_text_to_image, cutting, fingerprint, load_pipeline
 from bksdm.options import StudentOptions
 from bksdm.processes import processes
 from bksdm.progress import say
+from bksdm.prompts import cut_line
 from bksdm.prune import checked_pruning, save_student
 from bksdm.runs import check_free, open_run
+from bksdm.runtime.defaults import Defaults
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+_MOST_CAPTIONS = 10_000  # of which the length is looked at
 _MOST_WORKERS = 8
 _PAGE_EVERY = 600  # seconds
 # Samples follow from their position in the run, so how a step's samples are split does not matter.
@@ -76,6 +79,7 @@ class Lesson:
         shown: Losses beside the bar.
         on_card: What the student's card says of its making.
         teacher_drawing, student_drawing: How the pictures of the sample grids are made.
+        files: What lies in the student's folder besides, name -> text.
         call: What a call of the student's pipeline needs besides the prompt, as Python.
         contents: Digests of what the options name besides models and data.
         fixed_steps: Whether the number of steps decides more than where the run ends.
@@ -87,8 +91,9 @@ class Lesson:
     check: Callable[[Pair], None]
     shown: tuple[str, ...]
     on_card: Mapping[str, Any]
-    teacher_drawing: Drawing
-    student_drawing: Drawing
+    teacher_drawing: Defaults
+    student_drawing: Defaults
+    files: Mapping[str, str]
     call: str = ""
     contents: Mapping[str, Any] = field(default_factory=dict)
     fixed_steps: bool = False
@@ -115,6 +120,8 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
 
     pair = _load_pair(options, lesson)
     data.check(pair.teacher)
+    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(pair.teacher.tokenizer), "captions"):
+        say(line)
     grid_prompts = _grid_prompts(options, data)
     group.wait()  # until all have looked at the folder as it was
     if group.main:
@@ -248,5 +255,5 @@ def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentO
     pair.student.eval().set_default_attn_processor()
     card = model_card(pair.description, options.teacher, lesson.on_card, lesson.call)
     with averaged(state):
-        files = {STEPS_FILE: ended(state.step)}
+        files = {STEPS_FILE: ended(state.step), **lesson.files}
         save_student(lesson.pipeline(pair), pair.pruning.recipe, card, folder, files)

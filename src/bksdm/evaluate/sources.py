@@ -17,11 +17,14 @@ from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
-from bksdm.generate import save_picture
-from bksdm.models import check_text_to_image, fingerprint, image_size
+from bksdm.generate import flagged_files, save_picture
+from bksdm.models import check_text_to_image, cutting, fingerprint, image_size
 from bksdm.options import Precision
+from bksdm.prompts import cut_line
 from bksdm.runs import digest, write_text
-from bksdm.sampling import Request, sample, scheduler_named
+from bksdm.runtime.defaults import Defaults
+from bksdm.sampling import Request, sample, scheduler_named, scheduler_options
+from bksdm.tables import listed
 
 PAPER = "paper"
 _NAME = re.compile(r"[\w.-]+")
@@ -47,13 +50,15 @@ class Source(Protocol):
         """The pictures with these numbers, prepared as they are or as in the `paper`."""
         ...
 
+    def name(self, number: int) -> str:
+        """What a person finds a picture by."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How a model draws; see `sample`."""
 
-    steps: int
-    guidance: float
     scheduler: str | None
     batch_size: int
     precision: Precision
@@ -68,13 +73,15 @@ class Drawn:
     Attributes:
         model: The MODEL.
         requests: Prompts and seeds.
-        sampling: How it draws.
+        how: Its steps and guidance.
+        sampling: How it draws besides.
         folder: Where pictures are kept.
         kept: Numbers of those that are.
     """
 
     model: str
     requests: list[Request]
+    how: Defaults
     sampling: Sampling
     folder: Path
     kept: Collection[int] = ()
@@ -84,7 +91,7 @@ class Drawn:
 
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
-        how = dataclasses.asdict(self.sampling)
+        how = dataclasses.asdict(self.how) | dataclasses.asdict(self.sampling)
         drawn = [how[name] for name in ("steps", "guidance", "scheduler", "precision")]
         asked = [[request.prompt, request.seed] for request in self.requests]
         decoder = [decoder_fingerprint(how["decoder"])] if how["decoder"] else []  # digests of those without stay
@@ -94,14 +101,14 @@ class Drawn:
         return len(self.requests)
 
     def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
-        pipeline, how = self._pipeline(), self.sampling
+        pipeline, how = self._pipeline(), self.how
         side = image_size(pipeline)
         batches = sample(
             pipeline,
             [self.requests[number] for number in numbers],
             steps=how.steps,
             guidance=how.guidance,
-            batch_size=how.batch_size,
+            batch_size=self.sampling.batch_size,
             height=side,
             width=side,
         )
@@ -110,18 +117,21 @@ class Drawn:
             if number in self.kept:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 request = self.requests[number]
-                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model}
-                save_picture(picture, self.path(number), about | {"steps": how.steps, "guidance": how.guidance})
+                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model} | dataclasses.asdict(how)
+                save_picture(picture, self.path(number), about, scheduler_options(pipeline.scheduler))
         return [prepare_generated(picture) for picture in made] if preparation == PAPER else made
+
+    def name(self, number: int) -> str:
+        return f"{number:05d}.png"
 
     def path(self, number: int) -> Path:
         """Where picture `number` lies, if it is kept."""
-        return self.folder / f"{number:05d}.png"
+        return self.folder / self.name(number)
 
     def list_kept(self) -> None:
         """Write `metadata.jsonl` beside the pictures, so that they are a folder of captioned pictures."""
         lines = [
-            {"file_name": self.path(number).name, "text": request.prompt, "seed": request.seed}
+            {"file_name": self.name(number), "text": request.prompt, "seed": request.seed}
             for number, request in enumerate(self.requests)
             if number in self.kept
         ]
@@ -129,8 +139,11 @@ class Drawn:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_text(self.folder / "metadata.jsonl", text)
 
-    def check(self) -> None:
+    def check(self) -> str | None:
         """Load the model once, so that one that cannot draw is refused early.
+
+        Returns:
+            What there is to say of prompts that it reads in part only.
 
         Raises:
             InputError: It is incomplete, damaged, or no text-to-image model.
@@ -139,6 +152,7 @@ class Drawn:
         check_text_to_image(pipeline, self.model)
         if self.sampling.scheduler:
             scheduler_named(self.sampling.scheduler, pipeline.scheduler)
+        return cut_line(self.captions, cutting(pipeline.tokenizer), "prompts")
 
     def release(self) -> None:
         """Let the model go."""
@@ -198,6 +212,7 @@ class Finished:
             entries = [Captioned(path, text) for path, text in zip(paths, captions or [""] * len(paths), strict=True)]
         found = cls(entries, captions, captions_digest(entries), real)
         if not real:
+            check_not_flagged([entry.path for entry in entries], str(folder))
             found.check_one_size()
         return found
 
@@ -209,6 +224,9 @@ class Finished:
         if preparation != PAPER:
             return [file.open() for file in files]
         return [self._prepared(open_as_it_is(file.path)) for file in files]
+
+    def name(self, number: int) -> str:
+        return self.entries[number].name
 
     def _prepared(self, picture: Image.Image) -> Image.Image:
         """Through JPEG twice in all, as pictures of a model that were kept as PNG have yet to go."""
@@ -234,6 +252,20 @@ class Finished:
                     f"{entry.path.parent} has pictures of mixed sizes ({self.entries[0].path.name} "
                     f"{first[0]}x{first[1]}, {entry.path.name} {size[0]}x{size[1]}); give pictures of one size"
                 )
+
+
+def check_not_flagged(paths: Sequence[Path], whose: str) -> None:
+    """Refuse to score pictures that a safety checker has made black.
+
+    Raises:
+        InputError: Naming them.
+    """
+    flagged = [path.name for path in flagged_files(paths)]
+    if flagged:
+        raise InputError(
+            f"{len(flagged)} of {len(paths)} pictures of {whose} were made black by the model's safety checker "
+            f"({listed(flagged)}), and are worth nothing in a score; bksdm evaluate MODEL draws without it"
+        )
 
 
 def are_pictures(model: str) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
 from bksdm.recipe import Recipe
+from bksdm.runtime.defaults import Defaults
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
@@ -29,6 +30,7 @@ def write_single_file(
     *,
     dtype: torch.dtype = torch.float32,
     recipe: Recipe | None = None,
+    sampling: Defaults | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a pipeline as one file, whole or not at all; an existing file is replaced.
@@ -38,6 +40,7 @@ def write_single_file(
         file: Where to, `.safetensors`.
         dtype: Number format of the weights.
         recipe: What it was pruned by; None for a model that is whole.
+        sampling: What it draws best with, where that is known.
         metadata: More texts for the header.
 
     Raises:
@@ -46,7 +49,7 @@ def write_single_file(
     if file.suffix != ".safetensors":
         raise InputError(f"out is {file}; give a file name that ends in .safetensors")
     tensors = original_tensors(pipeline, dtype)
-    header = {"format": "pt", **(metadata or {}), KEY: json.dumps(_description(pipeline, recipe))}
+    header = {"format": "pt", **(metadata or {}), KEY: json.dumps(_description(pipeline, recipe, sampling))}
     partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +100,7 @@ def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, sd_ldm.Pla
     }
 
 
-def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> dict[str, Any]:
+def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None, sampling: Defaults | None) -> dict[str, Any]:
     """What names and shapes do not tell, as plain values."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline.tokenizer.save_pretrained(folder)
@@ -111,6 +114,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> di
         "scheduler": _plain(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
+        "sampling": json.loads(sampling.text()) if sampling else None,
     }
 
 

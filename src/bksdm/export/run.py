@@ -22,7 +22,7 @@ from bksdm.export.components import components
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
 from bksdm.exported import EXPORT_FILE, export_facts, is_exported
-from bksdm.models import check_text_to_image, fingerprint, image_size
+from bksdm.models import check_text_to_image, fingerprint, image_size, inherited_files
 from bksdm.options import ExportOptions
 from bksdm.progress import say
 from bksdm.prune import recipe_of
@@ -86,7 +86,7 @@ def export(options: ExportOptions) -> Exported:
         if not kind.suffix:
             if not kind.is_model:
                 _describe(source, kind, parity, partial)
-            for name, text in run_files("export", settings).items():
+            for name, text in (run_files("export", settings) | inherited_files(options.model)).items():
                 write_text(partial / name, text)
     return Exported(out, _size(out), parity)
 

@@ -23,9 +23,10 @@ from bksdm.errors import InputError
 from bksdm.evaluate.dino import Dino
 from bksdm.evaluate.encoder import DualEncoder, cosine
 from bksdm.evaluate.scores import Resampling, differences, mean_of
-from bksdm.evaluate.sources import named
+from bksdm.evaluate.sources import check_not_flagged, named
 from bksdm.evaluate.table import cell
 from bksdm.generate import generate
+from bksdm.models import drawings
 from bksdm.options import FidelityOptions, GenerateOptions
 from bksdm.personalize.subject import read_subject
 from bksdm.runs import check_free, digest, files_digest, open_run, provenance, write_text
@@ -73,6 +74,7 @@ def fidelity(options: FidelityOptions) -> dict[str, Any]:
     """
     _check(options)
     models = {name: _drawn(model) for name, model in named(options.models).items()}
+    ways = drawings({name: drawn.model for name, drawn in models.items()}, options.steps, options.guidance)
     subject = _subject(options)
     real = list(read_subject(subject.images).values())
     prompts = _prompts(options)
@@ -105,7 +107,11 @@ def fidelity(options: FidelityOptions) -> dict[str, Any]:
     _write_grid(real, first, out / "grid.png")
     result = {
         "models": {
-            name: {**dataclasses.asdict(drawn), "scores": {key: e.to_dict() for key, e in estimates[name].items()}}
+            name: {
+                **dataclasses.asdict(drawn),
+                **dataclasses.asdict(ways[name]),
+                "scores": {key: e.to_dict() for key, e in estimates[name].items()},
+            }
             for name, drawn in models.items()
         },
         "differences": [difference.to_dict() for difference in differences(estimates, list(TITLES))],
@@ -131,8 +137,9 @@ def _check(options: FidelityOptions) -> None:
     if not options.models:
         raise InputError("no model is given; give one or several")
     for name in ("images_per_prompt", "steps", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
     if options.resamples < 0:
         raise InputError(f"resamples is {options.resamples}; give 0 or more")
 
@@ -201,6 +208,7 @@ def _draw(options: FidelityOptions, name: str, drawn: Drawn, prompts: list[str])
             device=options.device,
         )
     )
+    check_not_flagged(paths, f"model {drawn.model}")
     return [open_picture(path) for path in paths]
 
 
