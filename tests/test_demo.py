@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from bksdm.demo import Wish, serve, wish_of
 from bksdm.errors import InputError
 from bksdm.options import DemoOptions
 from tiny_models import PICTURE
-from verbs import Run
+from verbs import Run, told
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -89,8 +88,8 @@ def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
     tab.wait_for_selector("#history img")
     with tab.expect_download() as download:
         tab.locator("#files a[download]").first.click()
-    with Image.open(download.value.path()) as picture:
-        assert (picture.text["prompt"], picture.text["seed"]) == ("red apple", "7")
+    made = told(download.value.path())
+    assert (made["prompt"], made["seed"]) == ("red apple", 7)
 
 
 @pytest.mark.slow

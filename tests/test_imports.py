@@ -15,8 +15,8 @@ FLOORS = {
     2: "distill.*",
     1: "data.* models lora controlnet single_file decoder prune taps cost budget describe card page sampling exported "
     "timing peak",
-    0: "recipe families.* knapsack losses options runs errors randomness devices processes progress prompts tables assets "
-    "runtime.*",
+    0: "recipe families.* knapsack losses options runs errors randomness devices processes progress prompts tables "
+    "assets runtime.*",
 }
 PACKAGE = Path(bksdm.__file__).parent
 MODULES = {

@@ -114,7 +114,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None, sampl
         "scheduler": _plain(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
-        "sampling": json.loads(sampling.text()) if sampling else None,
+        **({"sampling": json.loads(sampling.text())} if sampling else {}),
     }
 
 
