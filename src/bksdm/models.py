@@ -150,8 +150,8 @@ def drawings(models: Mapping[str, str], steps: int | None, guidance: float | Non
     """
     found = {name: drawing(model, steps, guidance) for name, model in models.items()}
     if len(set(found.values())) > 1:
-        told = ", ".join(f"{name} {how.steps} steps and guidance {how.guidance:g}" for name, how in found.items())
-        say(f"each model draws as it draws best, {told}; --steps and --guidance hold for all")
+        told = "; ".join(f"{name}: steps {how.steps}, guidance {how.guidance:g}" for name, how in found.items())
+        say(f"each model draws as it draws best ({told}); --steps and --guidance hold for all")
     return found
 
 

@@ -40,10 +40,11 @@ class _Line(ProgressColumn):
 
     def __init__(self) -> None:
         super().__init__()
-        self._numbers = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        self._count, self._spent, self._left = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
 
     def render(self, task: Task) -> "_Fitted":
-        return _Fitted(task, Text(" ").join(column(task) for column in self._numbers))
+        numbers = [self._count.render(task), self._spent.render(task), self._left.render(task)]
+        return _Fitted(task, Text(" ").join(numbers))
 
 
 class _Fitted:
