@@ -97,6 +97,18 @@ def test_a_file_that_means_nothing_is_refused(run: Run, folder: Path, tmp_path: 
     assert not (tmp_path / "o").exists()
 
 
+def test_one_on_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as the Hub's cache goes, in which diffusers' own download leaves the file out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--you--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    saying(kept / "snapshots" / "abc")
+    assert drawing("you/tiny") == Defaults(3, 2.5)
+    assert drawing("you/other") == Defaults(25, 7.5)
+
+
 # Who takes it up
 
 
@@ -172,7 +184,10 @@ def back_in_a_folder(done: Run, model: Path, pictures: Path, tmp: Path) -> Path:
 def test_what_is_made_from_a_model_draws_best_as_it_does(
     done: Run, model: Path, pictures: Path, tmp_path: Path, make: Made
 ) -> None:
-    assert drawing_defaults(make(done, model, pictures, tmp_path)) == Defaults(3, 2.5)
+    made = make(done, model, pictures, tmp_path)
+    assert drawing_defaults(made) == Defaults(3, 2.5)
+    if (made / "README.md").is_file():
+        assert ", num_inference_steps=3, guidance_scale=2.5)" in (made / "README.md").read_text()
 
 
 def test_what_does_not_tell_stays_silent(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:

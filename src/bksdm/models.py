@@ -155,12 +155,6 @@ def drawings(models: Mapping[str, str], steps: int | None, guidance: float | Non
     return found
 
 
-def inherited_files(model: str | Path) -> dict[str, str]:
-    """The text files, name -> content, that a model made from MODEL has from it."""
-    own = drawing_defaults(model)
-    return {} if own is None else {SAMPLING_FILE: own.text()}
-
-
 def network_digest(network: nn.Module) -> str:
     """A short name for what a network computes: its weights, and the factor by which a VAE scales its latents.
 

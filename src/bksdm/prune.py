@@ -12,10 +12,18 @@ from bksdm.card import model_card
 from bksdm.describe import Description, describe, describe_config
 from bksdm.errors import InputError
 from bksdm.families import derive
-from bksdm.models import fingerprint, inherited_files, load_contents, load_pipeline, save_pipeline, with_parts
+from bksdm.models import (
+    drawing_defaults,
+    fingerprint,
+    load_contents,
+    load_pipeline,
+    save_pipeline,
+    with_parts,
+)
 from bksdm.options import PruneOptions
 from bksdm.recipe import Config, Pruning, Recipe, load_recipe
 from bksdm.runs import check_free, digest, run_files
+from bksdm.runtime.defaults import as_files
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -38,13 +46,14 @@ def prune(options: PruneOptions) -> Description:
     check_free(folder, "prune", settings, may_change=("json",))
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
-    files = run_files("prune", settings) | inherited_files(options.teacher)
+    own = drawing_defaults(options.teacher)
+    files = run_files("prune", settings) | as_files(own)
     teacher = load_pipeline(options.teacher)
     unet, pruning = prune_unet(teacher.unet, recipe)
     description = describe_config(
         dict(teacher.unet.config), pruning.recipe, teacher.text_encoder.config.max_position_embeddings
     )
-    save_student(with_unet(teacher, unet), recipe, model_card(description, options.teacher), folder, files)
+    save_student(with_unet(teacher, unet), recipe, model_card(description, options.teacher, own=own), folder, files)
     return description
 
 

@@ -14,7 +14,7 @@ from bksdm.losses import output_kd_loss, pseudo_huber
 from bksdm.models import drawing, tokenizing
 from bksdm.options import LcmOptions
 from bksdm.prune import with_unet
-from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
+from bksdm.runtime.defaults import Defaults
 
 _ON_CARD = (
     "student",
@@ -61,10 +61,9 @@ def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
         check=lambda pair: _check_solver(options, pair),
         shown=("loss",),
         on_card={name: getattr(options, name) for name in _ON_CARD},
-        call=f", num_inference_steps={options.sample_steps}, guidance_scale=1.0",
         teacher_drawing=how,
         student_drawing=few,
-        files={SAMPLING_FILE: few.text()},
+        own=few,
         fixed_steps=options.cosine,  # it falls by the number of steps
     )
 

@@ -17,7 +17,7 @@ from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
 from bksdm.errors import InputError
-from bksdm.models import drawing, inherited_files, load_unet_config, tokenizing
+from bksdm.models import drawing, drawing_defaults, load_unet_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.progress import say
 from bksdm.prune import checked_pruning, with_unet
@@ -86,7 +86,7 @@ def _lesson(options: DistillOptions, how: Defaults) -> Lesson:
         on_card={name: getattr(options, name) for name in on_card},
         teacher_drawing=how,
         student_drawing=how,
-        files=inherited_files(options.teacher),
+        own=drawing_defaults(options.teacher),
         contents={"pool_content": None if pool is None else digest(read_prompts(pool))},
         fixed_steps=options.cosine or options.feature_decay,  # these fall by the number of steps
     )

@@ -33,7 +33,7 @@ from bksdm.progress import say
 from bksdm.prompts import cut_line
 from bksdm.prune import checked_pruning, save_student
 from bksdm.runs import check_free, open_run
-from bksdm.runtime.defaults import Defaults
+from bksdm.runtime.defaults import Defaults, as_files
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
@@ -79,8 +79,7 @@ class Lesson:
         shown: Losses beside the bar.
         on_card: What the student's card says of its making.
         teacher_drawing, student_drawing: How the pictures of the sample grids are made.
-        files: What lies in the student's folder besides, name -> text.
-        call: What a call of the student's pipeline needs besides the prompt, as Python.
+        own: What the student draws best with, where that is known.
         contents: Digests of what the options name besides models and data.
         fixed_steps: Whether the number of steps decides more than where the run ends.
     """
@@ -93,8 +92,7 @@ class Lesson:
     on_card: Mapping[str, Any]
     teacher_drawing: Defaults
     student_drawing: Defaults
-    files: Mapping[str, str]
-    call: str = ""
+    own: Defaults | None = None
     contents: Mapping[str, Any] = field(default_factory=dict)
     fixed_steps: bool = False
 
@@ -253,7 +251,7 @@ def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
     """The averaged weights in the pipeline of the lesson, in float32, with recipe and card."""
     pair.student.eval().set_default_attn_processor()
-    card = model_card(pair.description, options.teacher, lesson.on_card, lesson.call)
+    card = model_card(pair.description, options.teacher, lesson.on_card, lesson.own)
     with averaged(state):
-        files = {STEPS_FILE: ended(state.step), **lesson.files}
+        files = {STEPS_FILE: ended(state.step), **as_files(lesson.own)}
         save_student(lesson.pipeline(pair), pair.pruning.recipe, card, folder, files)

@@ -27,9 +27,9 @@ from bksdm.models import (
     check_text_to_image,
     cutting,
     drawing,
+    drawing_defaults,
     fingerprint,
     image_size,
-    inherited_files,
     load_pipeline,
     save_pipeline,
     tokenizing,
@@ -41,6 +41,7 @@ from bksdm.progress import bar, say
 from bksdm.prompts import say_cut
 from bksdm.prune import recipe_of, save_student
 from bksdm.runs import check_free, files_digest, open_run, replace_folder, write_text
+from bksdm.runtime.defaults import as_files
 
 STEPS_FILE = "training.json"
 _MAY_CHANGE = (
@@ -273,8 +274,9 @@ def _contexts(options: PersonalizeOptions, learner: Learner, device: torch.devic
 def _save(folder: Path, learner: Learner, state: TrainState, options: PersonalizeOptions) -> None:
     """What was learnt, whole or not at all."""
     shown: dict[str, Any] = {name: getattr(options, name) for name in _ON_CARD if options.lora or name != "rank"}
+    own = drawing_defaults(options.model)
     files = {
-        "README.md": personal_card(options.model, options.prompt, shown, lora=options.lora),
+        "README.md": personal_card(options.model, options.prompt, shown, lora=options.lora, own=own),
         STEPS_FILE: ended(state.step),
     }
     if options.lora:
@@ -286,7 +288,7 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
         except OSError as error:
             raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
         return
-    files |= inherited_files(options.model)
+    files |= as_files(own)
     pipeline, recipe = learner.pipeline.to("cpu"), recipe_of(options.model)
     for network in learner.networks.values():
         network.eval()

@@ -56,9 +56,18 @@ class Defaults:
         """What the file holds."""
         return json.dumps({_STEPS: self.steps, _GUIDANCE: self.guidance}, indent=2) + "\n"
 
+    def call(self) -> str:
+        """What a call of the pipeline needs besides the prompt, as Python."""
+        return f", {_STEPS}={self.steps}, {_GUIDANCE}={self.guidance}"
+
     def chosen(self, steps: int | None, guidance: float | None) -> "Defaults":
         """With what was asked for in their place."""
         return Defaults(self.steps if steps is None else steps, self.guidance if guidance is None else guidance)
+
+
+def as_files(own: Defaults | None) -> dict[str, str]:
+    """The text files, name -> content, that tell what a model draws best with; none where that is not known."""
+    return {} if own is None else {SAMPLING_FILE: own.text()}
 
 
 def read_defaults(folder: Path) -> Defaults | None:
