@@ -124,7 +124,7 @@ def test_numbers_that_nothing_mends_are_refused(
 
 @pytest.mark.parametrize(
     ("changes", "arguments", "network"),
-    [({}, {"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "U-Net"), ({"scaling_factor": 1e-30}, {}, "decoder")],
+    [({}, {"latents": np.full((1, 4, 8, 8), np.nan, np.float32)}, "U-Net"), ({"scaling_factor": 1e-38}, {}, "decoder")],
 )
 def test_exported_folders_refuse_them_too(
     onnx_folder: Path, changes: dict[str, Any], arguments: dict[str, Any], network: str

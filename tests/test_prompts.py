@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from bksdm.export.components import components
 from bksdm.export.layout import component_folder, write_layout
 from bksdm.export.to_openvino import MODEL_FILE, write_graph
-from bksdm.models import cutting, save_pipeline, tokenizing
+from bksdm.models import cutting, hidden_words, save_pipeline, tokenizing
 from bksdm.prompts import cut_line, say_cut
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
@@ -24,7 +24,7 @@ from verbs import Run, captioned
 pytest_plugins = ["verbs_fixtures"]
 
 PICTURE = Image.new("RGB", (32, 32), "red")
-WORDS = {"<thing>": 3, "<one>": 1, "blob": 2}  # how many vectors each has
+WORDS = {"<thing>": 3, "<one>": 1, "blob": 2, "Glob": 2}  # how many vectors each has
 LONG, REST = "red car red car red car, été", ", été"  # six tokens fit
 
 
@@ -55,6 +55,7 @@ SAYINGS = [
     "red<thing>car",
     "<one> <thing>",
     "a blob of <one>",
+    "a Glob, a glob",
     "a <thing>_1",
     "a very long prompt that ends with <thing>",
     "red apple",
@@ -72,6 +73,16 @@ def test_saved_words_become_all_of_their_vectors_as_in_diffusers(
     assert tokenizing(tokenizer)(saying).tolist() == wanted
     write_layout(speaking, tmp_path)
     assert Tokenizer(tmp_path / "tokenizer", MAX_TOKENS)([saying]).tolist() == [wanted]
+
+
+def test_a_word_that_diffusers_does_not_find_is_named(
+    done: Run, speaking: StableDiffusionPipeline, speaking_folder: Path, tmp_path: Path
+) -> None:
+    assert hidden_words(speaking.tokenizer) == ["Glob"]
+    said = done("generate", speaking_folder, "--prompt", "Glob", "--steps", 1, "--out", tmp_path / "o").said
+    assert said == [
+        f"of the saved word Glob of {speaking_folder}, the first vector counts alone: give it a name in small letters"
+    ]
 
 
 def test_a_saved_word_of_three_vectors_is_three_tokens(speaking: StableDiffusionPipeline) -> None:

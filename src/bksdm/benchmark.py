@@ -23,7 +23,7 @@ from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.exported import is_exported
 from bksdm.generate import check as check_generation
-from bksdm.models import drawings, fingerprint
+from bksdm.models import drawings, fingerprint, say_unlike
 from bksdm.options import BenchmarkOptions, GenerateOptions
 from bksdm.peak import Work, peaks
 from bksdm.progress import bar
@@ -190,6 +190,7 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     drawn = {model: Drawing(how.steps, how.guidance, options.height, options.width) for model, how in ways.items()}
     asked = [(model, drawn[model]) for model in options.models]
     models = load_rivals(asked, dtype, runtimes=options.runtimes, decoder=options.decoder)
+    say_unlike(ways)
     costs = [model.cost() for model in models]
     precision = str(dtype).removeprefix("torch.")
     out = Path(options.out) if options.out else None

@@ -4,6 +4,7 @@ A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` c
 Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
 """
 
+import functools
 import hashlib
 import json
 import struct
@@ -77,6 +78,8 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     if with_unet:
         _check_parts(pipeline, model)
+    for word in hidden_words(pipeline.tokenizer):
+        _say_hidden(str(model), word)
     return pipeline
 
 
@@ -139,7 +142,7 @@ def drawing(model: str | Path, steps: int | None = None, guidance: float | None 
 
 
 def drawings(models: Mapping[str, str], steps: int | None, guidance: float | None) -> dict[str, Defaults]:
-    """How each of several models draws, by name; where they do not draw alike, it is said.
+    """How each of several models draws, by name.
 
     Arguments:
         models: MODELs by name.
@@ -148,11 +151,14 @@ def drawings(models: Mapping[str, str], steps: int | None, guidance: float | Non
     Raises:
         InputError: As `drawing_defaults` does.
     """
-    found = {name: drawing(model, steps, guidance) for name, model in models.items()}
-    if len(set(found.values())) > 1:
-        told = "; ".join(f"{name}: steps {how.steps}, guidance {how.guidance:g}" for name, how in found.items())
+    return {name: drawing(model, steps, guidance) for name, model in models.items()}
+
+
+def say_unlike(ways: Mapping[str, Defaults]) -> None:
+    """A line where models, by name, do not draw alike."""
+    if len(set(ways.values())) > 1:
+        told = "; ".join(f"{name}: steps {how.steps}, guidance {how.guidance:g}" for name, how in ways.items())
         say(f"each model draws as it draws best ({told}); --steps and --guidance hold for all")
-    return found
 
 
 def network_digest(network: nn.Module) -> str:
@@ -404,6 +410,19 @@ def cutting(tokenizer: CLIPTokenizer) -> Callable[[str], str]:
     """A function from a caption to its end that `tokenizing` cuts off; nothing where all of it fits."""
     encode = _encoding(tokenizer)
     return lambda text: beyond(*encode(text))
+
+
+def hidden_words(tokenizer: CLIPTokenizer) -> list[str]:
+    """Saved words of several vectors that diffusers, and we with it, reads as their first vector.
+
+    Their names have capital letters, and their tokens small ones, by which diffusers does not find them.
+    """
+    return [word for word in saved_words(tokenizer.added_tokens_encoder) if word not in tokenizer.tokenize(word)]
+
+
+@functools.cache  # so that it is said once
+def _say_hidden(model: str, word: str) -> None:
+    say(f"of the saved word {word} of {model}, the first vector counts alone: give it a name in small letters")
 
 
 def _encoding(tokenizer: CLIPTokenizer) -> Callable[[str], tuple[str, Encoding]]:

@@ -52,7 +52,7 @@ def sample(
     """Yield the pictures of `requests`, a batch at a time, in order.
 
     What a VAE's half precision overflows in is decoded again in float32. A picture that the pipeline's safety checker
-    has made black is one of which `is_flagged` is true.
+    has made black has `flagged` in its `info`.
 
     Arguments:
         pipeline: On its device, its networks in eval mode.

@@ -29,7 +29,7 @@ from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, name
 from bksdm.evaluate.statistics import Gaussian
 from bksdm.evaluate.worth import worth
 from bksdm.generate import check, numbered
-from bksdm.models import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config
+from bksdm.models import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config, say_unlike
 from bksdm.options import EvaluateOptions, GenerateOptions
 from bksdm.page import shown
 from bksdm.processes import processes
@@ -197,6 +197,7 @@ def _fitting(
     if networks.encoder:
         captions = [caption for source in sources.values() for caption in source.captions or []]
         lines.append(cut_line(captions, cutting(networks.encoder.tokenizer), "captions that are compared"))
+    say_unlike({name: source.how for name, source in sources.items() if isinstance(source, Drawn)})
     for line in filter(None, dict.fromkeys(lines)):
         say(line)
     return protocol

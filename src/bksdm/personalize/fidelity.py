@@ -26,7 +26,7 @@ from bksdm.evaluate.scores import Resampling, differences, mean_of
 from bksdm.evaluate.sources import check_not_flagged, named
 from bksdm.evaluate.table import cell
 from bksdm.generate import generate
-from bksdm.models import drawings
+from bksdm.models import drawings, say_unlike
 from bksdm.options import FidelityOptions, GenerateOptions
 from bksdm.personalize.subject import read_subject
 from bksdm.runs import check_free, digest, files_digest, open_run, provenance, write_text
@@ -75,6 +75,7 @@ def fidelity(options: FidelityOptions) -> dict[str, Any]:
     _check(options)
     models = {name: _drawn(model) for name, model in named(options.models).items()}
     ways = drawings({name: drawn.model for name, drawn in models.items()}, options.steps, options.guidance)
+    say_unlike(ways)
     subject = _subject(options)
     real = list(read_subject(subject.images).values())
     prompts = _prompts(options)
