@@ -158,12 +158,13 @@ def _decoded(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
     lost = ~pixels.isfinite().flatten(1).all(dim=1)
     if lost.any():
+        again = _decoded_in_float32(vae, scaled[lost])
+        if not again.isfinite().all():
+            raise InputError("the VAE gives numbers that are not finite in float32; its weights are damaged")
         if vae not in _OVERFLOWING:
             _OVERFLOWING.add(vae)
-            say(f"the VAE overflows in {_named(vae.dtype)}: such pictures are decoded again in float32")
-        pixels[lost] = _decoded_in_float32(vae, scaled[lost]).to(pixels.dtype)
-    if not pixels.isfinite().all():
-        raise InputError("the VAE gives numbers that are not finite in float32; its weights are damaged")
+            say(f"the VAE overflows in {_named(pixels.dtype)}: such pictures are decoded again in float32")
+        pixels[lost] = again.to(pixels.dtype)
     return pixels
 
 
