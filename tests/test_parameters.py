@@ -144,7 +144,7 @@ def test_generate_tells_what_was_used(
     assert found.get("Denoising strength") == strength
 
 
-def test_exported_folders_tell_it_too(done: Run, onnx_folder: Path, tmp_path: Path) -> None:
+def test_exported_folders_tell_it_too(done: Run, onnx_folder: Path, pictures: Path, tmp_path: Path) -> None:
     words = ["--prompt", "red car", "--steps", "2", "--guidance", "3", "--seed", "5", "--negative_prompt", "blue"]
     done("generate", onnx_folder, *words, "--out", tmp_path / "o")
     assert main([str(onnx_folder), *words, "--threads", "1", "--out", str(tmp_path / "x.png")]) == 0
@@ -153,6 +153,9 @@ def test_exported_folders_tell_it_too(done: Run, onnx_folder: Path, tmp_path: Pa
     assert (found[0]["prompt"], found[0]["negative_prompt"], found[0]["sampler"]) == ("red car", "blue", "PLMS")
     assert (found[0]["steps"], found[0]["cfg_scale"], found[0]["seed"]) == ("2", "3", "5")
     assert found[0]["Size"] == f"{PICTURE}x{PICTURE}"
+    words += ["--image", str(pictures / "0.png"), "--strength", "0.5", "--threads", "1"]
+    assert main([str(onnx_folder), *words, "--out", str(tmp_path / "y.png")]) == 0
+    assert read(tmp_path / "y.png") == found[1] | {"Denoising strength": "0.5"}
 
 
 def test_what_comfyui_takes_for_its_own_is_left_to_it(done: Run, v1_folder: Path, tmp_path: Path) -> None:
