@@ -38,7 +38,7 @@ TWO_STAGES = {
     "attention_head_dim": 4,
     "norm_num_groups": 8,
 }
-CAPTIONS = ("red apple", "green apple", "red car", "green car", "a red", "a green", "apple car", "car")
+CAPTIONS = ("red apple", "apple red", "red car", "green car", "a red", "a green", "apple car", "car")
 _COLOURS = ("red", "green", "crimson", "lime", "orange", "teal", "blue", "gold")
 
 

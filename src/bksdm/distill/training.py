@@ -118,12 +118,11 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
 
     pair = _load_pair(options, lesson)
     data.check(pair.teacher)
-    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(pair.teacher.tokenizer), "captions"):
-        say(line)
     grid_prompts = _grid_prompts(options, data)
     group.wait()  # until all have looked at the folder as it was
     if group.main:
         open_run(run, lesson.verb, settings, may_change, pair.formats.to_dict())
+        _say_what_is_cut(data, pair)
 
     state = pair.fresh_state(options)
     if checkpoints.restore(state):
@@ -144,6 +143,12 @@ def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
     lesson.check(pair)
     pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
     return pair
+
+
+def _say_what_is_cut(data: Pictures | Latents, pair: Pair) -> None:
+    what = "captions" if len(data) <= _MOST_CAPTIONS else "captions that were looked at"
+    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(pair.teacher.tokenizer), what):
+        say(line)
 
 
 def _settings(options: StudentOptions, data: Pictures | Latents) -> dict[str, Any]:
