@@ -20,6 +20,7 @@ from bksdm.models import load_pipeline, save_pipeline
 from bksdm.options import BenchmarkOptions
 from bksdm.peak import Work, peaks
 from bksdm.rivals import PARTS, Drawing, TorchRival
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from bksdm.timing import Interval, Spread
 from tiny_models import LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline
 from verbs import Run
@@ -34,7 +35,7 @@ WIDE_UNET = V1_UNET | {"block_out_channels": (64, 128, 128, 128)}
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model like the v1 teacher with some four times its U-Net's weights."""
     folder = tmp_path_factory.mktemp("wide") / "model"
-    save_pipeline(build_pipeline(WIDE_UNET), folder)
+    save_pipeline(build_pipeline(WIDE_UNET), folder, {SAMPLING_FILE: Defaults(9, 2.5).text()})
     return folder
 
 
@@ -75,17 +76,14 @@ def test_batch_sizes_rise(measured: dict[str, Any]) -> None:
 
 
 def test_the_setting_is_told(measured: dict[str, Any]) -> None:
-    told = {key: measured[key] for key in ("device", "precision", "steps", "guidance", "rounds", "warmup")}
-    assert told == {
-        "device": "cpu",
-        "precision": "float32",
-        "steps": 1,
-        "guidance": 7.5,
-        "rounds": ROUNDS,
-        "warmup": 1,
-    }
+    told = {key: measured[key] for key in ("device", "precision", "rounds", "warmup")}
+    assert told == {"device": "cpu", "precision": "float32", "rounds": ROUNDS, "warmup": 1}
     assert measured["hardware"].endswith(f"threads: {torch.get_num_threads()}")
     assert {(model["height"], model["width"]) for model in measured["models"]} == {(PICTURE, PICTURE)}
+
+
+def test_each_model_draws_as_it_draws_best_where_nothing_is_asked_for(measured: dict[str, Any]) -> None:
+    assert [(model["steps"], model["guidance"]) for model in measured["models"]] == [(1, 7.5), (1, 2.5)]
 
 
 def test_macs_are_those_of_describe(measured: dict[str, Any]) -> None:
@@ -191,7 +189,7 @@ def test_the_table_holds_what_the_object_holds(out: Path, measured: dict[str, An
         assert int(row["peak_memory"]) == batch["peak_memory"]
         assert float(row["unet_gmacs_all"]) == model["unet_gmacs_all"]
         assert int(row["params.unet"]) == model["params"]["unet"]
-        assert int(row["steps"]) == measured["steps"]
+        assert int(row["steps"]) == 1
         for part in PARTS:
             assert float(row[f"seconds.{part}.median"]) == batch["seconds"][part]["median"]
             assert float(row[f"speedup.{part}.high"]) == batch["speedup"][part]["high"]
@@ -214,9 +212,9 @@ def result(*names: str, rounds: int = 7) -> Benchmark:
         seconds = {part: Spread(number, 0.9 * number, 1.1 * number) for part in PARTS}
         speedup = {part: Interval(1 / number, 0.9 / number, 1.1 / number, 0.984375) for part in PARTS}
         models.append(
-            ModelResult(name, 32, 48, "float32", params, cost, (BatchResult(2, 3 * 2**20, seconds, speedup),))
+            ModelResult(name, 32, 48, "float32", 25, 7.5, params, cost, (BatchResult(2, 3 * 2**20, seconds, speedup),))
         )
-    return Benchmark("cpu", "a processor, threads: 1", "float32", 25, 7.5, rounds, 1, tuple(models))
+    return Benchmark("cpu", "a processor, threads: 1", "float32", rounds, 1, tuple(models))
 
 
 def lines(text: str) -> dict[str, list[str]]:
@@ -230,6 +228,7 @@ def test_people_get_a_column_for_each_model() -> None:
     assert text.splitlines()[0].split() == ["one", "two"]
     table = lines(text)
     assert table["pixels"] == ["32x48"] * 2
+    assert (table["steps"], table["guidance"]) == (["25"] * 2, ["7.5"] * 2)
     assert table["U-Net, M parameters"] == ["2", "2"]
     assert table["U-Net, GMACs of all"] == ["3.5", "3.5"]
     assert table["whole"] == ["1 s (0.9 - 1.1)", "2 s (1.8 - 2.2)"]

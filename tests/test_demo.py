@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from bksdm.demo import Wish, serve, wish_of
+from bksdm.demo import Wish, pace, serve, wish_of
 from bksdm.errors import InputError
 from bksdm.options import DemoOptions
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from tiny_models import PICTURE
-from verbs import Run
+from verbs import Run, told
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -23,6 +23,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 gradio = pytest.importorskip("gradio", reason="needs Gradio: pip install 'bksdm[demo]'")
+gradio_client = pytest.importorskip("gradio_client")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -85,12 +86,12 @@ def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
         assert "seed 7" in note
         assert "M parameters" in note
         assert "GMACs a step" in note
-    assert "times as fast as the first" in tab.inner_text("#note-1")
+    assert re.search(r"(as fast as|slower than) the first", tab.inner_text("#note-1"))
     tab.wait_for_selector("#history img")
     with tab.expect_download() as download:
         tab.locator("#files a[download]").first.click()
-    with Image.open(download.value.path()) as picture:
-        assert (picture.text["prompt"], picture.text["seed"]) == ("red apple", "7")
+    made = told(download.value.path())
+    assert (made["prompt"], made["seed"]) == ("red apple", 7)
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
     for tab in tabs:
         tab.click("#draw")
     for number, tab in enumerate(tabs):
-        tab.wait_for_selector("#note-1 >> text=times as fast", timeout=60_000)
+        tab.wait_for_selector("#note-1 >> text=the first", timeout=60_000)
         assert f"seed {number}" in tab.inner_text("#note-1")
         tab.context.close()
 
@@ -150,6 +151,46 @@ def test_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:
     tab.wait_for_selector("#draw")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (2.44, "2.4 times as fast as the first"),
+        (0.61, "1.6 times slower than the first"),
+        (1.02, "as fast as the first"),
+        (0.97, "as fast as the first"),
+    ],
+)
+def test_a_pace_is_said_as_people_say_it(ratio: float, words: str) -> None:
+    assert pace(ratio) == words
+
+
+def sliders(page: Any) -> list[tuple[str, float]]:
+    """Names and values of those for steps and guidance."""
+    found = [(block.label, block.value) for block in page.blocks.values() if isinstance(block, gradio.Slider)]
+    return [slider for slider in found if slider[0].startswith(("Steps", "Guidance"))]
+
+
+def test_models_that_draw_best_alike_share_sliders(v1_folder: Path, v1_student: Path) -> None:
+    page = serve(DemoOptions(str(v1_folder), str(v1_student), port=free_port()), wait=False)
+    page.close()
+    assert sliders(page) == [("Steps", 25), ("Guidance", 7.5)]
+
+
+def test_others_have_their_own_and_draw_by_them(v1_folder: Path, folder: Path) -> None:
+    few, port = folder.rename(folder.with_name("few")), free_port()
+    (few / SAMPLING_FILE).write_text(Defaults(4, 1.0).text())
+    page = serve(DemoOptions(str(v1_folder), str(few), port=port), wait=False)
+    found = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False).predict(
+        "red car", 7, None, 0.8, 3, 2.0, 2, 1.0, api_name="/run"
+    )
+    page.close()
+    names = [f"{name} of {model}" for model in ("teacher", "few") for name in ("Steps", "Guidance")]
+    assert sliders(page) == list(zip(names, [25, 7.5, 4, 1.0], strict=True))
+    made = [told(Path(file)) for file in found[4]]
+    assert [(one["steps"], one["guidance"], one["seed"]) for one in made] == [(3, 2.0, 7), (2, 1.0, 7)]
+    assert re.search(r"\((as fast as|\d+\.\d times (as fast as|slower than)) the first\)", found[3])
 
 
 @pytest.mark.parametrize(

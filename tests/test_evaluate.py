@@ -289,7 +289,7 @@ def test_a_model_that_changed_is_not_mixed_with_what_it_drew_before(
     done("evaluate", f"mine={v1_folder}", *words)
     outcome = run("evaluate", f"mine={v2_folder}", *words)
     assert outcome.code == 2
-    assert "models/mine holds another run (source:" in outcome.said[0]
+    assert "models/mine holds another run (source:" in outcome.said[-1]
 
 
 def test_finished_pictures_are_scored_as_the_model_that_drew_them(

@@ -15,13 +15,14 @@ from bksdm.distill.few_steps import lcm
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.errors import InputError
 from bksdm.losses import pseudo_huber
-from bksdm.models import tokenizing
+from bksdm.models import drawing, tokenizing
 from bksdm.options import LcmOptions
 from bksdm.prune import prune_unet, read_recipe
 from bksdm.randomness import Draws
 from bksdm.recipe import load_recipe
+from bksdm.runtime.defaults import Defaults
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline, random_inputs
-from verbs import Run, read_lines
+from verbs import Run, read_lines, told
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -178,6 +179,15 @@ def test_the_student_is_a_stock_pipeline_that_draws_in_four_steps(finished: Path
         pixels = pipeline("red", num_inference_steps=steps, guidance_scale=1.0, generator=rng, output_type="np").images
         assert pixels.shape == (1, PICTURE, PICTURE, 3)
         assert pixels.std() > 0
+
+
+def test_the_student_says_that_it_draws_in_four_steps_without_guidance(
+    done: Run, finished: Path, tmp_path: Path
+) -> None:
+    assert drawing(finished / "student") == Defaults(4, 1.0)
+    done("generate", finished / "student", "--prompt", "red", "--out", tmp_path / "o")
+    made = told(tmp_path / "o" / "00000.png")
+    assert (made["steps"], made["guidance"], made["scheduler"]) == (4, 1.0, "LCMScheduler")
 
 
 def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) -> None:

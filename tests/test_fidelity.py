@@ -15,7 +15,7 @@ from bksdm.options import FidelityOptions, PersonalizeOptions
 from bksdm.personalize.fidelity import fidelity
 from bksdm.personalize.run import personalize
 from tiny_models import PICTURE, write_json
-from verbs import Run, mtimes
+from verbs import Run, mtimes, told
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -66,9 +66,8 @@ def test_the_scores_are_mean_cosines(result: dict, runs: Path) -> None:
 
 def test_runs_say_what_the_subject_is(result: dict, runs: Path) -> None:
     assert result["subject"] == {"words": "sks car", "kind": "car", "images": str(runs / "images")}
-    with Image.open(runs / "out" / "pictures" / "lora" / "00002.png") as picture:
-        assert picture.text["prompt"] == "a red sks car"
-        assert picture.text["lora"] == str(runs / "lora" / "lora")
+    made = told(runs / "out" / "pictures" / "lora" / "00002.png")
+    assert (made["prompt"], made["lora"]) == ("a red sks car", str(runs / "lora" / "lora"))
     assert {item["score"] for item in result["differences"]} == {"dino", "clip_i", "clip_t"}
     assert len(result["differences"]) == 9
     with Image.open(runs / "out" / "grid.png") as grid:

@@ -19,7 +19,7 @@ from bksdm.data.folder import read_captions
 from bksdm.data.pictures import open_picture
 from bksdm.sampling import scheduler_named
 from tiny_models import PICTURE
-from verbs import Run, mtimes, read_lines
+from verbs import Run, mtimes, read_lines, told
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -181,23 +181,24 @@ def test_another_seed_gives_another_picture(emoji: Emoji) -> None:
 def test_a_picture_says_how_it_was_made(emoji: Emoji) -> None:
     prompt = "été ☂, “noto” style"
     words = ("--negative_prompt", "blue", "--scheduler", "DDIMScheduler")
-    with Image.open(emoji(*words, prompts=["a", prompt])[1]) as picture:
-        assert picture.text == {
-            "prompt": prompt,
-            "seed": str(SEED + 1),
-            "model": "emoji",
-            "steps": str(STEPS),
-            "guidance": str(GUIDANCE),
-            "scheduler": "DDIMScheduler",
-            "negative_prompt": "blue",
-            "precision": "auto",
-        }
+    assert told(emoji(*words, prompts=["a", prompt])[1]) == {
+        "prompt": prompt,
+        "seed": SEED + 1,
+        "model": "emoji",
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "scheduler": "DDIMScheduler",
+        "negative_prompt": "blue",
+        "precision": "auto",
+        "width": 64,
+        "height": 64,
+    }
 
 
 def test_a_picture_made_from_another_says_so(emoji: Emoji) -> None:
     start = asset("emoji", "art", "heldout") / "ant.twemoji.png"
-    with Image.open(emoji("--image", start, "--strength", 0.5, prompts=["a"])[0]) as picture:
-        assert (picture.text["image"], picture.text["strength"]) == (str(start), "0.5")
+    made = told(emoji("--image", start, "--strength", 0.5, prompts=["a"])[0])
+    assert (made["image"], made["strength"]) == (str(start), 0.5)
 
 
 def test_metadata_lists_the_pictures_as_data_does(emoji: Emoji) -> None:

@@ -15,8 +15,8 @@ FLOORS = {
     2: "distill.*",
     1: "data.* models parts adapters.* single_file decoder prune taps cost budget describe card page sampling exported "
     "timing peak",
-    0: "recipe families.* knapsack losses options runs errors hub randomness devices processes progress tables assets "
-    "runtime.*",
+    0: "recipe families.* knapsack losses options runs errors hub randomness devices processes progress prompts tables "
+    "assets runtime.*",
 }
 PACKAGE = Path(bksdm.__file__).parent
 MODULES = {

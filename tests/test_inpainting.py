@@ -9,7 +9,7 @@ from PIL import Image
 
 from bksdm.models import save_pipeline
 from tiny_models import PICTURE, TWO_STAGES, build_pipeline
-from verbs import Run, read_lines
+from verbs import Run, read_lines, told
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -56,8 +56,7 @@ def test_outside_the_mask_every_pixel_stays(
         assert np.array_equal(picture[:, half:], before[:, half:])
         assert np.abs(picture[:, :half] - before[:, :half]).mean() > 5
     assert np.abs(made[0] - made[1]).max() > 0
-    with Image.open(tmp_path / "out" / "00000.png") as opened:
-        assert opened.text["mask"] == str(given["mask"])
+    assert told(tmp_path / "out" / "00000.png")["mask"] == str(given["mask"])
 
 
 def test_a_prompt_decides_what_is_painted(

@@ -10,8 +10,10 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 
 from bksdm.errors import InputError
+from bksdm.models import drawing
 from bksdm.options import PushOptions
 from bksdm.push import push
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
@@ -27,6 +29,7 @@ def run_folder(v1_student: Path, v1_folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(v1_student, tmp_path / "run" / "student")
     config = {"verb": "distill", "teacher": str(teacher), "student": str(v1_student), "data": "/home/me/laion_11k"}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "run" / "student" / SAMPLING_FILE).write_text(Defaults(4, 1.0).text())
     (tmp_path / "run" / "student" / "provenance.json").write_text('{"command": ["/home/me/bksdm"]}')
     return tmp_path / "run"
 
@@ -34,8 +37,8 @@ def run_folder(v1_student: Path, v1_folder: Path, tmp_path: Path) -> Path:
 def scores(file: Path, model: Path) -> Path:
     value = {"value": 13.05, "deviation": 0.1, "low": 12.85, "high": 13.25, "seeds": []}
     result = {
-        "models": {"small": {"model": str(model), "scores": {"frechet_distance": value}}},
-        "protocol": {"reference": "/home/me/val2014", "steps": 25, "guidance": 7.5, "features": "inception"},
+        "models": {"small": {"model": str(model), "steps": 4, "guidance": 1.0, "scores": {"frechet_distance": value}}},
+        "protocol": {"reference": "/home/me/val2014", "features": "inception"},
     }
     file.write_text(json.dumps(result))
     return file
@@ -49,13 +52,16 @@ def test_a_dry_run_leaves_a_folder_that_loads_and_a_card_that_tells(
     made = done("push", run_folder / "student", *words).json
     assert made["url"] is None
     assert made["license"] == LICENCE
-    assert {"README.md", "recipe.yaml", "unet/diffusion_pytorch_model.safetensors"} <= made["files"].keys()
+    assert drawing(tmp_path / "hub") == Defaults(4, 1.0)
+    assert {"README.md", "recipe.yaml", SAMPLING_FILE, "unet/diffusion_pytorch_model.safetensors"} <= made[
+        "files"
+    ].keys()
     assert not {"config.yaml", "provenance.json"} & made["files"].keys()
     card = ModelCard.load(tmp_path / "hub" / "README.md")
     assert card.data.license == LICENCE
     assert "## Training data\n\nlaion_11k" in card.text
     assert "| Fréchet distance | 13.05 ± 0.2 |" in card.text
-    assert "reference val2014" in card.text
+    assert "reference val2014, steps 4, guidance 1.0, features inception" in card.text
     assert "mid_block" in card.text or "mid" in card.text  # the drawing of the blocks
     assert "/home/me" not in card.text
     StableDiffusionPipeline.from_pretrained(tmp_path / "hub", safety_checker=None)

@@ -10,7 +10,7 @@ import pytest
 
 from bksdm import quickstart as story
 from bksdm.assets import asset
-from bksdm.options import DistillOptions, QuickstartOptions
+from bksdm.options import DistillOptions, EvaluateOptions, QuickstartOptions
 from verbs import copy_pictures, mtimes
 
 
@@ -18,14 +18,17 @@ from verbs import copy_pictures, mtimes
 def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The same story on four pictures in place of hundreds, and with fewer denoising steps."""
     heldout = copy_pictures(asset("emoji", "art", "heldout"), tmp_path_factory.mktemp("art") / "heldout", 4)
-    original = story.distillation
+    original, whole = story.distillation, story._evaluation
 
     def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         return dataclasses.replace(original(options, out), data=str(heldout), batch_size=4, sample_every=0)
 
+    def evaluation(models: dict[str, str], folders: object) -> EvaluateOptions:
+        return dataclasses.replace(whole(models, folders), steps=3)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "HELD_OUT", str(heldout))
-        patch.setattr(story, "STEPS", 3)
+        patch.setattr(story, "_evaluation", evaluation)
         patch.setattr(story, "_LATENCY_ROUNDS", 1)
         patch.setattr(story, "distillation", distillation)
         yield

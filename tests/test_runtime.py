@@ -37,6 +37,7 @@ from bksdm.runtime.schedulers import SCHEDULERS
 from bksdm.runtime.tokens import Tokenizer
 from bksdm.sampling import Request, sample, scheduler_named
 from tiny_models import MAX_TOKENS, build_tokenizer, write_json
+from verbs import told
 
 PACKAGE = Path(bksdm.runtime.__file__).parent
 MAY_IMPORT = {*sys.stdlib_module_names, "numpy", "tokenizers", "onnxruntime", "openvino"}
@@ -324,8 +325,8 @@ def test_the_command_draws_without_torch(onnx_folder: Path, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == str(out)
+    assert told(out)["prompt"] == PROMPTS[0]
     with Image.open(out) as read:
-        assert read.text["prompt"] == PROMPTS[0]
         drawn = np.asarray(read)
     assert difference(drawn, ours(onnx_folder, steps=4, guidance=5.0)[0]) == 0
     assert list(out.parent.iterdir()) == [out]

@@ -52,7 +52,7 @@ SCHEDULER_OF_2022 = {
     "trained_betas": None,
     "clip_sample": False,
 }
-CAPTIONS = ("red apple", "green apple", "red car", "green car", "a red", "a green", "apple car", "car")
+CAPTIONS = ("red apple", "apple red", "red car", "green car", "a red", "a green", "apple car", "car")
 _COLOURS = ("red", "green", "crimson", "lime", "orange", "teal", "blue", "gold")
 
 

@@ -74,5 +74,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def told(picture: Path) -> dict[str, Any]:
+    """What a PNG that we wrote says of its making."""
+    with Image.open(picture) as opened:
+        return json.loads(opened.text["bksdm"])
+
+
 def mtimes(paths: Sequence[Path]) -> list[int]:
     return [path.stat().st_mtime_ns for path in paths]

@@ -33,7 +33,9 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
 from bksdm.models import save_pipeline, save_vocabulary, tokenizing
 from bksdm.runs import replace_folder
+from bksdm.runtime.defaults import Defaults, as_files
 
+DRAWS_BEST = Defaults(steps=25, guidance=2.5)  # docs/log.md
 CARD = """---
 license: cc-by-4.0
 library_name: diffusers
@@ -61,7 +63,7 @@ def assemble_model(work: Workspace, out: Path) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    save_pipeline(pipeline.to(torch.float16), out, {"README.md": CARD})
+    save_pipeline(pipeline.to(torch.float16), out, {"README.md": CARD, **as_files(DRAWS_BEST)})
     return pipeline.to(torch.float32)
 
 

@@ -23,12 +23,13 @@ from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.exported import is_exported
 from bksdm.generate import check as check_generation
-from bksdm.models import fingerprint
+from bksdm.models import drawings, fingerprint, say_unlike
 from bksdm.options import BenchmarkOptions, GenerateOptions
 from bksdm.peak import Work, peaks
 from bksdm.progress import bar
 from bksdm.rivals import PARTS, Drawing, Rival, Task, TorchRival, load_rivals
 from bksdm.runs import open_run, provenance, run_files, write_text
+from bksdm.runtime.defaults import Defaults
 from bksdm.runtimes import choose
 from bksdm.tables import aligned
 from bksdm.timing import Interval, Spread, take_turns
@@ -72,6 +73,7 @@ class ModelResult:
         model: As it was named, with the small decoder if it has one.
         height, width: Of its pictures in pixels.
         precision: Of its weights.
+        steps, guidance: Of its whole pictures.
         params: Parameters of text_encoder, unet and decoder.
         cost: Of its U-Net for one picture, without guidance.
         batches: By batch size, rising.
@@ -81,6 +83,8 @@ class ModelResult:
     height: int
     width: int
     precision: str
+    steps: int
+    guidance: float
     params: Mapping[str, int]
     cost: UNetCost
     batches: tuple[BatchResult, ...]
@@ -91,6 +95,8 @@ class ModelResult:
             "height": self.height,
             "width": self.width,
             "precision": self.precision,
+            "steps": self.steps,
+            "guidance": self.guidance,
             "params": dict(self.params),
             "unet_gmacs_modules": self.cost.gmacs_modules,
             "unet_gmacs_all": self.cost.gmacs_all,
@@ -106,7 +112,6 @@ class Benchmark:
         device: Where they computed.
         hardware: Its name; for a CPU, with the number of threads.
         precision: Type of the weights.
-        steps, guidance: Of whole pictures.
         rounds, warmup: Rounds that count, and rounds before those.
         models: In the order given; the first is compared with.
         auto: For every MODEL, the runtime that `generate --runtime auto` takes for one such picture, and why.
@@ -115,8 +120,6 @@ class Benchmark:
     device: str
     hardware: str
     precision: str
-    steps: int
-    guidance: float
     rounds: int
     warmup: int
     models: tuple[ModelResult, ...]
@@ -146,6 +149,8 @@ class Benchmark:
             ["", *(_short(model.model) for model in self.models)],
             ["precision", *(model.precision for model in self.models)],
             ["pixels", *(f"{model.height}x{model.width}" for model in self.models)],
+            ["steps", *(str(model.steps) for model in self.models)],
+            ["guidance", *(f"{model.guidance:g}" for model in self.models)],
             *(
                 [f"{name}, M parameters", *(f"{model.params[part] / 1e6:.4g}" for model in self.models)]
                 for part, name in (("text_encoder", "text encoder"), ("unet", "U-Net"), ("decoder", "decoder"))
@@ -159,7 +164,7 @@ class Benchmark:
 
     def _legend(self) -> list[str]:
         lines = [
-            f"{self.device} ({self.hardware}), {self.precision}, {self.steps} steps, guidance {self.guidance:g}",
+            f"{self.device} ({self.hardware}), {self.precision}",
             f"times: median (quartiles) of {self.rounds} rounds, for a whole batch",
         ]
         if len(self.models) > 1:
@@ -181,21 +186,22 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     _check(options)
     device = choose_device(options.device)
     dtype = choose_precision(options.precision, device, training=False)
-    drawing = Drawing(options.steps, options.guidance, options.height, options.width)
-    models = load_rivals(options.models, drawing, dtype, runtimes=options.runtimes, decoder=options.decoder)
+    ways = drawings({model: model for model in options.models}, options.steps, options.guidance)
+    drawn = {model: Drawing(how.steps, how.guidance, options.height, options.width) for model, how in ways.items()}
+    asked = [(model, drawn[model]) for model in options.models]
+    models = load_rivals(asked, dtype, runtimes=options.runtimes, decoder=options.decoder)
+    say_unlike(ways)
     costs = [model.cost() for model in models]
     precision = str(dtype).removeprefix("torch.")
     out = Path(options.out) if options.out else None
     files = _open_folder(out, options, {"device": str(device), "precision": precision}) if out else {}
     sizes = tuple(sorted(set(options.batch_sizes)))
-    held = _peaks(models, sizes, options.guidance, device, precision)  # before the models themselves are on the device
+    held = _peaks(models, sizes, device, precision)  # before the models themselves are on the device
     seconds = _seconds(models, sizes, device, options.rounds, options.warmup)
     result = Benchmark(
         device=str(device),
         hardware=_hardware(device),
         precision=precision,
-        steps=options.steps,
-        guidance=options.guidance,
         rounds=options.rounds,
         warmup=options.warmup,
         models=tuple(
@@ -204,13 +210,15 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
                 height=model.size[0],
                 width=model.size[1],
                 precision=model.precision,
+                steps=model.drawing.steps,
+                guidance=model.drawing.guidance,
                 params=model.params(),
                 cost=costs[number],
                 batches=tuple(_batch_result(number, size, held[number][size], seconds) for size in sizes),
             )
             for number, model in enumerate(models)
         ),
-        auto={name: _automatic(name, options, device) for name in options.models if not is_exported(name)},
+        auto={name: _automatic(name, how, options, device) for name, how in ways.items() if not is_exported(name)},
     )
     if out:
         files |= {"benchmark.json": json.dumps(result.to_dict(), indent=2) + "\n", "benchmark.csv": result.csv()}
@@ -242,16 +250,23 @@ def latencies(
         rounds: How many rounds count.
         warmup: Rounds before those.
     """
-    drawing, tasks = Drawing(steps, guidance, height, width), []
-    for name, pipeline in pipelines.items():
-        tasks.append(TorchRival(name, pipeline, drawing).tasks(batch_size)["whole"])
-    device = next(iter(pipelines.values())).device
+    drawing = Drawing(steps, guidance, height, width)
+    rivals = {name: TorchRival(name, pipeline, drawing) for name, pipeline in pipelines.items()}
+    return whole_pictures(rivals, batch_size=batch_size, rounds=rounds, warmup=warmup)
+
+
+def whole_pictures(
+    rivals: Mapping[str, TorchRival], *, batch_size: int = 1, rounds: int = 7, warmup: int = 1
+) -> dict[str, Spread]:
+    """`latencies` of models that draw in ways of their own."""
+    tasks = [rival.tasks(batch_size)["whole"] for rival in rivals.values()]
+    device = next(iter(rivals.values())).pipeline.device
     seconds = take_turns({"whole": tasks}, rounds=rounds, warmup=warmup, device=device)["whole"]
-    return {name: Spread.of(values) for name, values in zip(pipelines, seconds, strict=True)}
+    return {name: Spread.of(values) for name, values in zip(rivals, seconds, strict=True)}
 
 
-def _automatic(model: str, options: BenchmarkOptions, device: torch.device) -> str:
-    calls = options.steps * (2 if options.guidance > 1 else 1)
+def _automatic(model: str, how: Defaults, options: BenchmarkOptions, device: torch.device) -> str:
+    calls = how.steps * (2 if how.guidance > 1 else 1)
     choice = choose(model, device, options.precision, options.decoder, None, calls)
     return f"{choice.runtime}: {choice.reason}"
 
@@ -284,14 +299,14 @@ def _open_folder(folder: Path, options: BenchmarkOptions, chosen: Mapping[str, s
 
 
 def _peaks(
-    models: Sequence[Rival], sizes: tuple[int, ...], guidance: float, device: torch.device, precision: str
+    models: Sequence[Rival], sizes: tuple[int, ...], device: torch.device, precision: str
 ) -> list[dict[int, int]]:
     """Bytes by model and batch size."""
     found, threads = [], torch.get_num_threads()
     with bar(len(models), "models' memory") as progress:
         for model in models:
             given = (*model.size, str(device), precision, threads, model.decoder)
-            found.append(peaks(Work(model.model, sizes, guidance, *given)))
+            found.append(peaks(Work(model.model, sizes, model.drawing.guidance, *given)))
             progress.advance()
     return found
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from bksdm.decoder import load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.generate import save_picture
-from bksdm.models import check_text_to_image, image_size
+from bksdm.models import check_text_to_image, cutting, drawing, image_size
 from bksdm.options import DemoOptions
 from bksdm.progress import say
-from bksdm.sampling import Request, sample
+from bksdm.runtime.defaults import Defaults
+from bksdm.sampling import Request, is_flagged, sample, scheduler_config
 
-_MOST_STEPS = 100
+_MOST_STEPS, _MOST_GUIDANCE = 100, 20
+_ALIKE = 1.05  # ratio of two times that nobody would call different
 _HISTORY = 24
 _HEIGHT = 360  # of a picture on the page, in pixels
 _SEEDS = 2**32
@@ -52,15 +54,17 @@ class Drawer:
     Attributes:
         name: What it is called there.
         pipeline: On its device.
+        how: The steps and the guidance that it begins with.
         about: Its size and its cost, in a line.
     """
 
     name: str
     pipeline: StableDiffusionPipeline
+    how: Defaults
     about: str
 
     @classmethod
-    def load(cls, model: str, options: DemoOptions) -> "Drawer":
+    def load(cls, model: str, how: Defaults, options: DemoOptions) -> "Drawer":
         """A MODEL as the options ask for it.
 
         Raises:
@@ -77,7 +81,7 @@ class Drawer:
             f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step; "
             f"whole model: {sum(p.numel() * p.element_size() for p in tensors) / 2**20:.0f} MiB"
         )
-        return cls(_called(model), pipeline.to(device), about)
+        return cls(_called(model), pipeline.to(device), how, about)
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,11 @@ class Wish:
 
 @dataclass(frozen=True)
 class Made:
-    """How long a picture took, and where it lies with its parameters inside."""
+    """How long a picture took, where it lies with its parameters inside, and what there is to say of it."""
 
     seconds: float
     file: Path
+    notes: Sequence[str] = ()
 
 
 def demo(options: DemoOptions) -> None:
@@ -127,9 +132,12 @@ def serve(options: DemoOptions, *, wait: bool) -> Any:
     except ImportError as error:
         raise InputError("demo needs Gradio; run pip install 'bksdm[demo]'") from error
     models = [options.model, *([options.compare] if options.compare else [])]
-    drawers = [Drawer.load(model, options) for model in models]
+    ways = [drawing(model, options.steps, options.guidance) for model in models]
+    for how in ways:
+        _check_way(how)
+    drawers = [Drawer.load(model, how, options) for model, how in zip(models, ways, strict=True)]
     folder = Path(tempfile.mkdtemp(prefix="bksdm-demo-"))
-    page = _page(gradio, drawers, options, folder)
+    page = _page(gradio, drawers, folder)
     page.queue(default_concurrency_limit=1, max_size=options.waiting).launch(
         server_name=options.host,
         server_port=options.port,
@@ -149,7 +157,11 @@ def serve(options: DemoOptions, *, wait: bool) -> Any:
 
 
 def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) -> Made:
-    """Draw with one model."""
+    """Draw with one model.
+
+    Raises:
+        InputError: Its numbers are not finite.
+    """
     height, width = image_size(drawer.pipeline)
     image = ImageOps.fit(wish.image, (width, height), Image.Resampling.BICUBIC) if wish.image else None
     began = time.perf_counter()
@@ -166,8 +178,11 @@ def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) 
     file = folder / f"{drawer.name}-{wish.seed}-{secrets.token_hex(4)}.png"
     about = {"prompt": wish.prompt, "seed": wish.seed, "model": drawer.name, "steps": wish.steps}
     about |= {"guidance": wish.guidance, "strength": wish.strength if wish.image else None}
-    save_picture(picture, file, about)
-    return Made(seconds, file)
+    save_picture(picture, file, about, scheduler_config(drawer.pipeline.scheduler))
+    notes = ["the model's safety checker has made it black"] if is_flagged(picture) else []
+    if lost := cutting(drawer.pipeline.tokenizer)(wish.prompt):
+        notes.append(f"the prompt is longer than the model reads; cut off: {lost}")
+    return Made(seconds, file, notes)
 
 
 def wish_of(prompt: str, seed: float | None, steps: float, guidance: float, image: str | None, strength: float) -> Wish:
@@ -187,7 +202,7 @@ def wish_of(prompt: str, seed: float | None, steps: float, guidance: float, imag
     return Wish(prompt.strip(), chosen, int(steps), float(guidance), opened, float(strength))
 
 
-def _page(gradio: Any, drawers: list[Drawer], options: DemoOptions, folder: Path) -> Any:
+def _page(gradio: Any, drawers: list[Drawer], folder: Path) -> Any:
     names = " and ".join(f"`{drawer.name}`" for drawer in drawers)
     sentence = f"{names} {'draw the same side by side' if len(drawers) > 1 else 'draws'}."
     with gradio.Blocks(title="bksdm") as page:
@@ -195,8 +210,7 @@ def _page(gradio: Any, drawers: list[Drawer], options: DemoOptions, folder: Path
         prompt = gradio.Textbox(label="Prompt", placeholder="red apple, noto style", elem_id="prompt")
         with gradio.Row():
             seed = gradio.Number(label="Seed (empty for a new one)", value=None, precision=0, elem_id="seed")
-            steps = gradio.Slider(1, _MOST_STEPS, options.steps, step=1, label="Steps")
-            guidance = gradio.Slider(1, 20, options.guidance, step=0.5, label="Guidance")
+            ways = _sliders(gradio, drawers)
         with gradio.Accordion("Start from a picture", open=False):
             image = gradio.File(label="Picture", elem_id="image")
             strength = gradio.Slider(0.05, 1, 0.8, step=0.05, label="Strength: how much is drawn anew")
@@ -221,28 +235,46 @@ def _page(gradio: Any, drawers: list[Drawer], options: DemoOptions, folder: Path
         earlier = gradio.State([])
 
         def run(*given: Any, progress: Any = gradio.Progress()) -> Iterator[tuple[Any, ...]]:  # noqa: B008
-            *asked, seen = given
-            try:
-                wish = wish_of(*asked)
-            except InputError as error:
-                raise gradio.Error(str(error), print_exception=False) from error
+            prompt, seed, image, strength, seen, *numbers = given
+            seed = secrets.randbelow(_SEEDS) if seed is None else seed
             shown: list[Any] = [None] * len(drawers)
             told = [drawer.about for drawer in drawers]
             made: list[Made] = []
-            for number, drawer in enumerate(drawers):
-                made.append(draw(drawer, wish, folder, _counting(progress, drawer.name, wish)))
-                # A file: a picture in memory is written anew at every yield, also while the browser reads it.
-                shown[number] = str(made[-1].file)
-                told[number] = _told(drawer, made, wish)
-                yield (*shown, *told, None, gradio.skip(), gradio.skip())
-            captions = [f"{drawer.name}: {wish.prompt}, seed {wish.seed}" for drawer in drawers]
+            try:
+                wishes = [wish_of(prompt, seed, *way, image, strength) for way in _pairs(numbers, len(drawers))]
+                for number, (drawer, wish) in enumerate(zip(drawers, wishes, strict=True)):
+                    made.append(draw(drawer, wish, folder, _counting(progress, drawer.name, wish)))
+                    # A file: a picture in memory is written anew at every yield, also while the browser reads it.
+                    shown[number] = str(made[-1].file)
+                    told[number] = _told(drawer, made, wish)
+                    yield (*shown, *told, None, gradio.skip(), gradio.skip())
+            except InputError as error:
+                raise gradio.Error(str(error), print_exception=False) from error
+            captions = [f"{drawer.name}: {wishes[0].prompt}, seed {wishes[0].seed}" for drawer in drawers]
             seen = [*((str(one.file), text) for one, text in zip(made, captions, strict=True)), *seen][:_HISTORY]
             yield (*shown, *told, [str(one.file) for one in made], seen, seen)
 
-        wanted = [prompt, seed, steps, guidance, image, strength, earlier]
+        wanted = [prompt, seed, image, strength, earlier, *ways]
         given = [*pictures, *notes, files, history, earlier]
         gradio.on([press.click, prompt.submit], run, wanted, given, concurrency_limit=1, concurrency_id="draw")
     return page
+
+
+def _sliders(gradio: Any, drawers: list[Drawer]) -> list[Any]:
+    """Steps and guidance, of all models at once where they begin with the same, else of each."""
+    alike = len({drawer.how for drawer in drawers}) == 1
+    found = []
+    for drawer in drawers[:1] if alike else drawers:
+        whose, how = "" if alike else f" of {drawer.name}", drawer.how
+        found.append(gradio.Slider(1, _MOST_STEPS, how.steps, step=1, label=f"Steps{whose}"))
+        found.append(gradio.Slider(1, _MOST_GUIDANCE, how.guidance, step=0.5, label=f"Guidance{whose}"))
+    return found
+
+
+def _pairs(numbers: Sequence[float], count: int) -> list[tuple[float, float]]:
+    """Steps and guidance of each of `count` models, from what the sliders say."""
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return pairs if len(pairs) == count else pairs * count
 
 
 def _called(model: str) -> str:
@@ -267,19 +299,30 @@ def _counting(progress: Any, name: str, wish: Wish) -> Callable[[], None]:
 def _told(drawer: Drawer, made: list[Made], wish: Wish) -> str:
     """What stands under a picture: its time, beside the first model's."""
     seconds = made[-1].seconds
-    times = f" ({made[0].seconds / seconds:.2f} times as fast as the first)" if len(made) > 1 else ""
-    return f"**{seconds:.2f} s**{times}, seed {wish.seed}\n\n{drawer.about}"
+    times = f" ({pace(made[0].seconds / seconds)})" if len(made) > 1 else ""
+    return "\n\n".join([f"**{seconds:.2f} s**{times}, seed {wish.seed}", *made[-1].notes, drawer.about])
+
+
+def pace(ratio: float) -> str:
+    """How fast the second model is, in words, from the seconds of the first over its own."""
+    if _ALIKE > ratio > 1 / _ALIKE:
+        return "as fast as the first"
+    words = f"{ratio:.1f} times as fast as" if ratio > 1 else f"{1 / ratio:.1f} times slower than"
+    return f"{words} the first"
 
 
 def _check(options: DemoOptions) -> None:
-    if not 1 <= options.steps <= _MOST_STEPS:
-        raise InputError(f"steps is {options.steps}; give 1 to {_MOST_STEPS}")
-    if not 1 <= options.guidance <= 20:
-        raise InputError(f"guidance is {options.guidance}; give 1 to 20")
     if options.waiting < 1:
         raise InputError(f"waiting is {options.waiting}; give at least 1")
     if not 1 <= options.port < 2**16:
         raise InputError(f"port is {options.port}; give 1 to {2**16 - 1}")
+
+
+def _check_way(how: Defaults) -> None:
+    if not 1 <= how.steps <= _MOST_STEPS:
+        raise InputError(f"steps is {how.steps}; give 1 to {_MOST_STEPS}")
+    if not 1 <= how.guidance <= _MOST_GUIDANCE:
+        raise InputError(f"guidance is {how.guidance}; give 1 to {_MOST_GUIDANCE}")
 
 
 def _check_port(options: DemoOptions) -> None:

@@ -47,8 +47,8 @@ def sample_exported(
     pipeline: Pipeline,
     requests: Sequence[Request],
     *,
-    steps: int = 25,
-    guidance: float = 7.5,
+    steps: int | None = None,
+    guidance: float | None = None,
     batch_size: int = 4,
     negative_prompt: str | None = None,
     height: int | None = None,
@@ -56,7 +56,10 @@ def sample_exported(
     image: Image.Image | None = None,
     strength: float = 0.8,
 ) -> Iterator[list[Image.Image]]:
-    """Yield the pictures of `requests`, as `bksdm.sampling.sample` does, whose arguments these are."""
+    """Yield the pictures of `requests`, as `bksdm.sampling.sample` does, whose arguments these are.
+
+    Steps and guidance are the folder's own by default.
+    """
     batches = pipeline.sample(
         [request.prompt for request in requests],
         [request.seed for request in requests],

@@ -4,6 +4,7 @@ What is there already is not made again, so the same command finishes what was i
 """
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ from bksdm.data.prompts import read_prompts
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
-from bksdm.models import fingerprint
+from bksdm.models import drawing, fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.processes import processes
-from bksdm.progress import Bar, bar
+from bksdm.progress import Bar, bar, say
+from bksdm.prompts import say_cut
 from bksdm.runs import check_free, digest, files_digest, open_run, replace_file, write_text
+from bksdm.runtime.parameters import KEY, texts
 from bksdm.runtimes import Drawer, open_drawer
-from bksdm.sampling import Request, side_by_side
+from bksdm.sampling import Request, is_flagged, side_by_side
+from bksdm.tables import listed
 
 _MAY_CHANGE = ("json", "batch_size", "device")
 _SEEDS = 2**63 - 2**32
@@ -40,6 +44,8 @@ def generate(options: GenerateOptions) -> list[Path]:
     Raises:
         InputError: An option, the model or a file is unfit; see the message.
     """
+    how = drawing(options.model, options.steps, options.guidance)
+    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     check(options)
     asked = _asked(options)
     image, mask = _image_and_mask(options)
@@ -67,8 +73,9 @@ def generate(options: GenerateOptions) -> list[Path]:
             scheduler=options.scheduler,
             lora=Lora(options.lora, options.lora_scale) if options.lora else None,
             masked=mask is not None,
-            unet_calls=len(missing) * options.steps * (2 if options.guidance > 1 else 1),
+            unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
+        say_cut([options.negative_prompt or "", *(asked[number].request.prompt for number in missing)], drawer.cut_off)
         chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}
         if group.main:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)
@@ -77,10 +84,14 @@ def generate(options: GenerateOptions) -> list[Path]:
             _draw(options, drawer, asked, paths, group.share(missing), image, mask, progress, group.count)
         group.wait()
     if group.main:
-        lines = [_entry(path, one) for path, one in zip(paths, asked, strict=True)]
+        flagged = {path for path in paths if was_flagged(path)}
+        lines = [_entry(path, one, path in flagged) for path, one in zip(paths, asked, strict=True)]
         write_text(out / "metadata.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         if options.strengths:
             _write_grid(paths, len(options.strengths), out / "grid.png")
+        if flagged:
+            names = listed([path.name for path in paths if path in flagged])
+            say(f"the model's safety checker has made {len(flagged)} of {len(paths)} pictures black: {names}")
     return paths
 
 
@@ -132,14 +143,14 @@ def _draw(
         ):
             for picture in pictures:
                 number = next(pending)
-                save_picture(picture, paths[number], _about(asked[number], options))
+                save_picture(picture, paths[number], _about(asked[number], options), drawer.scheduler)
             progress.advance(together * len(pictures))
 
 
 def _write_grid(paths: Sequence[Path], columns: int, file: Path) -> None:
     """A row for every `columns` of the pictures."""
     rows = [[open_picture(path) for path in paths[start : start + columns]] for start in range(0, len(paths), columns)]
-    save_picture(side_by_side(rows), file, {})
+    write_png(side_by_side(rows), file, {})
 
 
 def _image_and_mask(options: GenerateOptions) -> tuple[Image.Image | None, Image.Image | None]:
@@ -168,8 +179,9 @@ def check(options: GenerateOptions) -> None:
         InputError: Naming the option and its value.
     """
     for name in ("steps", "batch_size", "images_per_prompt"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
     if not 0 <= options.seed < _SEEDS:
         raise InputError(f"seed is {options.seed}; give 0 or more, and less than 2^63")
     if options.strengths is not None and not (options.strengths and options.image):
@@ -177,7 +189,7 @@ def check(options: GenerateOptions) -> None:
     for strength in options.strengths or [options.strength]:
         if not 0 < strength <= 1:
             raise InputError(f"strength is {strength}; give more than 0 and at most 1")
-        if options.image and options.steps * strength < 1:
+        if options.image and options.steps is not None and options.steps * strength < 1:
             raise InputError(f"strength {strength} of {options.steps} steps leaves no step to do; give more of either")
     for name in ("height", "width"):
         value = getattr(options, name)
@@ -199,27 +211,43 @@ def numbered(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[
     return [Request(prompt, seed + number) for number, prompt in enumerate(repeated)]
 
 
-def save_picture(picture: Image.Image, path: Path, about: Mapping[str, object]) -> None:
-    """Write a PNG, whole or not at all, with its parameters as text chunks; those that are None are left out."""
+def save_picture(picture: Image.Image, path: Path, about: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+    """Write a PNG, whole or not at all, with how it was made as texts; see `bksdm.runtime.parameters.texts`."""
+    flagged = {"flagged": True} if is_flagged(picture) else {}
+    write_png(picture, path, texts({**about, **flagged}, scheduler, picture.size))
+
+
+def write_png(picture: Image.Image, path: Path, about: Mapping[str, str]) -> None:
+    """Write a PNG, whole or not at all, with texts by their keywords."""
     chunks = PngImagePlugin.PngInfo()
-    for name, value in about.items():
-        if value is not None:
-            chunks.add_itxt(name, str(value))
+    for keyword, text in about.items():
+        chunks.add_text(keyword, text)
     with replace_file(path) as partial:
         picture.save(partial, format="PNG", pnginfo=chunks)
 
 
-def _about(one: _Asked, options: GenerateOptions) -> dict[str, object]:
-    shown = ["model", "steps", "guidance", "scheduler", "negative_prompt", "decoder", "precision", "lora"]
+def was_flagged(picture: Path | bytes) -> bool:
+    """Whether a picture, a file or what is in it, was made here and made black by a safety checker."""
+    return bool(_told(picture).get("flagged"))
+
+
+def _told(picture: Path | bytes) -> dict[str, Any]:
+    """What a picture says of its making; nothing where it was not made here."""
+    try:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            return dict(json.loads(opened.info.get(KEY, "{}")))
+    except (OSError, ValueError, TypeError):  # no picture, and what reads it says so; or no text of ours
+        return {}
+
+
+def _about(one: _Asked, options: GenerateOptions) -> dict[str, Any]:
+    shown = ["model", "steps", "guidance", "negative_prompt", "decoder", "precision", "lora"]
     shown += ["image", "strength", "mask"] if options.image else []
     about = {"prompt": one.request.prompt, "seed": one.request.seed, **{name: getattr(options, name) for name in shown}}
     return about if one.strength is None else about | {"strength": one.strength}
 
 
-def _entry(path: Path, one: _Asked) -> dict[str, str | int | float]:
-    entry: dict[str, str | int | float] = {
-        "file_name": path.name,
-        "text": one.request.prompt,
-        "seed": one.request.seed,
-    }
-    return entry if one.strength is None else entry | {"strength": one.strength}
+def _entry(path: Path, one: _Asked, flagged: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"file_name": path.name, "text": one.request.prompt, "seed": one.request.seed}
+    entry |= {} if one.strength is None else {"strength": one.strength}
+    return entry | {"flagged": True} if flagged else entry

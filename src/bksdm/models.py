@@ -4,6 +4,7 @@ A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` c
 Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
+from tokenizers import Encoding
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -32,8 +34,11 @@ from bksdm.errors import InputError
 from bksdm.families import sd_ldm
 from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.parts import Tensors, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
+from bksdm.progress import say
 from bksdm.recipe import Config
 from bksdm.runs import files_digest, replace_folder, write_text
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
+from bksdm.runtime.tokens import beyond, encoded, saved_words
 from bksdm.single_file import Contents, read_contents, read_pipeline
 
 EMBEDDED = ("emoji",)
@@ -72,6 +77,8 @@ def load_pipeline(
     pipeline.register_to_config(_name_or_path=str(path))
     if with_unet:
         check_parts(pipeline.text_encoder, pipeline.unet.config, model)
+    for word in hidden_words(pipeline.tokenizer):
+        _say_hidden(str(model), word)
     return pipeline
 
 
@@ -149,6 +156,50 @@ def fingerprint(model: str | Path) -> str | None:
     parts = (*_NETWORKS, "tokenizer", "scheduler", *_EXPORTED)
     files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
     return files_digest(files if path.is_dir() else [path])
+
+
+def drawing_defaults(model: str | Path) -> Defaults | None:
+    """What MODEL, or an exported folder, says that it draws best with; None where it does not tell.
+
+    Raises:
+        InputError: There is no such model, or what it says means nothing here.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent)
+        except (*HUB_ERRORS, OSError):
+            return None
+    return read_defaults(path) if path.is_dir() else load_contents(path).sampling
+
+
+def drawing(model: str | Path, steps: int | None = None, guidance: float | None = None) -> Defaults:
+    """How MODEL draws: as is asked for, else as it draws best, else as usual.
+
+    Raises:
+        InputError: As `drawing_defaults` does.
+    """
+    return (drawing_defaults(model) or Defaults()).chosen(steps, guidance)
+
+
+def drawings(models: Mapping[str, str], steps: int | None, guidance: float | None) -> dict[str, Defaults]:
+    """How each of several models draws, by name.
+
+    Arguments:
+        models: MODELs by name.
+        steps, guidance: For all of them, where they are asked for.
+
+    Raises:
+        InputError: As `drawing_defaults` does.
+    """
+    return {name: drawing(model, steps, guidance) for name, model in models.items()}
+
+
+def say_unlike(ways: Mapping[str, Defaults]) -> None:
+    """A line where models, by name, do not draw alike."""
+    if len(set(ways.values())) > 1:
+        told = "; ".join(f"{name}: steps {how.steps}, guidance {how.guidance:g}" for name, how in ways.items())
+        say(f"each model draws as it draws best ({told}); --steps and --guidance hold for all")
 
 
 def network_digest(network: nn.Module) -> str:
@@ -559,14 +610,41 @@ def check_resolution(resolution: int | None) -> None:
 
 
 def tokenizing(tokenizer: CLIPTokenizer) -> Callable[[str], Tensor]:
-    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length."""
+    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length.
 
-    def tokenize(text: str) -> Tensor:
-        length = tokenizer.model_max_length
-        tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return cast(Tensor, tokens.input_ids[0])
+    Saved words of several vectors are written out, as diffusers' pipelines do.
+    """
+    encode = _encoding(tokenizer)
+    return lambda text: torch.tensor(encode(text)[1].ids)
 
-    return tokenize
+
+def cutting(tokenizer: CLIPTokenizer) -> Callable[[str], str]:
+    """A function from a caption to its end that `tokenizing` cuts off; nothing where all of it fits."""
+    encode = _encoding(tokenizer)
+    return lambda text: beyond(*encode(text))
+
+
+def hidden_words(tokenizer: CLIPTokenizer) -> list[str]:
+    """Saved words of several vectors that diffusers, and we with it, reads as their first vector.
+
+    Their names have capital letters, and their tokens small ones, by which diffusers does not find them.
+    """
+    return [word for word in saved_words(tokenizer.added_tokens_encoder) if word not in tokenizer.tokenize(word)]
+
+
+@functools.cache  # so that it is said once
+def _say_hidden(model: str, word: str) -> None:
+    say(f"of the saved word {word} of {model}, the first vector counts alone: give it a name in small letters")
+
+
+def _encoding(tokenizer: CLIPTokenizer) -> Callable[[str], tuple[str, Encoding]]:
+    words, length = saved_words(tokenizer.added_tokens_encoder), tokenizer.model_max_length
+
+    def encode(text: str) -> Encoding:
+        made = tokenizer(text, padding="max_length", truncation=True, max_length=length)
+        return cast(Encoding, made.encodings[0])
+
+    return lambda text: encoded(text, encode, words)
 
 
 def _local(model: str | Path) -> Path | None:

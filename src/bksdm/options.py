@@ -138,7 +138,7 @@ class DistillOptions:
         log_every: Steps between records in metrics.jsonl.
         sample_every: Steps between sample grids; 0 for none.
         sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
-        sample_guidance: Guidance scale of the sample grids.
+        sample_guidance: Guidance scale of the sample grids; the teacher's own by default, else 7.5.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many checkpoints stay.
         plan: Start nothing; foresee memory, work, time and passes over the data.
@@ -184,7 +184,7 @@ class DistillOptions:
     log_every: int = 10
     sample_every: int = 500
     sample_prompts: str | None = None
-    sample_guidance: float = 7.5
+    sample_guidance: float | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     plan: bool = False
@@ -203,7 +203,8 @@ class LcmOptions:
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
         solver_steps: Timesteps of the teacher's solver (DDIM), of which the student's are chosen later.
-        guidance: Guidance scale of the teacher, which the student learns; 1 for none. It draws without one.
+        guidance: Guidance scale of the teacher, which the student learns and then draws without; 1 for none. The
+            teacher's own by default, else 7.5.
         loss: Distance to the target, a pseudo-Huber or the mean square.
         batch_size: Pictures in a micro-batch.
         accumulation: Micro-batches a step.
@@ -226,7 +227,7 @@ class LcmOptions:
         log_every: Steps between records in metrics.jsonl.
         sample_every: Steps between sample grids; 0 for none.
         sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
-        sample_steps: Denoising steps of the student in the sample grids.
+        sample_steps: Denoising steps of the student in the sample grids, and its own from then on.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many checkpoints stay.
         json: Print one JSON object and nothing else.
@@ -238,7 +239,7 @@ class LcmOptions:
     out: str
     steps: int = 4000
     solver_steps: int = 50
-    guidance: float = 7.5
+    guidance: float | None = None
     loss: Literal["huber", "l2"] = "huber"
     batch_size: int = 64
     accumulation: int = 1
@@ -358,8 +359,8 @@ class PersonalizeOptions:
         weight_decay: AdamW's decoupled weight decay.
         max_grad_norm: Largest 2-norm of the gradient; 0 for none.
         resolution: Side of the pictures in pixels; the model's own by default.
-        class_steps: Denoising steps of the pictures of the kind.
-        class_guidance: Their guidance scale.
+        class_steps: Denoising steps of the pictures of the kind; the model's own by default, else 25.
+        class_guidance: Their guidance scale; the model's own by default, else 7.5.
         precision: Autocast type, and with --lora that of the weights that stay; auto takes bf16 where it is fast.
         gradient_checkpointing: Save memory for some time.
         device: cpu, cuda, mps; auto takes the best there is.
@@ -392,8 +393,8 @@ class PersonalizeOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     resolution: int | None = None
-    class_steps: int = 25
-    class_guidance: float = 7.5
+    class_steps: int | None = None
+    class_guidance: float | None = None
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
     device: str = "auto"
@@ -437,8 +438,8 @@ class FidelityOptions:
         encoder: CLIP folder or Hub id for the fidelity to subject and prompt, or 'emoji'.
         dino: Folder or Hub id of a DINO network for the fidelity to the subject, such as facebook/dino-vits16.
         images_per_prompt: Pictures of each prompt.
-        steps: Denoising steps.
-        guidance: Guidance scale; 1 for none.
+        steps: Denoising steps; each model's own by default, else 25.
+        guidance: Guidance scale, 1 for none; each model's own by default, else 7.5.
         seed: Seed of the first picture; picture n has seed + n.
         batch_size: Pictures at a time.
         resamples: Resamples of the bootstrap over prompts.
@@ -455,8 +456,8 @@ class FidelityOptions:
     encoder: str = "openai/clip-vit-base-patch32"
     dino: str | None = None
     images_per_prompt: int = 4
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
     batch_size: int = 4
     resamples: int = 1000
@@ -500,8 +501,8 @@ class DemoOptions:
     Attributes:
         model: Folder, .safetensors file, Hub id, or 'emoji'.
         compare: Model that draws the same beside it, such as the teacher.
-        steps: Denoising steps that the page begins with.
-        guidance: Guidance scale that the page begins with; 1 for none.
+        steps: Denoising steps that the page begins with; each model's own by default, else 25.
+        guidance: Guidance scale that the page begins with, 1 for none; each model's own by default, else 7.5.
         decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of each model's own; 'emoji' for its.
         host: Address to listen at; 0.0.0.0 opens the page to the network.
         port: Port to listen at.
@@ -512,8 +513,8 @@ class DemoOptions:
 
     model: str = "emoji"
     compare: str | None = None
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     decoder: str | None = None
     host: str = "127.0.0.1"
     port: int = 7860
@@ -534,8 +535,8 @@ class GenerateOptions:
         out: Folder for the PNGs and metadata.jsonl; the same command makes only what is missing.
         prompt: One prompt or several.
         prompts: File with one prompt a line, or .csv, .tsv, .jsonl or .parquet with a column text, caption or prompt.
-        steps: Denoising steps.
-        guidance: Guidance scale; 1 for none.
+        steps: Denoising steps; the model's own by default, else 25.
+        guidance: Guidance scale, 1 for none; the model's own by default, else 7.5.
         seed: Seed of the first picture; picture n has seed + n.
         images_per_prompt: Pictures of each prompt.
         negative_prompt: What the pictures should not show.
@@ -560,8 +561,8 @@ class GenerateOptions:
     out: str
     prompt: list[str] | None = None
     prompts: str | None = None
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
     images_per_prompt: int = 1
     negative_prompt: str | None = None
@@ -604,8 +605,8 @@ class EvaluateOptions:
         distractors: Captions (as prompts) that fill the pool of the retrieval; for the embedded art, its own.
         teacher: Model whose outputs on the same noisy latents are compared.
         images_per_prompt: Pictures of each prompt; two or more give the band from seed to seed.
-        steps: Denoising steps.
-        guidance: Guidance scale; 1 for none.
+        steps: Denoising steps; each model's own by default, else 25.
+        guidance: Guidance scale, 1 for none; each model's own by default, else 7.5.
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler; each model's own by default.
         seed: Seed of the first picture; picture n has seed + n.
         batch_size: Pictures at a time, at most 64.
@@ -631,8 +632,8 @@ class EvaluateOptions:
     distractors: str | None = None
     teacher: str | None = None
     images_per_prompt: int = 1
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     scheduler: str | None = None
     seed: int = 0
     batch_size: int = 16
@@ -656,8 +657,8 @@ class BenchmarkOptions:
         batch_sizes: Pictures at a time, one number or several.
         rounds: Timed rounds; in each, every model does everything once.
         warmup: Rounds before those, which do not count.
-        steps: Denoising steps of a whole picture.
-        guidance: Guidance scale; 1 for none, which halves the work of the U-Net.
+        steps: Denoising steps of a whole picture; each model's own by default, else 25.
+        guidance: Guidance scale, 1 for none, which halves the work of the U-Net; each model's own by default, else 7.5.
         height: Height in pixels; each model's own by default.
         width: Width in pixels; each model's own by default.
         decoder: Folder or Hub id of an AutoencoderTiny; every model is measured with its own decoder, then with this.
@@ -672,8 +673,8 @@ class BenchmarkOptions:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 4])
     rounds: int = 7
     warmup: int = 1
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     height: int | None = None
     width: int | None = None
     decoder: str | None = None
@@ -697,8 +698,8 @@ class SensitivityOptions:
         budget_score: Score that the recipe is to lose least of.
         encoder: CLIP folder or Hub id whose features are compared; the embedded one by default.
         pictures: Noisy latents and generated pictures for each block.
-        steps: Denoising steps.
-        guidance: Guidance scale; 1 for none.
+        steps: Denoising steps; the teacher's own by default, else 25.
+        guidance: Guidance scale, 1 for none; the teacher's own by default, else 7.5.
         scheduler: Name of a diffusers scheduler, such as DPMSolverMultistepScheduler; the teacher's own by default.
         seed: Seed of the first picture, and root of noise and timesteps.
         batch_size: Pictures at a time.
@@ -716,8 +717,8 @@ class SensitivityOptions:
     budget_score: UnitScore = "output"
     encoder: str = "emoji"
     pictures: int = 100
-    steps: int = 25
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     scheduler: str | None = None
     seed: int = 0
     batch_size: int = 16

@@ -7,7 +7,7 @@ several processes share the shards, and what is in a shard does not depend on ho
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bksdm.errors import InputError
 from bksdm.models import (
     check_resolution,
     config_size,
+    cutting,
     load_pipeline,
     load_unet_config,
     network_digest,
@@ -32,7 +33,8 @@ from bksdm.models import (
 )
 from bksdm.options import PrepareOptions
 from bksdm.processes import processes
-from bksdm.progress import bar
+from bksdm.progress import bar, say
+from bksdm.prompts import CutOff
 from bksdm.runs import check_free, open_run, write_text
 
 _MAY_CHANGE = ("json", "device", "workers", "max_broken")
@@ -128,7 +130,8 @@ class _Work:
 
     source: Source
     conditions: Conditions
-    tokenize: Any
+    tokenize: Callable[[str], Tensor]
+    cut_off: CutOff
     device: torch.device
     about: Prepared
     batch_size: int
@@ -140,7 +143,7 @@ class _Work:
         pipeline = load_pipeline(
             options.teacher, choose_precision(options.precision, device, training=False), with_unet=False
         )
-        tokenize = tokenizing(pipeline.tokenizer)
+        tokenize, cut_off = tokenizing(pipeline.tokenizer), cutting(pipeline.tokenizer)
         factor = pipeline.vae_scale_factor
         resolution = options.resolution or config_size(load_unet_config(options.teacher), factor)
         height, width = sides(resolution)
@@ -161,7 +164,7 @@ class _Work:
         pipeline.to(device)
         pipeline.vae.to(memory_format=VAE_LAYOUT)
         conditions = Conditions(pipeline.vae, encoder)
-        return cls(source, conditions, tokenize, device, about, options.batch_size, options.workers)
+        return cls(source, conditions, tokenize, cut_off, device, about, options.batch_size, options.workers)
 
     def encode(self, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, dict[str, Any]]]:
         """Write `shards`, and yield each with its report; pictures are read ahead."""
@@ -173,12 +176,13 @@ class _Work:
         )
         batches = iter(loader)
         for shard in shards:
-            began, in_vae, skipped = time.perf_counter(), 0.0, []
+            began, in_vae, skipped, cut = time.perf_counter(), 0.0, [], 0
             with write_shard(shard.file, self.about.schema) as write:
                 for _ in self._batches(shard):
                     read = next(batches)
                     skipped += [{"name": item.name, "reason": item.reason} for item in read if item.pixels is None]
                     whole = [item for item in read if item.pixels is not None]
+                    cut += sum(bool(self.cut_off(item.text)) for item in whole)
                     if whole:
                         numbers, seconds = self._numbers(whole)
                         in_vae += seconds
@@ -187,6 +191,7 @@ class _Work:
                 report = {
                     "pictures": len(shard.rows) - len(skipped),
                     "skipped": skipped,
+                    "captions_cut": cut,
                     "seconds": time.perf_counter() - began,
                     "vae_seconds": in_vae,
                 }
@@ -222,6 +227,9 @@ def _finish(options: PrepareOptions, about: Prepared, shards: Sequence[_Shard]) 
     pictures = sum(report["pictures"] for report in reports)
     _judge(options, pictures + len(skipped), skipped, out)
     seconds, in_vae = (sum(report[key] for report in reports) for key in ("seconds", "vae_seconds"))
+    cut = sum(report.get("captions_cut", 0) for report in reports)
+    if cut:
+        say(f"{cut} of {pictures} captions are longer than the text encoder reads, and are cut")
     rates = {"images_per_second": pictures / seconds, "vae_images_per_second": pictures / in_vae}
     about = dataclasses.replace(about, pictures=pictures, skipped=len(skipped))
     write_index(out, [shard.file.name for shard in shards], about, rates)

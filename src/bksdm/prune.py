@@ -17,6 +17,7 @@ from bksdm.hub import fetched, is_id
 from bksdm.models import (
     Origin,
     check_parts,
+    drawing_defaults,
     fingerprint,
     formats_of,
     load_contents,
@@ -30,6 +31,7 @@ from bksdm.options import PruneOptions
 from bksdm.progress import say
 from bksdm.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
 from bksdm.runs import check_free, digest, run_files
+from bksdm.runtime.defaults import as_files
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -52,7 +54,8 @@ def prune(options: PruneOptions) -> Description:
     check_free(folder, "prune", settings, may_change=("json",))
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
-    files = run_files("prune", settings)
+    own = drawing_defaults(options.teacher)
+    files = run_files("prune", settings) | as_files(own)
     path = located(options.teacher)
     teacher = load_pipeline(options.teacher, with_unet=path.is_file())
     config, weights = (teacher.unet.config, teacher.unet.state_dict()) if path.is_file() else read_unet(path)
@@ -62,7 +65,7 @@ def prune(options: PruneOptions) -> Description:
     save_student(
         with_unet(teacher, unet),
         recipe,
-        model_card(description, options.teacher),
+        model_card(description, options.teacher, own=own),
         folder,
         files,
         Origin.of(teacher),

@@ -173,13 +173,14 @@ def _scores(file: Path, source: Path) -> str:
         protocol = result["protocol"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"scores {file} is no scores.json of bksdm evaluate") from error
-    rows = []
+    rows, told = [], {}
     for name, model in models.items():
         if Path(str(model.get("model"))).resolve() == source.resolve() or name == source.name:
+            told = {**protocol, **model}
             rows += [f"| {KINDS[score].title} | {cell(values)} |" for score, values in model["scores"].items()]
     if not rows:
         raise InputError(f"scores {file} has none of {source}; it has {', '.join(models)}")
-    how = ", ".join(f"{key} {_shown(str(protocol[key]))}" for key in ("reference", "steps", "guidance", "features"))
+    how = ", ".join(f"{key} {_shown(str(told.get(key)))}" for key in ("reference", "steps", "guidance", "features"))
     return "\n".join([f"Half a 95 % interval after each; {how}.", "", "| score | |", "|---|---|", *rows])
 
 

@@ -24,6 +24,7 @@ from bksdm.distill.run import distill
 from bksdm.errors import InputError
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
+from bksdm.models import drawing
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.prune import prune
 from bksdm.recipe import load_recipe
@@ -32,7 +33,6 @@ from bksdm.runs import open_run, provenance, write_text
 
 TEACHER = "emoji"
 HELD_OUT = "emoji/heldout"
-STEPS, GUIDANCE = 25, 2.5
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
 _LATENCY_ROUNDS = 5
 
@@ -51,7 +51,7 @@ def quickstart(options: QuickstartOptions) -> Path:
     recipe = load_recipe(options.recipe)
     if not describe(TEACHER, recipe).pruning.removed:
         raise InputError(f"recipe {options.recipe} removes nothing, so there is nothing to retrain; give another")
-    made_by = provenance()
+    made_by, how = provenance(), drawing(TEACHER)
     out = open_run(Path(options.out), "quickstart", dataclasses.asdict(options), may_change=("steps",))
     folders = _Folders(out, options.steps)
     console = Console(stderr=True)
@@ -73,7 +73,7 @@ def quickstart(options: QuickstartOptions) -> Path:
         "steps": options.steps,
         "scores": scores,
         "gap_closed": closed,
-        "sampling": {"denoising_steps": STEPS, "guidance": GUIDANCE},
+        "sampling": {"denoising_steps": how.steps, "guidance": how.guidance},
         "seconds_per_picture": {name: model["seconds_per_picture"] for name, model in found.items()},
         "device": str(choose_device()),
         "seconds": clock.seconds,
@@ -129,7 +129,6 @@ def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         flip=False,
         seed=options.seed,
         sample_every=max(1, options.steps // 4),
-        sample_guidance=GUIDANCE,
         checkpoint_every=50,
     )
 
@@ -149,8 +148,6 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
         distractors=f"{TEACHER}/train",
         scores=list(_SCORES),
         teacher=TEACHER,
-        steps=STEPS,
-        guidance=GUIDANCE,
         batch_size=25,
         latency=_LATENCY_ROUNDS,
     )

@@ -32,7 +32,7 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the pictures of all rivals are like; sizes are None where each has its own."""
+    """What the pictures of a rival are like; sizes are None where it has its own."""
 
     steps: int
     guidance: float
@@ -54,6 +54,10 @@ class Rival(Protocol):
     @property
     def model(self) -> str:
         """The MODEL or folder, from which another process loads it."""
+
+    @property
+    def drawing(self) -> Drawing:
+        """What its pictures are like."""
 
     @property
     def decoder(self) -> str | None:
@@ -81,8 +85,7 @@ class Rival(Protocol):
 
 
 def load_rivals(
-    models: Sequence[str],
-    drawing: Drawing,
+    models: Sequence[tuple[str, Drawing]],
     dtype: torch.dtype,
     *,
     runtimes: Sequence[str] = ("torch",),
@@ -90,11 +93,17 @@ def load_rivals(
 ) -> list[Rival]:
     """Every model in every runtime, with its own decoder and, where one is named, with the small one too.
 
+    Arguments:
+        models: MODELs, each with what its pictures are like.
+        dtype: Type of the weights in torch.
+        runtimes: Which compute.
+        decoder: The small one.
+
     Raises:
         InputError: A model is unfit, or cannot be converted for a runtime.
     """
     found: list[Rival] = []
-    for model in models:
+    for model, drawing in models:
         if is_exported(model):
             found.append(ExportedRival.load(model, model, drawing))
             continue

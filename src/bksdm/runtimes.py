@@ -7,11 +7,11 @@ one, and converts where that costs less time than it saves. How much faster a ru
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -27,6 +27,7 @@ from bksdm.exported import export_facts, is_exported, open_exported, sample_expo
 from bksdm.models import (
     check_drawing,
     check_folder,
+    cutting,
     fingerprint,
     image_size,
     load_scheduler_config,
@@ -35,7 +36,7 @@ from bksdm.models import (
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.progress import say
 from bksdm.runtime.schedulers import why_unknown, with_scheduler
-from bksdm.sampling import sample, scheduler_named
+from bksdm.sampling import sample, scheduler_config, scheduler_named
 
 CONVERTED = ("openvino", "onnx")
 # Seconds of a full-size U-Net step in torch over those in the runtime, in float32 on two cores with AVX2
@@ -57,6 +58,8 @@ class Drawer:
         runtime: torch, openvino or onnx.
         precision: Of the weights, and of the arithmetic, where that is another than float32.
         height, width: Of its pictures in pixels, where none are asked for.
+        scheduler: The options of its scheduler, with `_class_name`.
+        cut_off: The end of a prompt that it does not see.
         sample: Takes what `bksdm.sampling.sample` takes after the pipeline.
     """
 
@@ -64,6 +67,8 @@ class Drawer:
     precision: str
     height: int
     width: int
+    scheduler: Mapping[str, Any]
+    cut_off: Callable[[str], str]
     sample: Callable[..., Iterator[list[Image.Image]]]
 
 
@@ -223,7 +228,8 @@ def _torch(
     pipeline.to(device)
     if scheduler:
         pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
-    return Drawer("torch", str(dtype), *image_size(pipeline), partial(sample, pipeline))
+    cut_off, used = cutting(pipeline.tokenizer), scheduler_config(pipeline.scheduler)
+    return Drawer("torch", str(dtype), *image_size(pipeline), used, cut_off, partial(sample, pipeline))
 
 
 def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None) -> Drawer:
@@ -241,6 +247,8 @@ def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str |
         weights if arithmetic == "f32" else f"{weights}, computed in {precision}",
         pipeline.height,
         pipeline.width,
+        pipeline.scheduler,
+        pipeline.tokenizer.cut_off,
         partial(sample_exported, pipeline),
     )
 

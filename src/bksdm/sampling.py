@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     LCMScheduler,
     SchedulerMixin,
     StableDiffusionImg2ImgPipeline,
@@ -18,10 +20,14 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from bksdm.errors import InputError
+from bksdm.progress import say
 from bksdm.runtime.schedulers import LEFT_OUT, with_scheduler
+
+_FLAGGED = "flagged"
+_OVERFLOWING: WeakSet[nn.Module] = WeakSet()  # VAEs of which it has been said
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ def sample(
 ) -> Iterator[list[Image.Image]]:
     """Yield the pictures of `requests`, a batch at a time, in order.
 
+    What a VAE's half precision overflows in is decoded again in float32. A picture that the pipeline's safety checker
+    has made black has `flagged` in its `info`.
+
     Arguments:
         pipeline: On its device, its networks in eval mode.
         requests: Prompts and seeds.
@@ -64,6 +73,9 @@ def sample(
             last bit. By U-Nets that take mask and picture beside the latents, and by any other, whose latents outside
             are put back after every step.
         stepped: Called after every denoising step of a batch.
+
+    Raises:
+        InputError: A network gives numbers that are not finite, and what would help is said.
     """
     run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
@@ -78,8 +90,18 @@ def sample(
             arguments |= {"height": height, "width": width}
         if stepped:
             arguments |= {"callback_on_step_end": _calling(stepped)}
-        pictures = run(**arguments).images
-        yield [_only_inside(picture, image, mask) for picture in pictures] if image and mask else pictures
+        pixels, flags = _checked(pipeline, _decoded(pipeline, run(**arguments, output_type="latent").images))
+        pictures = _pictures(pipeline, pixels)
+        if image and mask:
+            pictures = [_only_inside(picture, image, mask) for picture in pictures]
+        for picture, flagged in zip(pictures, flags, strict=True):
+            picture.info |= {_FLAGGED: True} if flagged else {}
+        yield pictures
+
+
+def is_flagged(picture: Image.Image) -> bool:
+    """Whether the safety checker has made a picture black."""
+    return bool(picture.info.get(_FLAGGED))
 
 
 def _pipeline(pipeline: StableDiffusionPipeline, image: Image.Image | None, mask: Image.Image | None) -> Any:
@@ -121,10 +143,61 @@ def sample_latents(
         yield pipeline(**arguments, output_type="latent").images
 
 
-@torch.no_grad()
 def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
-    """The pictures of final latents with shape (B, C, h, w)."""
-    pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    """The pictures of final latents with shape (B, C, h, w), past the safety checker.
+
+    Raises:
+        InputError: As `sample` does.
+    """
+    return _pictures(pipeline, _decoded(pipeline, latents))
+
+
+@torch.no_grad()
+def _decoded(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    """Pixels with shape (B, 3, H, W), about -1 to 1, of final latents (B, C, h, w)."""
+    vae = pipeline.vae
+    if not latents.isfinite().all():
+        half = pipeline.unet.dtype == torch.float16
+        mend = "give --precision bf16 or fp32" if half else "its weights are damaged, or its training has diverged"
+        raise InputError(f"the U-Net gives numbers that are not finite in {_named(pipeline.unet.dtype)}; {mend}")
+    scaled = latents / vae.config.scaling_factor
+    pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
+    lost = ~pixels.isfinite().flatten(1).all(dim=1)
+    if lost.any():
+        again = _decoded_in_float32(vae, scaled[lost])
+        if not again.isfinite().all():
+            raise InputError("the VAE gives numbers that are not finite in float32; its weights are damaged")
+        if vae not in _OVERFLOWING:
+            _OVERFLOWING.add(vae)
+            say(f"the VAE overflows in {_named(pixels.dtype)}: such pictures are decoded again in float32")
+        pixels[lost] = again.to(pixels.dtype)
+    return pixels
+
+
+def _decoded_in_float32(vae: AutoencoderKL, scaled: Tensor) -> Tensor:
+    dtype = vae.dtype
+    try:
+        with torch.autocast(scaled.device.type, enabled=False):
+            pixels: Tensor = vae.float().decode(scaled.float(), return_dict=False)[0]
+            return pixels
+    finally:
+        vae.to(dtype)  # the same weights to the last bit
+
+
+def _checked(pipeline: StableDiffusionPipeline, pixels: Tensor) -> tuple[Tensor, list[bool]]:
+    """Pixels of which those that the safety checker flags are black, and which these are."""
+    if pipeline.safety_checker is None:
+        return pixels, [False] * len(pixels)
+    checked, flags = pipeline.run_safety_checker(pixels, pixels.device, pipeline.safety_checker.dtype)
+    black = torch.tensor(flags, device=pixels.device)[:, None, None, None]
+    return checked.masked_fill(black, -1), flags
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _pictures(pipeline: StableDiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
     pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures
 

@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
+from bksdm.runtime.defaults import Defaults
 
 KEY = "bksdm"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -41,6 +42,7 @@ class Contents:
         recipe: What it was pruned by, as plain values; None where it does not tell.
         scheduler: Config of the scheduler; None where it does not tell.
         tokenizer: Text files by name; empty where it does not tell.
+        sampling: What it draws best with; None where it does not tell.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -48,6 +50,7 @@ class Contents:
     recipe: dict[str, Any] | None
     scheduler: dict[str, Any] | None
     tokenizer: dict[str, str]
+    sampling: Defaults | None = None
 
     @property
     def is_stock(self) -> bool:
@@ -78,7 +81,8 @@ def read_contents(file: Path) -> Contents:
         values = json.loads(written)
         configs = {name: dict(values["configs"][name]) for name in NETWORKS}
         tokenizer = {name: unpacked(values["tokenizer"][name]) for name in TOKENIZER_FILES}
-        return Contents(shapes, configs, values.get("recipe"), dict(values["scheduler"]), tokenizer)
+        sampling = Defaults.of(values["sampling"], file) if values.get("sampling") else None
+        return Contents(shapes, configs, values.get("recipe"), dict(values["scheduler"]), tokenizer, sampling)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, zlib.error) as error:
         raise InputError(f"{file} has a damaged header ({type(error).__name__}: {error}); make it again") from error
 

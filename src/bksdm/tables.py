@@ -1,6 +1,14 @@
-"""Tables for a terminal."""
+"""Tables and lists for a terminal."""
 
 from collections.abc import Sequence
+
+_NAMES = 5
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

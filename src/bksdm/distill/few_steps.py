@@ -1,19 +1,20 @@
 """`bksdm lcm`: from a teacher, a retrained student and captioned pictures to a student that draws in few steps."""
 
+import dataclasses
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
 from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler
 from bksdm.distill.follow import check_training
-from bksdm.distill.grids import Drawing
 from bksdm.distill.pair import Pair
 from bksdm.distill.training import Lesson, Parts, teach
 from bksdm.errors import InputError
 from bksdm.losses import output_kd_loss, pseudo_huber
-from bksdm.models import tokenizing
+from bksdm.models import drawing, tokenizing
 from bksdm.options import LcmOptions
 from bksdm.prune import with_unet
+from bksdm.runtime.defaults import Defaults
 
 _ON_CARD = (
     "student",
@@ -38,33 +39,37 @@ def lcm(options: LcmOptions) -> Path:
     """Teach a student to draw in few steps; the same options again go on where the run stopped.
 
     Returns:
-        The folder of the student, `OUT/student`, which has an `LCMScheduler` and draws without guidance.
+        The folder of the student, `OUT/student`, which has an `LCMScheduler` and says that it draws in `sample_steps`
+        steps without guidance.
 
     Raises:
         InputError: An option, the models or the data are unfit; see the message.
         Interrupted: The run was asked to stop and can go on.
     """
-    _check(options)
-    return teach(options, _lesson(options))
+    how = drawing(options.teacher, guidance=options.guidance)
+    options = dataclasses.replace(options, guidance=how.guidance)
+    _check(options, how)
+    return teach(options, _lesson(options, how))
 
 
-def _lesson(options: LcmOptions) -> Lesson:
+def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
+    few = Defaults(options.sample_steps, guidance=1.0)
     return Lesson(
         "lcm",
-        objective=lambda parts: _objective(options, parts),
+        objective=lambda parts: _objective(options, parts, how.guidance),
         pipeline=lambda pair: _pipeline(options, pair),
         check=lambda pair: _check_solver(options, pair),
         shown=("loss",),
         on_card={name: getattr(options, name) for name in _ON_CARD},
         changed=("unet", "scheduler"),
-        call=f", num_inference_steps={options.sample_steps}, guidance_scale=1.0",
-        teacher_drawing=Drawing(guidance=options.guidance),
-        student_drawing=Drawing(options.sample_steps, guidance=1.0),
+        teacher_drawing=how,
+        student_drawing=few,
+        own=few,
         fixed_steps=options.cosine,  # it falls by the number of steps
     )
 
 
-def _objective(options: LcmOptions, parts: Parts) -> Consistency:
+def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistency:
     pair, ema = parts.pair, parts.state.ema
     tokens = tokenizing(pair.teacher.tokenizer)("")[None].to(pair.formats.device)
     return Consistency(
@@ -74,7 +79,7 @@ def _objective(options: LcmOptions, parts: Parts) -> Consistency:
         pair.schedule,
         few_step_scheduler(pair.teacher.scheduler, options.solver_steps),
         pair.conditions.embedding(tokens)[0],
-        guidance=options.guidance,
+        guidance=guidance,
         average=ema.average if ema else None,
         replica=parts.replica,
         distance=_DISTANCES[options.loss],
@@ -91,7 +96,7 @@ def _check_solver(options: LcmOptions, pair: Pair) -> None:
     few_step_scheduler(pair.teacher.scheduler, options.solver_steps)  # says where they do not divide
 
 
-def _check(options: LcmOptions) -> None:
+def _check(options: LcmOptions, how: Defaults) -> None:
     check_training(options)
     for name in ("solver_steps", "sample_steps"):
         if getattr(options, name) < 1:
@@ -100,5 +105,5 @@ def _check(options: LcmOptions) -> None:
         raise InputError(
             f"sample_steps is {options.sample_steps}; give at most {options.solver_steps}, as solver_steps"
         )
-    if not options.guidance >= 1:
-        raise InputError(f"guidance is {options.guidance}; give 1 for none, or more")
+    if not how.guidance >= 1:
+        raise InputError(f"guidance is {how.guidance}; give 1 for none, or more")

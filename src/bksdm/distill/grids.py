@@ -1,6 +1,5 @@
 """Sample grids while a student learns: how its pictures come to look like the teacher's."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,16 +8,11 @@ from PIL import Image
 
 from bksdm.distill.pair import Pair
 from bksdm.distill.state import TrainState, averaged
+from bksdm.errors import InputError
 from bksdm.processes import processes
+from bksdm.progress import say
+from bksdm.runtime.defaults import Defaults
 from bksdm.sampling import Request, sample, side_by_side
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How pictures are made: denoising steps, and guidance scale, 1 for none."""
-
-    steps: int = 25
-    guidance: float = 7.5
 
 
 class SampleGrids:
@@ -32,8 +26,8 @@ class SampleGrids:
         prompts: list[str],
         folder: Path,
         *,
-        teacher_drawing: Drawing,
-        student_drawing: Drawing,
+        teacher_drawing: Defaults,
+        student_drawing: Defaults,
     ) -> None:
         self._teacher = pair.teacher
         self._student = student
@@ -45,15 +39,19 @@ class SampleGrids:
         self._wanted: list[Image.Image] = []
 
     def __call__(self, step: int) -> None:
-        self._wanted = self._wanted or self._pictures(self._teacher, self._drawings[0])
-        with averaged(self._state):
-            got = self._pictures(self._student, self._drawings[1])
+        try:
+            self._wanted = self._wanted or self._pictures(self._teacher, self._drawings[0])
+            with averaged(self._state):
+                got = self._pictures(self._student, self._drawings[1])
+        except InputError as error:  # numbers that are not finite; what learns may have others
+            say(f"no sample grid at step {step}: {error}")
+            return
         if not processes().main:  # a teacher that is spread over the processes needs them all
             return
         self._folder.mkdir(exist_ok=True)
         side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
 
-    def _pictures(self, pipeline: StableDiffusionPipeline, drawing: Drawing) -> list[Image.Image]:
+    def _pictures(self, pipeline: StableDiffusionPipeline, drawing: Defaults) -> list[Image.Image]:
         own = pipeline.unet.dtype
         precision = self._precision if own == torch.float32 else own
         with (

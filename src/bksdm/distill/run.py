@@ -11,19 +11,19 @@ from bksdm.data.stream import Samples, Stream
 from bksdm.distill.captions import Captions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.follow import check_not_negative, check_training
-from bksdm.distill.grids import Drawing
 from bksdm.distill.objective import Distillation
 from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
 from bksdm.errors import InputError
-from bksdm.models import load_unet_config, tokenizing
+from bksdm.models import drawing, drawing_defaults, load_unet_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.progress import say
 from bksdm.prune import checked_pruning, with_unet
 from bksdm.randomness import Draws
 from bksdm.runs import digest
+from bksdm.runtime.defaults import Defaults
 
 # Largest relative difference of a compiled network from itself that is rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -68,14 +68,15 @@ def distill(options: DistillOptions) -> Path:
         Interrupted: The run was asked to stop and can go on.
     """
     _check(options)
-    return teach(options, _lesson(options))
+    how = drawing(options.teacher, guidance=options.sample_guidance)
+    options = dataclasses.replace(options, sample_guidance=how.guidance)
+    return teach(options, _lesson(options, how))
 
 
-def _lesson(options: DistillOptions) -> Lesson:
+def _lesson(options: DistillOptions, how: Defaults) -> Lesson:
     pool = options.caption_pool
     usual = {field.name: field.default for field in dataclasses.fields(options)}
     on_card = (*_ON_CARD, *(name for name in _CHOICES if getattr(options, name) != usual[name]))
-    drawing = Drawing(guidance=options.sample_guidance)
     return Lesson(
         "distill",
         objective=lambda parts: _objective(options, parts),
@@ -83,8 +84,9 @@ def _lesson(options: DistillOptions) -> Lesson:
         check=lambda pair: _check_taps(options, pair),
         shown=_SHOWN,
         on_card={name: getattr(options, name) for name in on_card},
-        teacher_drawing=drawing,
-        student_drawing=drawing,
+        teacher_drawing=how,
+        student_drawing=how,
+        own=drawing_defaults(options.teacher),
         contents={"pool_content": None if pool is None else digest(read_prompts(pool))},
         fixed_steps=options.cosine or options.feature_decay,  # these fall by the number of steps
     )

@@ -21,20 +21,23 @@ from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.follow import check_steps, end_of, ended, follow, losses_of
-from bksdm.distill.grids import Drawing, SampleGrids
+from bksdm.distill.grids import SampleGrids
 from bksdm.distill.loop import Objective, replicate
 from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
-from bksdm.models import Origin, check_text_to_image, fingerprint, load_pipeline
+from bksdm.models import Origin, check_text_to_image, cutting, fingerprint, load_pipeline
 from bksdm.options import StudentOptions
 from bksdm.processes import processes
 from bksdm.progress import say
+from bksdm.prompts import cut_line
 from bksdm.prune import checked_pruning, save_student
 from bksdm.runs import check_free, open_run
+from bksdm.runtime.defaults import Defaults, as_files
 
 STEPS_FILE = "retraining.json"
 _GRID_PROMPTS = 4
+_MOST_CAPTIONS = 10_000  # of which the length is looked at
 _MOST_WORKERS = 8
 _PAGE_EVERY = 600  # seconds
 # Samples follow from their position in the run, so how a step's samples are split does not matter.
@@ -77,7 +80,7 @@ class Lesson:
         on_card: What the student's card says of its making.
         teacher_drawing, student_drawing: How the pictures of the sample grids are made.
         changed: Names of the parts of that pipeline that are not the teacher's.
-        call: What a call of the student's pipeline needs besides the prompt, as Python.
+        own: What the student draws best with, where that is known.
         contents: Digests of what the options name besides models and data.
         fixed_steps: Whether the number of steps decides more than where the run ends.
     """
@@ -88,10 +91,10 @@ class Lesson:
     check: Callable[[Pair], None]
     shown: tuple[str, ...]
     on_card: Mapping[str, Any]
-    teacher_drawing: Drawing
-    student_drawing: Drawing
+    teacher_drawing: Defaults
+    student_drawing: Defaults
     changed: tuple[str, ...] = ("unet",)
-    call: str = ""
+    own: Defaults | None = None
     contents: Mapping[str, Any] = field(default_factory=dict)
     fixed_steps: bool = False
 
@@ -121,6 +124,7 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
     group.wait()  # until all have looked at the folder as it was
     if group.main:
         open_run(run, lesson.verb, settings, may_change, pair.formats.to_dict())
+        _say_what_is_cut(data, pair)
 
     state = pair.fresh_state(options)
     if checkpoints.restore(state):
@@ -141,6 +145,12 @@ def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
     lesson.check(pair)
     pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
     return pair
+
+
+def _say_what_is_cut(data: Pictures | Latents, pair: Pair) -> None:
+    what = "captions" if len(data) <= _MOST_CAPTIONS else "captions that were looked at"
+    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(pair.teacher.tokenizer), what):
+        say(line)
 
 
 def _settings(options: StudentOptions, data: Pictures | Latents) -> dict[str, Any]:
@@ -248,9 +258,9 @@ def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
     """The averaged weights in the pipeline of the lesson, in float32, with recipe and card; the rest as it came."""
     pair.student.eval().set_default_attn_processor()
-    card = model_card(pair.description, options.teacher, lesson.on_card, lesson.call)
+    card = model_card(pair.description, options.teacher, lesson.on_card, lesson.own)
     with averaged(state):
-        files = {STEPS_FILE: ended(state.step)}
+        files = {STEPS_FILE: ended(state.step), **as_files(lesson.own)}
         save_student(
             lesson.pipeline(pair),
             pair.pruning.recipe,

@@ -23,7 +23,7 @@ from bksdm.runs import digest
 _BATCH = 32
 
 # What the features of a picture are called in the blocks on the disk.
-FEATURES, LOGITS, IMAGE, TEXT = "features", "logits", "image", "text"
+FEATURES, LOGITS, IMAGE, TEXT, PLAIN = "features", "logits", "image", "text", "plain"
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Networks:
         """Features of N pictures, and of their captions where there are any.
 
         Returns:
-            `features` with shape (N, D), `logits` (N, 1008), `image` (N, C) and `text` (N, C), where they are wanted.
-            All in float32 on the CPU.
+            `features` with shape (N, D), `logits` (N, 1008), `image` (N, C) and `text` (N, C), where they are wanted;
+            and `plain` (N,), 1 for a picture of one colour. All in float32 on the CPU.
         """
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {PLAIN: torch.tensor([_is_plain(picture) for picture in pictures])}
         if self.inception:
             found[FEATURES] = self._inception(pictures, "pytorch-fid", "features")
             if self.logits:
@@ -90,6 +90,11 @@ class Networks:
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(self.device)
             found.append(getattr(self.inception(batch, resize), output))
         return torch.cat(found)
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    bands = picture.convert("RGB").split()
+    return all(low == high for low, high in (band.getextrema() for band in bands))
 
 
 def _sizes(sizes: set[tuple[int, int]]) -> str:

@@ -18,7 +18,7 @@ from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
 from bksdm.evaluate.blocks import Blocks
-from bksdm.evaluate.networks import FEATURES, Networks
+from bksdm.evaluate.networks import FEATURES, PLAIN, Networks
 from bksdm.evaluate.output_error import output_errors
 from bksdm.evaluate.protocol import Protocol, check_counts
 from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
@@ -29,12 +29,14 @@ from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, name
 from bksdm.evaluate.statistics import Gaussian
 from bksdm.evaluate.worth import worth
 from bksdm.generate import check, numbered
-from bksdm.models import EMBEDDED, fingerprint, load_pipeline, load_unet_config
+from bksdm.models import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config, say_unlike
 from bksdm.options import EvaluateOptions, GenerateOptions
 from bksdm.page import shown
 from bksdm.processes import processes
 from bksdm.progress import say
+from bksdm.prompts import cut_line
 from bksdm.runs import check_free, digest, open_run, provenance, write_text
+from bksdm.tables import listed
 
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "latency", "json")
 _SAID = (
@@ -42,8 +44,6 @@ _SAID = (
     "prompts",
     "limit",
     "images_per_prompt",
-    "steps",
-    "guidance",
     "scheduler",
     "decoder",
     "seed",
@@ -56,10 +56,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Draw, look, score, and write `scores.json`, `scores.csv`, `quality.png` and `report.html`.
 
     Returns:
-        What `scores.json` holds. Under `models`, for every model by its short name: how many `pictures`, what it
-        costs, and `scores`, name -> `value`, standard error `deviation`, 95 % interval `low` to `high`, and the
-        values by `seeds`. Under `reference` the scores of the real pictures themselves. Under `differences`, for
-        every two models and every score, whether they differ by more than chance (`real`).
+        What `scores.json` holds. Under `models`, for every model by its short name: how many `pictures`, which of
+        them are `of_one_colour`, with how many `steps` and what `guidance` it drew, what it costs, and `scores`,
+        name -> `value`, standard error `deviation`, 95 % interval `low` to `high`, and the values by `seeds`. Under
+        `reference` the scores of the real pictures themselves. Under `differences`, for every two
+        models and every score, whether they differ by more than chance (`real`).
 
     Raises:
         InputError: An option, a model or the data are unfit; see the message.
@@ -127,17 +128,21 @@ def _distractors(options: EvaluateOptions) -> list[str]:
 
 
 def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | Finished]:
-    how = ("steps", "guidance", "scheduler", "batch_size", "precision", "device", "decoder")
+    how = ("scheduler", "batch_size", "precision", "device", "decoder")
     sampling = Sampling(**{name: getattr(options, name) for name in how})
     sources: dict[str, Drawn | Finished] = {}
-    for name, model in named(options.models).items():
-        if are_pictures(model):
+    models = named(options.models)
+    ways = drawings(
+        {name: model for name, model in models.items() if not are_pictures(model)}, options.steps, options.guidance
+    )
+    for name, model in models.items():
+        if name not in ways:
             given = prompts if options.prompts else None
             sources[name] = Finished.of(model, given, real=False)
             continue
         requests = numbered(prompts, options.images_per_prompt, options.seed)
         kept = range(len(requests)) if options.keep_pictures else shown(len(requests))
-        sources[name] = Drawn(model, requests, sampling, _folder(options, name) / "pictures", set(kept))
+        sources[name] = Drawn(model, requests, ways[name], sampling, _folder(options, name) / "pictures", set(kept))
     return sources
 
 
@@ -188,9 +193,13 @@ def _fitting(
             raise InputError(f"{what} has {count} picture; a distance between distributions needs two or more")
     if "frechet_distance" in protocol.scores and not protocol.asked:
         check_counts(counts, networks.size)
-    for source in sources.values():
-        if isinstance(source, Drawn):
-            source.check()
+    lines = [source.check() for source in sources.values() if isinstance(source, Drawn)]
+    if networks.encoder:
+        captions = [caption for source in sources.values() for caption in source.captions or []]
+        lines.append(cut_line(captions, cutting(networks.encoder.tokenizer), "captions that are compared"))
+    say_unlike({name: source.how for name, source in sources.items() if isinstance(source, Drawn)})
+    for line in filter(None, dict.fromkeys(lines)):
+        say(line)
     return protocol
 
 
@@ -208,6 +217,7 @@ def _look(name: str, source: Drawn | Finished, protocol: Protocol, networks: Net
     """Draw and look at what is missing of a model's pictures."""
     folder, group = out / "models" / name, processes()
     settings = {"source": source.digest, "networks": networks.digest, "preparation": protocol.preparation}
+    settings |= _way(source)
     check_free(folder, "evaluate a model", settings)
     group.wait()
     if group.main:
@@ -247,13 +257,15 @@ def _write(
     lacking = [name for name in protocol.scores if all(name not in found for found in estimates.values())]
     if lacking:
         say(f"without {', '.join(lacking)}: the pictures have no captions, or the reference has no pictures")
-    drawn = {name: source.model for name, source in sources.items() if isinstance(source, Drawn)}
-    worths = _worths(options, drawn)
+    worths = _worths(options, {name: source for name, source in sources.items() if isinstance(source, Drawn)})
+    plain = {name: _plain(name, source, seen[name]) for name, source in sources.items()}
     result = {
         "models": {
             name: {
                 "model": model,
                 "pictures": len(sources[name]),
+                "of_one_colour": plain[name],
+                **_way(sources[name]),
                 "scores": {score: estimate.to_dict() for score, estimate in estimates[name].items()},
                 **worths.get(name, {}),
             }
@@ -272,14 +284,27 @@ def _write(
     write_evaluation(out, result, _rows(sources, reference))
 
 
-def _worths(options: EvaluateOptions, drawn: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _way(source: Drawn | Finished) -> dict[str, Any]:
+    """The steps and guidance of a model that draws."""
+    return dataclasses.asdict(source.how) if isinstance(source, Drawn) else {}
+
+
+def _plain(name: str, source: Drawn | Finished, seen: Blocks) -> list[str]:
+    """The pictures of one colour, of which scores tell nothing; they are named."""
+    rows = seen.rows(PLAIN)
+    found = [source.name(int(number)) for number in rows[0:].nonzero()] if rows else []
+    if found:
+        say(f"{len(found)} of {len(source)} pictures of {name} are of one colour, such as black: {listed(found)}")
+    return found
+
+
+def _worths(options: EvaluateOptions, drawn: Mapping[str, Drawn]) -> dict[str, dict[str, Any]]:
     """What the models cost; times stay those of an earlier call, if it timed all of these side by side."""
     seconds = _seconds(options, drawn)
     known = seconds.keys() == drawn.keys()
     found = worth(
-        drawn,
-        steps=options.steps,
-        guidance=options.guidance,
+        {name: source.model for name, source in drawn.items()},
+        {name: source.how for name, source in drawn.items()},
         rounds=0 if known else options.latency,
         precision=options.precision,
         device=options.device,
@@ -288,7 +313,7 @@ def _worths(options: EvaluateOptions, drawn: Mapping[str, str]) -> dict[str, dic
     return {name: {**values, **(seconds[name] if known else {})} for name, values in found.items()}
 
 
-def _seconds(options: EvaluateOptions, drawn: Mapping[str, str]) -> dict[str, dict[str, float]]:
+def _seconds(options: EvaluateOptions, drawn: Mapping[str, Drawn]) -> dict[str, dict[str, float]]:
     """Seconds a picture as an earlier call measured them, by the name of the model."""
     file, key = Path(options.out) / "scores.json", "seconds_per_picture"
     if not (options.latency and file.is_file()):

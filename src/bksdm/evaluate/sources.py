@@ -19,12 +19,15 @@ from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
-from bksdm.generate import save_picture
-from bksdm.models import check_text_to_image, fingerprint, image_size
+from bksdm.generate import save_picture, was_flagged
+from bksdm.models import check_text_to_image, cutting, fingerprint, image_size
 from bksdm.options import Precision
+from bksdm.prompts import cut_line
 from bksdm.runs import digest, write_text
+from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.rgb import as_rgb
-from bksdm.sampling import Request, sample, scheduler_named
+from bksdm.sampling import Request, sample, scheduler_config, scheduler_named
+from bksdm.tables import listed
 
 PAPER = "paper"
 _NAME = re.compile(r"[\w.-]+")
@@ -50,13 +53,15 @@ class Source(Protocol):
         """The pictures with these numbers, prepared as they are or as in the `paper`."""
         ...
 
+    def name(self, number: int) -> str:
+        """What a person finds a picture by."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How a model draws; see `sample`."""
 
-    steps: int
-    guidance: float
     scheduler: str | None
     batch_size: int
     precision: Precision
@@ -71,13 +76,15 @@ class Drawn:
     Attributes:
         model: The MODEL.
         requests: Prompts and seeds.
-        sampling: How it draws.
+        how: Its steps and guidance.
+        sampling: How it draws besides.
         folder: Where pictures are kept.
         kept: Numbers of those that are.
     """
 
     model: str
     requests: list[Request]
+    how: Defaults
     sampling: Sampling
     folder: Path
     kept: Collection[int] = ()
@@ -87,7 +94,7 @@ class Drawn:
 
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
-        how = dataclasses.asdict(self.sampling)
+        how = dataclasses.asdict(self.how) | dataclasses.asdict(self.sampling)
         drawn = [how[name] for name in ("steps", "guidance", "scheduler", "precision")]
         asked = [[request.prompt, request.seed] for request in self.requests]
         decoder = [decoder_fingerprint(how["decoder"])] if how["decoder"] else []  # digests of those without stay
@@ -97,14 +104,14 @@ class Drawn:
         return len(self.requests)
 
     def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
-        pipeline, how = self._pipeline(), self.sampling
+        pipeline, how = self._pipeline(), self.how
         height, width = image_size(pipeline)
         batches = sample(
             pipeline,
             [self.requests[number] for number in numbers],
             steps=how.steps,
             guidance=how.guidance,
-            batch_size=how.batch_size,
+            batch_size=self.sampling.batch_size,
             height=height,
             width=width,
         )
@@ -113,18 +120,21 @@ class Drawn:
             if number in self.kept:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 request = self.requests[number]
-                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model}
-                save_picture(picture, self.path(number), about | {"steps": how.steps, "guidance": how.guidance})
+                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model} | dataclasses.asdict(how)
+                save_picture(picture, self.path(number), about, scheduler_config(pipeline.scheduler))
         return [prepare_generated(picture) for picture in made] if preparation == PAPER else made
+
+    def name(self, number: int) -> str:
+        return f"{number:05d}.png"
 
     def path(self, number: int) -> Path:
         """Where picture `number` lies, if it is kept."""
-        return self.folder / f"{number:05d}.png"
+        return self.folder / self.name(number)
 
     def list_kept(self) -> None:
         """Write `metadata.jsonl` beside the pictures, so that they are a folder of captioned pictures."""
         lines = [
-            {"file_name": self.path(number).name, "text": request.prompt, "seed": request.seed}
+            {"file_name": self.name(number), "text": request.prompt, "seed": request.seed}
             for number, request in enumerate(self.requests)
             if number in self.kept
         ]
@@ -132,8 +142,11 @@ class Drawn:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             write_text(self.folder / "metadata.jsonl", text)
 
-    def check(self) -> None:
+    def check(self) -> str | None:
         """Load the model once, so that one that cannot draw is refused early.
+
+        Returns:
+            What there is to say of prompts that it reads in part only.
 
         Raises:
             InputError: It is incomplete, damaged, or no text-to-image model.
@@ -142,6 +155,7 @@ class Drawn:
         check_text_to_image(pipeline, self.model)
         if self.sampling.scheduler:
             scheduler_named(self.sampling.scheduler, pipeline.scheduler)
+        return cut_line(self.captions, cutting(pipeline.tokenizer), "prompts")
 
     def release(self) -> None:
         """Let the model go."""
@@ -199,6 +213,7 @@ class Finished:
             entries = _captioned(Path(data), prompts)
             found = cls(data, entries, list(prompts), captions_digest(entries), real)
         if not real:
+            check_not_flagged(found.entries, data)
             found.check_one_size()
         return found
 
@@ -208,6 +223,9 @@ class Finished:
     def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
         entries = [self.entries[number] for number in numbers]
         return [self._prepared(entry) if preparation == PAPER else entry.open() for entry in entries]
+
+    def name(self, number: int) -> str:
+        return self.entries[number].name
 
     def _prepared(self, entry: Picture) -> Image.Image:
         """Through JPEG twice in all, as pictures of a model that were kept as PNG have yet to go."""
@@ -249,6 +267,20 @@ def _captioned(folder: Path, prompts: Sequence[str]) -> list[Captioned]:
         )
     check_order(names, folder)
     return [Captioned(folder / name, text, folder) for name, text in zip(names, prompts, strict=True)]
+
+
+def check_not_flagged(pictures: Sequence[Picture], whose: str) -> None:
+    """Refuse to score pictures that a safety checker has made black.
+
+    Raises:
+        InputError: Naming them.
+    """
+    flagged = [picture.name for picture in pictures if was_flagged(picture.content())]
+    if flagged:
+        raise InputError(
+            f"{len(flagged)} of {len(pictures)} pictures of {whose} were made black by the model's safety checker "
+            f"({listed(flagged)}), and are worth nothing in a score; bksdm evaluate MODEL draws without it"
+        )
 
 
 def are_pictures(model: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from bksdm.evaluate.scores import KINDS
 from bksdm.tables import aligned
 
+_WAY = ("steps", "guidance")
 _FIELDS = ("value", "deviation", "low", "high")
 
 
@@ -20,13 +21,17 @@ def columns(result: Mapping[str, Any]) -> dict[str, str]:
 def text_table(result: Mapping[str, Any]) -> str:
     """One line a model, each score with half its 95 % interval; the real pictures' own scores last.
 
+    Steps and guidance are in it where models have their own.
+
     Arguments:
         result: What `evaluate` returns.
     """
-    titles = columns(result)
-    rows = [["model", *titles.values()]]
-    for name, model in [*result["models"].items(), ("real pictures", result["reference"])]:
-        rows.append([name, *(cell(model["scores"].get(score)) for score in titles)])
+    titles, models = columns(result), result["models"]
+    ways = {tuple(model[name] for name in _WAY) for model in models.values() if "steps" in model}
+    way = _WAY if len(ways) > 1 else ()
+    rows = [["model", *way, *titles.values()]]
+    for name, model in [*models.items(), ("real pictures", result["reference"])]:
+        rows.append([name, *(f"{model.get(key, '')}" for key in way), *(cell(model["scores"].get(k)) for k in titles)])
     if not result["reference"]["scores"]:
         rows.pop()
     return aligned(rows)

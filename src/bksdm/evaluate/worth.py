@@ -3,19 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bksdm.benchmark import latencies
+from bksdm.benchmark import whole_pictures
 from bksdm.cost import unet_cost
 from bksdm.decoder import load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.models import context_tokens, load_unet_config
 from bksdm.options import Precision
+from bksdm.rivals import Drawing, TorchRival
+from bksdm.runtime.defaults import Defaults
 
 
 def worth(
     models: Mapping[str, str],
+    ways: Mapping[str, Defaults],
     *,
-    steps: int,
-    guidance: float,
     rounds: int,
     precision: Precision,
     device: str,
@@ -25,8 +26,7 @@ def worth(
 
     Arguments:
         models: MODELs by their short names.
-        steps: Denoising steps of a timed picture.
-        guidance: Its guidance scale.
+        ways: Steps and guidance of their timed pictures.
         rounds: Timed pictures of every model, which take turns; 0 to time none.
         precision: Type of the weights.
         device: Where.
@@ -43,6 +43,10 @@ def worth(
         there = choose_device(device)
         dtype = choose_precision(precision, there, training=False)
         pipelines = {name: load_model(model, dtype, decoder).to(there) for name, model in models.items()}
-        for name, seconds in latencies(pipelines, rounds=rounds, steps=steps, guidance=guidance).items():
+        rivals = {
+            name: TorchRival(name, pipeline, Drawing(ways[name].steps, ways[name].guidance))
+            for name, pipeline in pipelines.items()
+        }
+        for name, seconds in whole_pictures(rivals, rounds=rounds).items():
             found[name]["seconds_per_picture"] = seconds.median
     return found

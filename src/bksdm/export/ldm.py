@@ -22,6 +22,7 @@ from bksdm.families import sd_ldm
 from bksdm.models import said
 from bksdm.recipe import Recipe
 from bksdm.runs import replace_file
+from bksdm.runtime.defaults import Defaults
 from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
@@ -31,6 +32,7 @@ def write_single_file(
     *,
     dtype: torch.dtype = torch.float32,
     recipe: Recipe | None = None,
+    sampling: Defaults | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a pipeline as one file, whole or not at all; an existing file is replaced.
@@ -40,6 +42,7 @@ def write_single_file(
         file: Where to, `.safetensors`.
         dtype: Number format of the weights.
         recipe: What it was pruned by; None for a model that is whole.
+        sampling: What it draws best with, where that is known.
         metadata: More texts for the header.
 
     Raises:
@@ -48,7 +51,7 @@ def write_single_file(
     if file.suffix != ".safetensors":
         raise InputError(f"out is {file}; give a file name that ends in .safetensors")
     tensors = original_tensors(pipeline, dtype)
-    header = {"format": "pt", **(metadata or {}), KEY: json.dumps(_description(pipeline, recipe))}
+    header = {"format": "pt", **(metadata or {}), KEY: json.dumps(_description(pipeline, recipe, sampling))}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(file) as partial:
@@ -96,7 +99,7 @@ def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, sd_ldm.Pla
     }
 
 
-def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> dict[str, Any]:
+def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None, sampling: Defaults | None) -> dict[str, Any]:
     """What names and shapes do not tell, as plain values."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline.tokenizer.save_pretrained(folder)
@@ -110,6 +113,7 @@ def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None) -> di
         "scheduler": said(pipeline.scheduler),
         "tokenizer": tokenizer,
         "recipe": recipe.to_dict() if recipe else None,
+        **({"sampling": json.loads(sampling.text())} if sampling else {}),
     }
 
 

@@ -23,11 +23,12 @@ from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
 from bksdm.export.unpickle import pickled, unpickle
 from bksdm.exported import EXPORT_FILE, export_facts, is_exported
-from bksdm.models import check_text_to_image, fingerprint, image_size
+from bksdm.models import check_text_to_image, drawing_defaults, fingerprint, image_size
 from bksdm.options import ExportOptions
 from bksdm.progress import say
 from bksdm.prune import recipe_of
 from bksdm.runs import check_free, digest, files_digest, replace_file, replace_folder, run_files, write_text
+from bksdm.runtime.defaults import as_files
 from bksdm.sampling import scheduler_named
 
 _MOST_DIFFERENT = 2  # of 255, in float32
@@ -90,7 +91,7 @@ def export(options: ExportOptions) -> Exported:
         if not kind.suffix:
             if not kind.is_model:
                 _describe(source, kind, parity, partial)
-            for name, text in run_files("export", settings).items():
+            for name, text in (run_files("export", settings) | as_files(drawing_defaults(options.model))).items():
                 write_text(partial / name, text)
     return Exported(out, _size(out), parity)
 

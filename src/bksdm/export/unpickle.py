@@ -18,6 +18,7 @@ from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.models import load_contents, load_pipeline, part_names
 from bksdm.parts import copy_part, find_weights, plain_name, write_index
 from bksdm.prune import RECIPE_FILE
+from bksdm.runtime.defaults import SAMPLING_FILE
 
 _WANTED = ("model_index.json", RECIPE_FILE, *(f"*/*{suffix}" for suffix in (".json", ".txt", ".bin", ".safetensors")))
 _INDEX = "model_index.json"
@@ -55,7 +56,7 @@ def unpickle(source: Path, target: Path) -> None:
         save_file(_tensors(source), target, metadata={"format": "pt"})
         load_contents(target)
     elif (source / _INDEX).is_file():
-        for name in (_INDEX, RECIPE_FILE):
+        for name in (_INDEX, RECIPE_FILE, SAMPLING_FILE):
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
         for name in part_names(source):

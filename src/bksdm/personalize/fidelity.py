@@ -17,16 +17,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bksdm.data.names import list_pictures
-from bksdm.data.pictures import open_picture
+from bksdm.data.pictures import Captioned
 from bksdm.data.prompts import read_prompts
 from bksdm.devices import choose_device
 from bksdm.errors import InputError
 from bksdm.evaluate.dino import Dino
 from bksdm.evaluate.encoder import DualEncoder, cosine
 from bksdm.evaluate.scores import Resampling, differences, mean_of
-from bksdm.evaluate.sources import named
+from bksdm.evaluate.sources import check_not_flagged, named
 from bksdm.evaluate.table import cell
 from bksdm.generate import generate
+from bksdm.models import drawings, say_unlike
 from bksdm.options import FidelityOptions, GenerateOptions
 from bksdm.personalize.subject import read_subject
 from bksdm.runs import check_free, digest, files_digest, open_run, provenance, write_text
@@ -74,6 +75,8 @@ def fidelity(options: FidelityOptions) -> dict[str, Any]:
     """
     _check(options)
     models = {name: _drawn(model) for name, model in named(options.models).items()}
+    ways = drawings({name: drawn.model for name, drawn in models.items()}, options.steps, options.guidance)
+    say_unlike(ways)
     subject = _subject(options)
     real = list(read_subject(subject.images).values())
     prompts = _prompts(options)
@@ -106,7 +109,11 @@ def fidelity(options: FidelityOptions) -> dict[str, Any]:
     _write_grid(real, first, out / "grid.png")
     result = {
         "models": {
-            name: {**dataclasses.asdict(drawn), "scores": {key: e.to_dict() for key, e in estimates[name].items()}}
+            name: {
+                **dataclasses.asdict(drawn),
+                **dataclasses.asdict(ways[name]),
+                "scores": {key: e.to_dict() for key, e in estimates[name].items()},
+            }
             for name, drawn in models.items()
         },
         "differences": [difference.to_dict() for difference in differences(estimates, list(TITLES))],
@@ -132,8 +139,9 @@ def _check(options: FidelityOptions) -> None:
     if not options.models:
         raise InputError("no model is given; give one or several")
     for name in ("images_per_prompt", "steps", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
     if options.resamples < 0:
         raise InputError(f"resamples is {options.resamples}; give 0 or more")
 
@@ -202,7 +210,9 @@ def _draw(options: FidelityOptions, name: str, drawn: Drawn, prompts: list[str])
             device=options.device,
         )
     )
-    return [open_picture(path) for path in paths]
+    pictures = [Captioned(path, "") for path in paths]
+    check_not_flagged(pictures, f"model {drawn.model}")
+    return [picture.open() for picture in pictures]
 
 
 def _write_grid(real: list[Image.Image], rows: list[list[Image.Image]], file: Path) -> None:

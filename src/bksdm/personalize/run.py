@@ -22,14 +22,27 @@ from bksdm.distill.follow import check_not_negative, check_steps, check_training
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, TrainState
 from bksdm.errors import InputError
-from bksdm.generate import generate
-from bksdm.models import Origin, check_text_to_image, fingerprint, image_size, load_pipeline, save_pipeline, tokenizing
+from bksdm.generate import generate, was_flagged
+from bksdm.models import (
+    Origin,
+    check_text_to_image,
+    cutting,
+    drawing,
+    drawing_defaults,
+    fingerprint,
+    image_size,
+    load_pipeline,
+    save_pipeline,
+    tokenizing,
+)
 from bksdm.options import GenerateOptions, PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.subject import SubjectSamples, encoded, read_subject, view
 from bksdm.progress import bar, say
+from bksdm.prompts import say_cut
 from bksdm.prune import recipe_of, save_student
 from bksdm.runs import check_free, files_digest, open_run, replace_folder, write_text
+from bksdm.runtime.defaults import as_files
 
 STEPS_FILE = "training.json"
 _MAY_CHANGE = (
@@ -140,6 +153,8 @@ def personalize(options: PersonalizeOptions) -> Path:
 def _resolved(options: PersonalizeOptions) -> tuple[PersonalizeOptions, float]:
     """The options, checked, with what they leave open filled in, and the learning rate of these."""
     check_training(options)
+    how = drawing(options.model, options.class_steps, options.class_guidance)
+    options = dataclasses.replace(options, class_steps=how.steps, class_guidance=how.guidance)
     for name in ("rank", "views", "class_steps"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} is {getattr(options, name)}; give at least 1")
@@ -178,7 +193,13 @@ def _draw_kind(options: PersonalizeOptions) -> list[Image.Image]:
             device=options.device,
         )
     )
-    return [open_picture(path) for path in paths]
+    flagged = {path for path in paths if was_flagged(path)}
+    if len(flagged) == len(paths):
+        raise InputError(
+            f"the model's safety checker has made every picture of {options.class_prompt!r} black; give another "
+            f"--class_prompt, or --class_images 0"
+        )
+    return [open_picture(path) for path in paths if path not in flagged]
 
 
 def _samples(
@@ -240,8 +261,9 @@ def _checkpoint_gradients(network: nn.Module) -> None:
 
 def _contexts(options: PersonalizeOptions, learner: Learner, device: torch.device) -> Callable[[], Tensor]:
     """The embedded prompts of subject and kind; computed once where the text encoder does not learn."""
-    tokenize = tokenizing(learner.pipeline.tokenizer)
-    tokens = torch.stack([tokenize(text) for text in (options.prompt, options.class_prompt or "")]).to(device)
+    tokenize, prompts = tokenizing(learner.pipeline.tokenizer), (options.prompt, options.class_prompt or "")
+    say_cut(prompts, cutting(learner.pipeline.tokenizer))
+    tokens = torch.stack([tokenize(text) for text in prompts]).to(device)
     encoder = learner.pipeline.text_encoder
     if options.text_encoder:
         return lambda: encoder(tokens).last_hidden_state
@@ -253,8 +275,9 @@ def _contexts(options: PersonalizeOptions, learner: Learner, device: torch.devic
 def _save(folder: Path, learner: Learner, state: TrainState, options: PersonalizeOptions) -> None:
     """What was learnt, whole or not at all."""
     shown: dict[str, Any] = {name: getattr(options, name) for name in _ON_CARD if options.lora or name != "rank"}
+    own = drawing_defaults(options.model)
     files = {
-        "README.md": personal_card(options.model, options.prompt, shown, lora=options.lora),
+        "README.md": personal_card(options.model, options.prompt, shown, lora=options.lora, own=own),
         STEPS_FILE: ended(state.step),
     }
     if options.lora:
@@ -266,6 +289,7 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
         except OSError as error:
             raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
         return
+    files |= as_files(own)
     pipeline, recipe = learner.pipeline.to("cpu"), recipe_of(options.model)
     for network in learner.networks.values():
         network.eval()

@@ -1,6 +1,7 @@
 """`python -m bksdm.runtime FOLDER --prompt TEXT --out FILE.png`: one picture from an exported folder."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from bksdm.errors import InputError
 from bksdm.runtime.folder import open_folder
+from bksdm.runtime.parameters import texts
 from bksdm.runtime.pipeline import Pipeline, Pixels
 from bksdm.runtime.png import encode
 
@@ -39,6 +41,9 @@ def _make(options: argparse.Namespace) -> None:
         scheduler=options.scheduler,
     )
     image = _read(Path(options.image), options, pipeline) if options.image else None
+    for prompt in (options.prompt, options.negative_prompt):
+        if lost := pipeline.tokenizer.cut_off(prompt):
+            print(f"the model reads no more than the beginning of the prompt; cut off: {lost!r}", file=sys.stderr)
     (pictures,) = pipeline.sample(
         [options.prompt],
         [options.seed],
@@ -51,11 +56,11 @@ def _make(options: argparse.Namespace) -> None:
         strength=options.strength,
         on_step=_show if sys.stderr.isatty() else None,
     )
-    names = ["prompt", "seed", "folder", "steps", "guidance", "negative_prompt"]
-    names += ["scheduler"] if options.scheduler else []
-    names += ["image", "strength"] if options.image else []
-    about = {name: str(getattr(options, name)) for name in names}
-    _write(out, encode(pictures[0], about))
+    names = ["prompt", "seed", "negative_prompt", *(["image", "strength"] if options.image else [])]
+    how = pipeline.defaults.chosen(options.steps, options.guidance)
+    about = {name: getattr(options, name) for name in names} | dataclasses.asdict(how) | {"model": options.folder}
+    height, width, _ = pictures[0].shape
+    _write(out, encode(pictures[0], texts(about, pipeline.scheduler, (width, height))))
     print(out)
 
 
@@ -101,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt", required=True, help="what it shows")
     add("--out", default="picture.png", help="the PNG to write (default: %(default)s)")
     add("--seed", type=int, default=0, help="of its random numbers (default: %(default)s)")
-    add("--steps", type=int, default=25, help="denoising steps (default: %(default)s)")
-    add("--guidance", type=float, default=7.5, help="guidance scale, 1 or less for none (default: %(default)s)")
+    add("--steps", type=int, help="denoising steps (default: the model's own)")
+    add("--guidance", type=float, help="guidance scale, 1 or less for none (default: the model's own)")
     add("--scheduler", help="such as DDIMScheduler (default: the model's own)")
     add("--negative_prompt", default="", help="what to keep away from")
     add("--height", type=int, help="in pixels (default: the model's own)")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.errors import InputError
+from bksdm.runtime.defaults import Defaults, read_defaults
 from bksdm.runtime.folder_networks import FolderNetworks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
@@ -87,6 +88,7 @@ def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any], sched
         height=size[0],
         width=size[1],
         fixed=about.get("height") is not None,
+        defaults=read_defaults(path) or Defaults(),
     )
 
 

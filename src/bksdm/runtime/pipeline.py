@@ -5,16 +5,18 @@ StableDiffusionImg2ImgPipeline with a generator on the CPU for each picture.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.errors import InputError
-from bksdm.runtime.networks import Array, Networks, Tokens
+from bksdm.runtime.defaults import Defaults
+from bksdm.runtime.networks import Array, Networks
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.schedulers import trajectory
+from bksdm.runtime.tokens import Tokenizer
 
 Pixels = NDArray[np.uint8]
 _LOG_VARIANCE = (-30.0, 20.0)
@@ -26,7 +28,7 @@ class Pipeline:
 
     Attributes:
         networks: Compute in some runtime.
-        tokenizer: Prompts to tokens with shape (B, L).
+        tokenizer: Prompts to tokens with shape (B, L), and what of them is cut off.
         scheduler: The options of scheduler_config.json.
         channels: Of the latents.
         scaling_factor: By which latents of the VAE are multiplied for the U-Net.
@@ -35,10 +37,11 @@ class Pipeline:
         height: In pixels, where none is asked for.
         width: In pixels, where none is asked for.
         fixed: Whether the networks take no other height and width.
+        defaults: What the model draws best with.
     """
 
     networks: Networks
-    tokenizer: Callable[[Sequence[str]], Tokens]
+    tokenizer: Tokenizer
     scheduler: Mapping[str, Any]
     channels: int
     scaling_factor: float
@@ -47,14 +50,15 @@ class Pipeline:
     height: int
     width: int
     fixed: bool = False
+    defaults: Defaults = field(default_factory=Defaults)
 
     def sample(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int] | None = None,
         *,
-        steps: int = 25,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         batch_size: int = 1,
         negative_prompt: str = "",
         height: int | None = None,
@@ -69,8 +73,9 @@ class Pipeline:
         Arguments:
             prompts: One a picture.
             seeds: One a picture; 0, 1, ... by default.
-            steps: Denoising steps.
-            guidance: Classifier-free guidance scale; 1 or less for none, which halves the work.
+            steps: Denoising steps; the model's own by default.
+            guidance: Classifier-free guidance scale, the model's own by default; 1 or less for none, which halves the
+                work.
             batch_size: Pictures at a time.
             negative_prompt: What to keep away from, under guidance.
             height: In pixels; the image's or the model's own by default.
@@ -81,23 +86,23 @@ class Pipeline:
             on_step: Called after every step with the number of steps that are done and that of all, in this batch.
 
         Raises:
-            InputError: An argument is unfit; see the message.
+            InputError: An argument is unfit, or a network gives numbers that are not finite; see the message.
         """
+        how = self.defaults.chosen(steps, guidance)
         chosen = range(len(prompts)) if seeds is None else seeds
         size = self._size(height, width, image)
         shape = (self.channels, size[0] // self.factor, size[1] // self.factor)
         self._check(prompts, chosen, batch_size, latents, image, shape)
-        trajectory(self.scheduler, steps, strength if image is not None else 1.0)
+        trajectory(self.scheduler, how.steps, strength if image is not None else 1.0)
         return self._batches(
-            prompts, chosen, steps, guidance, batch_size, negative_prompt, shape, image, strength, latents, on_step
+            prompts, chosen, how, batch_size, negative_prompt, shape, image, strength, latents, on_step
         )
 
     def _batches(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        steps: int,
-        guidance: float,
+        how: Defaults,
         batch_size: int,
         negative_prompt: str,
         shape: tuple[int, ...],
@@ -108,23 +113,26 @@ class Pipeline:
     ) -> Iterator[Pixels]:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
-            guided = guidance > 1
+            guided = how.guidance > 1
             context = self._context(prompts[batch], negative_prompt if guided else None)
             draws = _Draws(seeds[batch], shape)
             if image is None:
-                way = trajectory(self.scheduler, steps)
+                way = trajectory(self.scheduler, how.steps)
                 given = draws() if latents is None else np.asarray(latents[batch], dtype=np.float32)
                 sample = given * way.noise_scale
             else:
-                way = trajectory(self.scheduler, steps, strength)
+                way = trajectory(self.scheduler, how.steps, strength)
                 clean = self._latents(image, draws)
                 sample = way.noisy(clean, draws())
             for number, timestep in enumerate(way.timesteps, 1):
-                output = self._predict(way.scaled(sample), float(timestep), context, guidance if guided else None)
+                output = self._predict(way.scaled(sample), float(timestep), context, how.guidance if guided else None)
                 sample = way.step(output, sample, draws)
                 if on_step is not None:
                     on_step(number, len(way.timesteps))
-            yield to_bytes(self.networks.decode(sample / self.scaling_factor))
+            _check_finite(sample, "U-Net")
+            pixels = self.networks.decode(sample / self.scaling_factor)
+            _check_finite(pixels, "decoder")
+            yield to_bytes(pixels)
 
     def _context(self, prompts: Sequence[str], negative_prompt: str | None) -> Array:
         """Embeddings of the prompts, under guidance after as many of the negative one."""
@@ -189,6 +197,14 @@ class _Draws:
 
     def __call__(self) -> Array:
         return np.stack([generator.normal(self._shape) for generator in self._generators])
+
+
+def _check_finite(numbers: Array, network: str) -> None:
+    if not np.isfinite(numbers).all():
+        raise InputError(
+            f"the {network} gives numbers that are not finite, as half precision does where it overflows; compute in "
+            f"f32, or export the model with --precision fp32"
+        )
 
 
 def to_bytes(pixels: Array) -> Pixels:

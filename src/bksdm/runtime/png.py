@@ -25,7 +25,7 @@ def encode(picture: NDArray[np.uint8], texts: Mapping[str, str] | None = None) -
     filtered[:, 1:] = rows - np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
     chunks = [
         _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, _DEPTH, _RGB, 0, 0, 0)),
-        *(_chunk(b"iTXt", _text(keyword, text)) for keyword, text in (texts or {}).items()),
+        *(_text(keyword, text) for keyword, text in (texts or {}).items()),
         _chunk(b"IDAT", zlib.compress(filtered.tobytes(), 9)),
         _chunk(b"IEND", b""),
     ]
@@ -33,8 +33,12 @@ def encode(picture: NDArray[np.uint8], texts: Mapping[str, str] | None = None) -
 
 
 def _text(keyword: str, text: str) -> bytes:
-    """Uncompressed, of no language."""
-    return keyword.encode("latin-1") + b"\0\0\0\0\0" + text.encode("utf-8")
+    """In Latin-1 where that has the letters, which more programs read; else in UTF-8, uncompressed, of no language."""
+    name = keyword.encode("latin-1")
+    try:
+        return _chunk(b"tEXt", name + b"\0" + text.encode("latin-1"))
+    except UnicodeEncodeError:
+        return _chunk(b"iTXt", name + b"\0\0\0\0\0" + text.encode("utf-8"))
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -1,15 +1,58 @@
 """Prompts to tokens as CLIP's text encoder takes them, by the tokenizers library alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bksdm.errors import InputError
 from bksdm.runtime.networks import Tokens
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
 _CLIP_PAD = "<|endoftext|>"
+
+
+def saved_words(added: Collection[str]) -> dict[str, str]:
+    """Words of several vectors (textual inversion, arXiv 2208.01618), and what is written for all of their vectors.
+
+    `<thing>` with `<thing>_1` and `<thing>_2` beside it becomes `<thing> <thing>_1 <thing>_2`, as diffusers has it.
+
+    Arguments:
+        added: The tokens that were added to a tokenizer.
+    """
+    found = {}
+    for word in added:
+        vectors = [word]
+        while (further := f"{word}_{len(vectors)}") in added:
+            vectors.append(further)
+        if len(vectors) > 1:
+            found[word] = " ".join(vectors)
+    return found
+
+
+def encoded(prompt: str, encode: Callable[[str], "Encoding"], words: Mapping[str, str]) -> tuple[str, "Encoding"]:
+    """A prompt with its saved words written out, and what is made of that.
+
+    Arguments:
+        prompt: The prompt.
+        encode: Pads or cuts to the text encoder's length.
+        words: Of `saved_words`.
+    """
+    found = encode(prompt)
+    tokens = dict.fromkeys(token for part in (found, *found.overflowing) for token in part.tokens)
+    written = prompt
+    for word in (token for token in tokens if token in words):
+        written = written.replace(word, words[word])
+    return (prompt, found) if written == prompt else (written, encode(written))
+
+
+def beyond(prompt: str, found: "Encoding") -> str:
+    """The end of a prompt that was cut off; nothing where all of it fitted."""
+    return prompt[max(end for _, end in found.offsets) :].strip() if found.overflowing else ""
 
 
 class Tokenizer:
@@ -42,10 +85,18 @@ class Tokenizer:
             raise InputError(f"{file} has no token {pad!r} to fill up with; export the model again")
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(length=length, pad_id=number, pad_token=pad)
+        self._words = saved_words([token.content for token in self._tokenizer.get_added_tokens_decoder().values()])
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Tokens with shape (B, L) of B prompts."""
-        return np.array([encoded.ids for encoded in self._tokenizer.encode_batch(list(prompts))], dtype=np.int64)
+        return np.array([self._encoded(prompt)[1].ids for prompt in prompts], dtype=np.int64)
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder does not see; nothing where it sees all."""
+        return beyond(*self._encoded(prompt))
+
+    def _encoded(self, prompt: str) -> tuple[str, "Encoding"]:
+        return encoded(prompt, self._tokenizer.encode, self._words)
 
 
 def _pad_token(file: Path) -> str:

@@ -22,11 +22,21 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.families import bypassed, units
 from bksdm.families.units import Unit
 from bksdm.generate import check
-from bksdm.models import check_text_to_image, context_tokens, fingerprint, load_pipeline, load_unet_config
+from bksdm.models import (
+    check_text_to_image,
+    context_tokens,
+    cutting,
+    drawing,
+    fingerprint,
+    load_pipeline,
+    load_unet_config,
+)
 from bksdm.options import GenerateOptions, SensitivityOptions
-from bksdm.progress import bar
+from bksdm.progress import bar, say
+from bksdm.prompts import cut_line
 from bksdm.recipe import Config
 from bksdm.runs import check_free, open_run, write_text
+from bksdm.runtime.defaults import Defaults
 from bksdm.sampling import scheduler_named
 from bksdm.sensitivity.compare import PICTURED, Comparison, Inputs
 from bksdm.sensitivity.ledger import Ledger
@@ -49,6 +59,8 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
     Raises:
         InputError: An option, the teacher or the data are unfit; see the message.
     """
+    how = drawing(options.teacher, options.steps, options.guidance)
+    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     scores = _check(options)
     config, tokens = load_unet_config(options.teacher), context_tokens(options.teacher)
     found = units(config)
@@ -73,7 +85,10 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
             pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
     open_run(out, "sensitivity", settings, _MAY_CHANGE, {"device": str(device), "precision": str(precision)})
     if missing:
-        _measure(pipeline, encoder, _inputs(options, source), found, missing, ledger)
+        inputs = _inputs(options, how, source)
+        if line := cut_line([entry.text for entry in inputs.entries], cutting(pipeline.tokenizer), "captions"):
+            say(line)
+        _measure(pipeline, encoder, inputs, found, missing, ledger)
     outcome = Sensitivity(
         units=found,
         costs=parts_cost(config, {unit.name: unit.paths for unit in found}, tokens=tokens),
@@ -146,13 +161,13 @@ def _budget(options: SensitivityOptions, config: Config, tokens: int) -> Budget 
     return budget
 
 
-def _inputs(options: SensitivityOptions, source: Source) -> Inputs:
+def _inputs(options: SensitivityOptions, how: Defaults, source: Source) -> Inputs:
     return Inputs(
         entries=_spread(source.pictures, options.pictures),
         real=_spread(source.pictures, min(_REFERENCE, len(source.pictures))),
         seed=options.seed,
-        steps=options.steps,
-        guidance=options.guidance,
+        steps=how.steps,
+        guidance=how.guidance,
         batch_size=options.batch_size,
     )
 
