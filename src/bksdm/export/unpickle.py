@@ -20,7 +20,12 @@ from bksdm.parts import copy_part, find_weights, plain_name, write_index
 from bksdm.prune import RECIPE_FILE
 from bksdm.runtime.defaults import SAMPLING_FILE
 
-_WANTED = ("model_index.json", RECIPE_FILE, *(f"*/*{suffix}" for suffix in (".json", ".txt", ".bin", ".safetensors")))
+_WANTED = (
+    "model_index.json",
+    RECIPE_FILE,
+    SAMPLING_FILE,
+    *(f"*/*{suffix}" for suffix in (".json", ".txt", ".bin", ".safetensors")),
+)
 _INDEX = "model_index.json"
 _MEND = "copy it again, or ask who made it for safetensors"
 
