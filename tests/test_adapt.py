@@ -25,6 +25,7 @@ from bksdm.adapters.kinds import LORA_FILE
 from bksdm.adapters.lora import merge_lora
 from bksdm.adapters.lora_out import KOHYA_FILE
 from bksdm.adapters.motion import motion_unet
+from bksdm.adapters.peft_config import PeftConfig
 from bksdm.adapters.training import add_lora, save_lora
 from bksdm.errors import InputError
 from bksdm.families import derive, skip_connections
@@ -219,6 +220,39 @@ def test_bundled_words_come_along(
     assert "thing" in stock.tokenizer.get_vocab()
 
 
+def test_a_file_that_was_adapted_brings_its_words(
+    done: Run, students: dict[str, Path], lora: Path, v1_folder: Path, tmp_path: Path
+) -> None:
+    words = {"bundle_emb.thing.string_to_param.*": torch.randn(2, CONTEXT)}
+    of_the_middle = {name: t for name, t in load_file(lora / LORA_FILE).items() if "unet_mid_block" in name}
+    words_of = ["--model", students["small"], "--teacher", v1_folder, "--out"]
+    save_file(load_file(lora / LORA_FILE) | words, tmp_path / "it.safetensors")
+    assert "it brings the words thing" in done("adapt", tmp_path / "it.safetensors", *words_of, tmp_path / "out").said
+    pipeline = merge_lora(load_pipeline(students["small"]), tmp_path / "out" / LORA_FILE)
+    assert "thing_1" in pipeline.tokenizer.get_vocab()
+    save_file(of_the_middle | words, tmp_path / "mid.safetensors")
+    made = done("adapt", tmp_path / "mid.safetensors", *words_of, tmp_path / "mid", "--json").json
+    assert made["kind"] == "textual_inversion"
+    assert len(made["dropped"]) == len(of_the_middle) // 3
+    assert list(load_file(tmp_path / "mid" / "learned_embeds.safetensors")) == ["thing"]
+
+
+def test_a_lora_is_carried_once_and_counts_on_its_student_alone(
+    done: Run, run: Run, students: dict[str, Path], lora: Path, v1_folder: Path, tmp_path: Path
+) -> None:
+    out = adapt(AdaptOptions(str(lora), str(students["small"]), str(v1_folder), str(tmp_path / "out"))).out
+    for source in (out, out / LORA_FILE):
+        outcome = run("adapt", source, "--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "again")
+        assert outcome.code == 2
+        assert outcome.said[0].endswith("was carried over to a student already; give the one of the teacher")
+    for model, this in ((v1_folder, "this model is a teacher"), (students["base"], "this one is of 'base'")):
+        words = ["--prompt", "red", "--steps", 1, "--lora", out, "--out", tmp_path / "pictures"]
+        outcome = run("generate", model, *words)
+        assert outcome.code == 2
+        assert f"was made for a student of recipe 'small', and {this}; give another LoRA" in outcome.said[0]
+    done("generate", students["small"], *words)
+
+
 # Textual inversions
 
 
@@ -381,6 +415,30 @@ def test_a_controlnet_in_one_file_is_the_same(
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+def test_what_is_no_part_of_a_controlnet_is_refused(
+    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    whole = ControlNetModel.from_unet(v1_teacher.unet, conditioning_embedding_out_channels=(4, 8, 12, 16))
+    tensors = {f"control_model.{name}": tensor for name, tensor in as_authors_write_it(whole).items()}
+    save_file(tensors | {"control_model.more": torch.zeros(3)}, tmp_path / "control.safetensors")
+    options = AdaptOptions(
+        str(tmp_path / "control.safetensors"), str(students["base"]), str(v1_folder), str(tmp_path / "out")
+    )
+    with pytest.raises(InputError, match=r"has control_model.more, which is no part of a ControlNet"):
+        adapt(options)
+
+
+@pytest.mark.parametrize("arguments", [{"max_shard_size": "100KB"}, {"variant": "fp16"}, {}])
+def test_a_controlnet_in_pieces_or_of_a_variant_loads_after_it_was_carried(
+    students: dict[str, Path], controlnet: Path, v1_folder: Path, tmp_path: Path, arguments: dict[str, str]
+) -> None:
+    whole = ControlNetModel.from_pretrained(controlnet)
+    whole.save_pretrained(tmp_path / "pieces", **arguments)
+    made = adapt(AdaptOptions(str(tmp_path / "pieces"), str(students["base"]), str(v1_folder), str(tmp_path / "out")))
+    ours = load_controlnet(made.out).state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.state_dict().items())
+
+
 def as_authors_write_it(controlnet: ControlNetModel) -> dict[str, Tensor]:
     """A ControlNet's tensors under the names of its authors' files: those of a U-Net's way down, and of its own."""
     own, found = controlnet.state_dict(), {}
@@ -399,13 +457,19 @@ def as_authors_write_it(controlnet: ControlNetModel) -> dict[str, Tensor]:
 # T2I-Adapters
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("recipe", "kind"), [*((recipe, "full") for recipe in RECIPES), ("tiny", "light")])
 def test_a_t2i_adapter_gives_each_stage_what_it_gave_the_teachers(
-    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
+    students: dict[str, Path],
+    v1_folder: Path,
+    v1_teacher: StableDiffusionPipeline,
+    tmp_path: Path,
+    recipe: str,
+    kind: str,
 ) -> None:
     torch.manual_seed(4)
     widths = list(v1_teacher.unet.config.block_out_channels)
-    T2IAdapter(channels=widths, num_res_blocks=1, downscale_factor=4).save_pretrained(tmp_path / "adapter")
+    adapter = T2IAdapter(channels=widths, num_res_blocks=1, downscale_factor=4, adapter_type=f"{kind}_adapter")
+    adapter.save_pretrained(tmp_path / "adapter")
     made = adapt(AdaptOptions(str(tmp_path / "adapter"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
     residuals = T2IAdapter.from_pretrained(made.out)(torch.rand(2, 3, PICTURE, PICTURE))
     student = UNet2DConditionModel.from_pretrained(students[recipe] / "unet").eval()
@@ -491,6 +555,7 @@ def test_motion_modules_follow_their_layers(
     for parameter in whole.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     whole.save_pretrained(tmp_path / "motion")
+    whole.save_pretrained(tmp_path / "motion", variant="fp16")  # beside it, as people publish it
     made = adapt(AdaptOptions(str(tmp_path / "motion"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
     motion, pruning = MotionAdapter.from_pretrained(made.out), derive(load_recipe(recipe), v1_teacher.unet.config)
     modules = dict(whole.named_modules())
@@ -600,6 +665,22 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     "a Control-LoRA": ({"lora_controlnet": torch.zeros(0)}, "is a Control-LoRA, which cannot be carried"),
     "something else": ({"encoder.0.weight": torch.zeros(1)}, "is no adapter that is known .it has encoder.0.weight."),
     "nothing": ({}, "is no adapter that is known .it has no tensor."),
+    "matrices without a rank": (
+        {f"{LAYER}.lora_down.weight": torch.zeros(0, 4, 3, 3), f"{LAYER}.lora_up.weight": torch.zeros(32, 0, 1, 1)},
+        "has matrices of rank 0 for unet.conv_in; remove them",
+    ),
+    "differences of a ControlNet": (
+        {"difference": torch.ones(1), "input_hint_block.0.weight": torch.zeros(8, 3, 3, 3)},
+        "holds differences from a U-Net; give a whole ControlNet",
+    ),
+    "a SparseCtrl": (
+        {"controlnet_cond_embedding.weight": torch.zeros(1), "up_blocks.0.motion_modules.0.proj.bias": torch.zeros(1)},
+        "has controlnet_cond_embedding.weight, which is no motion module's; give motion modules alone",
+    ),
+    "layers of another model": (
+        {"text_encoders.clip_l.q_proj.lora_down.weight": torch.zeros(1, 4), **PLAIN},
+        "that this model does not have, first text_encoders.clip_l.q_proj; give one of this teacher",
+    ),
     "peft's without its config": (PEFTS, "has no adapter_config.json beside it, which says its scale; give the folder"),
     "an IP-Adapter of another family": (
         {"ip_adapter.1.to_k_ip.weight": torch.zeros(9, 9)},
@@ -661,6 +742,12 @@ CONFIGS: dict[str, tuple[dict[str, object], str]] = {
         {"modules_to_save": ["conv_out"]},
         r"has modules_to_save \['conv_out'\], which is not understood; merge it with peft",
     ),
+    "a rank without a scale": ({"lora_alpha": None}, "has lora_alpha None; write a number"),
+    "a pattern without a scale": ({"alpha_pattern": {"to_q": None}}, "has alpha_pattern to_q None; write a number"),
+    "patterns as a list": (
+        {"rank_pattern": ["to_q"]},
+        r"has rank_pattern \['to_q'\]; write patterns",
+    ),
     "a broken pattern": ({"alpha_pattern": {"(": 1}}, "alpha_pattern has '.', which is no regular expression"),
 }
 
@@ -674,6 +761,20 @@ def test_a_config_that_is_not_understood_is_refused(
     outcome = run("adapt", folder, "--model", students["base"], "--teacher", v1_folder, "--out", tmp_path / "out")
     assert outcome.code == 2
     assert re.search(line, outcome.said[0]), outcome.said
+    assert "cannot be read" not in outcome.said[0]
+
+
+QUERY = "encoder.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "pattern", [QUERY, "q_proj", f"text_model.{QUERY}", f"^text_model.{QUERY}", r"text_model\..*q_proj"]
+)
+def test_patterns_may_have_the_level_that_transformers_had_once(pattern: str) -> None:
+    config = PeftConfig({"r": 4, "lora_alpha": 4, "alpha_pattern": {pattern: 12}}, "it")
+    assert config.scale(QUERY, 4) == 3
+    assert config.scale(QUERY.replace("q_", "k_"), 4) == 1
+    assert PeftConfig({"feedforward_modules": [f"text_model.{QUERY}"]}, "it").on_input(QUERY)
 
 
 def test_adapters_of_others_are_refused(

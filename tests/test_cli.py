@@ -148,7 +148,7 @@ def test_prompts_are_taken_word_by_word_as_they_are(words: list[str], prompts: l
     assert options.prompt == (prompts or words[1:])
 
 
-@pytest.mark.parametrize("text", ["1", "1.5", "a: b", "[a]", "{b", "- d", "true", "été"])
+@pytest.mark.parametrize("text", ["1", "1.5", "a: b", "[a]", "{b", "- d", "true", "null", "~", "été"])
 @pytest.mark.parametrize("option", ["negative_prompt", "out", "model"])
 def test_texts_are_taken_as_they_are(option: str, text: str) -> None:
     given = {"model": "emoji", "out": "o"} | {option: text}
@@ -180,22 +180,30 @@ def test_numbers_may_be_written_as_people_do(words: list[str], value: float) -> 
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "line"),
     [
-        ["emoji", "--steps", "3"],
-        ["emoji", "--steps", "many", "--out", "o"],
-        ["emoji", "--steps", "3.5", "--out", "o"],
-        ["emoji", "--steps", "true", "--out", "o"],
-        ["emoji", "--precision", "fp8", "--out", "o"],
-        ["emoji", "--nonsense", "3", "--out", "o"],
-        ["emoji", "--out"],
-        ["emoji", "green", "--out", "o"],
-        ["--out", "o", "emoji"],
+        (["emoji", "--steps", "3"], ".*out.*"),
+        (["emoji", "--steps", "many", "--out", "o"], "steps is many; give a whole number"),
+        (["emoji", "--steps", "3.5", "--out", "o"], "steps is 3.5; give a whole number"),
+        (["emoji", "--steps", "true", "--out", "o"], "steps is true; give a whole number"),
+        (["emoji", "--strengths", "a", "--out", "o"], r"strengths is \['a'\]; give a list of numbers"),
+        (["emoji", "--precision", "fp8", "--out", "o"], "precision is fp8; give one of auto, fp32, bf16, fp16"),
+        (["emoji", "--json", "false", "--seed", "x", "--out", "o"], "seed is x; give a whole number"),
+        (["emoji", "--nonsense", "3", "--out", "o"], ".*nonsense.*"),
+        (["emoji", "--out"], ".*out.*"),
+        (["emoji", "green", "--out", "o"], ".*green.*"),
+        (["--out", "o", "emoji"], ".*emoji.*"),
     ],
 )
-def test_what_is_not_an_option_is_refused(words: list[str]) -> None:
-    with pytest.raises(InputError, match=r"^.*; see bksdm generate --help$"):
+def test_what_is_not_an_option_is_refused(words: list[str], line: str) -> None:
+    with pytest.raises(InputError, match=rf"^{line}; see bksdm generate --help$"):
         generate_options(*words)
+
+
+def test_a_config_with_a_text_for_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("prompt: red apple\n")
+    with pytest.raises(InputError, match=r"^prompt is red apple; give a list of texts; see"):
+        generate_options("emoji", "--out", "o", "--config", str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

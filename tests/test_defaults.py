@@ -97,7 +97,9 @@ def test_a_file_that_means_nothing_is_refused(run: Run, folder: Path, tmp_path: 
     assert not (tmp_path / "o").exists()
 
 
-def test_one_on_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_on_the_hub_is_asked_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As far as the Hub's cache goes, in which diffusers' own download leaves the file out."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     kept = tmp_path / "models--you--tiny"
@@ -106,7 +108,12 @@ def test_one_on_the_hub_is_asked_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     (kept / "snapshots" / "abc").mkdir(parents=True)
     saying(kept / "snapshots" / "abc")
     assert drawing("you/tiny") == Defaults(3, 2.5)
+    assert not capsys.readouterr().err
     assert drawing("you/other") == Defaults(25, 7.5)
+    assert (
+        "whether you/other has a sampling.json could not be asked (LocalEntryNotFoundError); it draws in 25 steps"
+        in (capsys.readouterr().err)
+    )
 
 
 # Who takes it up
@@ -188,6 +195,32 @@ def test_what_is_made_from_a_model_draws_best_as_it_does(
     assert drawing_defaults(made) == Defaults(3, 2.5)
     if (made / "README.md").is_file():
         assert ", num_inference_steps=3, guidance_scale=2.5)" in (made / "README.md").read_text()
+
+
+@pytest.mark.parametrize("words", [("prune", "--recipe", "small"), ("export", "--to", "diffusers")])
+def test_another_file_makes_it_another_run(
+    done: Run, run: Run, model: Path, folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    own = saying(folder)
+    command = [words[0], own, *words[1:], "--out", tmp_path / "o"]
+    done(*command)
+    done(*command)
+    saying(folder, num_inference_steps=9)
+    outcome = run(*command)
+    assert outcome.code == 2
+    assert "holds another run (sampling: " in outcome.said[0]
+
+
+def test_a_negative_prompt_without_guidance_is_said_to_change_nothing(
+    done: Run, v1_folder: Path, onnx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "red", "--negative_prompt", "blue", "--guidance", 1, "--steps", 1, "--out"]
+    said = done("generate", v1_folder, *words, tmp_path / "o").said
+    assert said == ["the negative prompt changes nothing at guidance 1; give --guidance of more than 1"]
+    assert main([str(onnx_folder), *map(str, words), str(tmp_path / "x.png"), "--threads", "1"]) == 0
+    assert "the negative prompt changes nothing at guidance 1" in capsys.readouterr().err
+    for picture in (tmp_path / "o" / "00000.png", tmp_path / "x.png"):
+        assert "negative_prompt" not in told(picture)
 
 
 def test_what_does_not_tell_stays_silent(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:

@@ -193,6 +193,13 @@ def test_others_have_their_own_and_draw_by_them(v1_folder: Path, folder: Path) -
     assert re.search(r"\((as fast as|\d+\.\d times (as fast as|slower than)) the first\)", found[3])
 
 
+def test_what_a_model_says_may_be_beyond_the_usual_sliders(v1_folder: Path, folder: Path) -> None:
+    (folder / SAMPLING_FILE).write_text(Defaults(150, 0.0).text())
+    page = serve(DemoOptions(str(folder), port=free_port()), wait=False)
+    page.close()
+    assert sliders(page) == [("Steps", 150), ("Guidance", 1)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -268,7 +268,7 @@ def test_a_real_export_that_is_ended_by_sigterm_leaves_nothing(exported_model: P
 
 def test_what_a_kill_left_goes_with_the_next_export(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    for left in (".model.partial.safetensors", "..model.partial.partial.safetensors"):
+    for left in (".model.safetensors.partial.safetensors", "..model.safetensors.partial.safetensors.partial"):
         (tmp_path / left).write_text("half")
     export(ExportOptions(str(model), "ldm", str(out)))
     assert list(tmp_path.iterdir()) == [out]

@@ -1,6 +1,8 @@
 """Latent-consistency distillation: the objective by hand, and `bksdm lcm` end to end."""
 
 import copy
+import json
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,8 @@ def test_the_student_is_a_stock_pipeline_that_draws_in_four_steps(finished: Path
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, LCMScheduler)
     assert pipeline.scheduler.config.original_inference_steps == 50
+    config = json.loads((finished / "student" / "scheduler" / "scheduler_config.json").read_text())
+    assert config.keys() - {"_class_name", "_diffusers_version"} <= signature(LCMScheduler).parameters.keys()
     for steps in (1, 4):
         rng = torch.Generator().manual_seed(0)
         pixels = pipeline("red", num_inference_steps=steps, guidance_scale=1.0, generator=rng, output_type="np").images

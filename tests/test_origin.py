@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
+from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from bksdm.adapters.controlnet import load_controlnet
@@ -286,6 +286,11 @@ def test_a_single_file_in_half_precision_makes_a_student_in_half(
 def prune_from(teacher: str | Path, out: Path) -> Path:
     prune(PruneOptions(str(teacher), "small", str(out)))
     return out
+
+
+def test_a_folder_is_written_again_with_another_scheduler(old_teacher: Path, tmp_path: Path) -> None:
+    export(ExportOptions(str(old_teacher), "diffusers", str(tmp_path / "again"), scheduler="DDIMScheduler"))
+    assert type(StableDiffusionPipeline.from_pretrained(tmp_path / "again").scheduler) is DDIMScheduler
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [(None, torch.float16), ("fp32", torch.float32)])

@@ -72,6 +72,15 @@ def test_prompts_of_any_kind_are_read(tmp_path: Path, writer: str, prompt: str, 
     assert told(file) == {name: value for name, value in whole.items() if value is not None}
 
 
+@pytest.mark.parametrize("negative", [None, "blue"])
+def test_a_prompt_with_the_readers_own_mark_is_read_all_the_same(tmp_path: Path, negative: str | None) -> None:
+    prompt = "red\nNegative prompt: apple"
+    save_picture(Image.new("RGB", (48, 32)), tmp_path / "x.png", about(prompt=prompt, negative_prompt=negative), PNDM)
+    found = read(tmp_path / "x.png")
+    assert (found["prompt"], found["negative_prompt"]) == ("red\nnegative prompt: apple", negative or "")
+    assert told(tmp_path / "x.png")["prompt"] == prompt
+
+
 def test_a_model_with_a_comma_in_its_name_is_quoted_as_there() -> None:
     written = texts(about(model='a, "b": c'), PNDM, (8, 8))["parameters"]
     assert written.endswith('Size: 8x8, Model: "a, \\"b\\": c"')

@@ -23,6 +23,7 @@ from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
 from bksdm.prepare import prepare
 from bksdm.rivals import Drawing, TorchRival
+from bksdm.runtime.defaults import Defaults
 from tiny_models import MAX_TOKENS, V1_UNET, build_pipeline, write_json
 from verbs import Run, make_student
 
@@ -143,7 +144,7 @@ def test_benchmark_measures_them(wide: Path) -> None:
 
 
 def test_the_page_draws_them(wide: Path, tmp_path: Path) -> None:
-    drawer = Drawer.load(str(wide), DemoOptions(str(wide), precision="fp32"))
+    drawer = Drawer.load(str(wide), Defaults(), DemoOptions(str(wide), precision="fp32"))
     begin = Image.new("RGB", (50, 50), "red")
     for image in (None, begin):
         made = draw(drawer, Wish("red", 0, 2, 1.0, image, 0.8), tmp_path, lambda: None)

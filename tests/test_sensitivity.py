@@ -309,7 +309,7 @@ BAD = [
     (("--pictures", 1), "pictures is 1; a standard error needs at least 2"),
     (("--steps", 0), "steps is 0; give at least 1"),
     (("--scores", "inception"), "see bksdm sensitivity --help"),
-    (("--encoder", "./nowhere"), "encoder ./nowhere is not a CLIP folder"),
+    (("--encoder", "./nowhere"), "encoder ./nowhere does not exist"),
 ]
 
 

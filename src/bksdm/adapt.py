@@ -23,7 +23,7 @@ from bksdm.adapters import ip_adapter, kinds, motion
 from bksdm.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
 from bksdm.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_tensors
 from bksdm.adapters.lora import carried, check_fits
-from bksdm.adapters.lora_files import lora_files, read_lora
+from bksdm.adapters.lora_files import check_made_for, lora_files, read_lora
 from bksdm.adapters.lora_out import diffusers_leaves_out, write_lora
 from bksdm.adapters.t2i_adapter import stage_widths
 from bksdm.adapters.words import check_width, read_words, write_words
@@ -31,6 +31,7 @@ from bksdm.errors import InputError
 from bksdm.families import skip_connections
 from bksdm.models import load_config, load_unet_config
 from bksdm.options import AdaptOptions
+from bksdm.parts import copy_part
 from bksdm.progress import say
 from bksdm.prune import as_list, checked_pruning
 from bksdm.recipe import Config, Pruning
@@ -114,6 +115,7 @@ def adapt(options: AdaptOptions) -> Adapted:
     pruning = checked_pruning(options.teacher, options.model, teacher, load_unet_config(options.model))
     source, out = Path(options.adapter).expanduser(), Path(options.out)
     kind = kind_of(source)
+    _check_teachers(source, kind)
     if kind not in _CARRY:
         raise InputError(
             f"adapter {source} is {kinds.named(kind)}, which no student of this teacher takes; it is of another family"
@@ -132,16 +134,24 @@ def adapt(options: AdaptOptions) -> Adapted:
     return made
 
 
+def _check_teachers(source: Path, kind: str) -> None:
+    """Refuse what was carried over before: its layers have a student's numbers. Words have none."""
+    file = (source if source.is_dir() else source.parent) / RESULT_FILE
+    if file.is_file() and kind != kinds.WORDS:
+        raise InputError(f"adapter {source} was carried over to a student already; give the one of the teacher")
+
+
 def _files(source: Path, kind: str) -> list[Path]:
-    if (source / "config.json").is_file():
+    if kinds.class_name(source):
         return sorted(file for file in source.glob("*") if file.is_file())
     return lora_files(source) if kind == kinds.LORA else [adapter_file(source)]
 
 
 def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
     networks: dict[str, nn.Module] = {"unet": pair.unet, "text_encoder": pair.text_encoder}
+    check_made_for(source, None)
     weights = read_lora(source, networks)
-    check_fits(weights, networks, source)
+    check_fits(weights, networks, source, "give one of this teacher")
     kept, dropped = carried(weights, pair.pruning)
     if not kept.layers and not kept.words:
         raise InputError(
@@ -149,7 +159,12 @@ def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
         )
     for word, vectors in kept.words.items():
         check_width(word, vectors, pair.text_config["hidden_size"])
-    write_lora(kept, folder / LORA_FILE)
+    if kept.words:
+        say(f"it brings the words {kinds.listed(kept.words)}")
+    if not kept.layers:
+        write_words(kept.words, folder)
+        return Adapted(kinds.WORDS, folder, len(kept.words), tuple(dropped))
+    write_lora(kept, folder / LORA_FILE, pair.pruning.recipe)
     if diffusers_leaves_out(kept.layers):
         say("stock diffusers reads this LoRA without its DoRA magnitudes; bksdm, ComfyUI and InvokeAI read it whole")
     places = dict(zip((layer for layer in weights.layers if layer not in dropped), kept.layers, strict=True))
@@ -166,10 +181,10 @@ def _words(source: Path, pair: _Pair, folder: Path) -> Adapted:
 
 
 def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
-    if (source / "config.json").is_file():
+    if kinds.class_name(source):
         network = load_controlnet(source)
         _check_config("controlnet", source, network.config, pair.teacher, _OF_THE_ENCODER)
-        _copy_folder(source, folder)
+        copy_part(source, folder)
     else:
         network = read_single_file(adapter_file(source), pair.unet)
         network.save_pretrained(folder)
@@ -189,7 +204,7 @@ def _t2i_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
             f"T2I-Adapter {source} gives residuals of {own} channels, and the teacher's stages have {widths}; it is of "
             f"another family"
         )
-    _copy_folder(source, folder) if source.is_dir() else shutil.copyfile(file, folder / file.name)
+    copy_part(source, folder) if kinds.class_name(source) else shutil.copyfile(file, folder / file.name)
     places = {f"down_blocks.{n}": f"down_blocks.{n}" if n < stages else None for n in range(len(widths))}
     return Adapted.by_places(kinds.T2I_ADAPTER, folder, places)
 
@@ -210,12 +225,15 @@ def _ip_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
 def _motion(source: Path, pair: _Pair, folder: Path) -> Adapted:
     file, student = adapter_file(source), pair.pruning.student_config
     tensors, header = read_tensors(file)
-    if (source / "config.json").is_file():
+    if kinds.class_name(source):
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         _check_config("motion module", source, config, pair.teacher, ("block_out_channels",))
         write_text(folder / "config.json", json.dumps(motion.student_config(config, student), indent=2) + "\n")
     motion.check_layers(tensors, pair.unet.state_dict(), file)
-    kept, places = motion.renumbered(tensors, pair.pruning)
+    try:
+        kept, places = motion.renumbered(tensors, pair.pruning)
+    except InputError as error:
+        raise InputError(f"motion module {file} is not read: {error}") from error
     _save(kept, folder / (_WEIGHTS if source.is_dir() else file.name), header)
     return Adapted.by_places(kinds.MOTION, folder, places)
 
@@ -241,12 +259,6 @@ def _check_config(what: str, source: Path, own: Mapping[str, Any], teacher: Conf
         ours, theirs = own.get(key), teacher.get(key)
         if as_list(ours) != as_list(theirs):
             raise InputError(f"{what} {source} is not of this teacher: its {key} is {ours}, and the teacher's {theirs}")
-
-
-def _copy_folder(source: Path, folder: Path) -> None:
-    for file in source.glob("*"):
-        if file.name == "config.json" or file.suffix == ".safetensors":
-            shutil.copyfile(file, folder / file.name)
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,16 @@ from bksdm import options as verbs
 from bksdm.errors import InputError
 
 BAD_INPUT, FAILURE = 2, 1
+_UNFIT = re.compile(r'Parser key "(?P<name>\w+)": .*(Given value|Got value): (?P<value>.*)')
+_KINDS = (
+    ("list[float]", "a list of numbers"),
+    ("list[int]", "a list of whole numbers"),
+    ("list[str]", "a list of texts"),
+    ("bool", "true or false"),
+    ("int", "a whole number"),
+    ("float", "a number"),
+    ("str", "a text"),
+)
 
 
 def _describe(options: verbs.DescribeOptions) -> None:
@@ -272,9 +283,22 @@ def parse(kind: type[Any], verb: str, given: list[str]) -> Any:
     try:
         namespace = parser.parse_args(_spelled_out(kind, given))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(f"{' '.join(str(error).split())}; see bksdm {verb} --help") from error
+        message = _plain(kind, " ".join(str(error).split()))
+        raise InputError(f"{message}; see bksdm {verb} --help") from error
     values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(kind)}
     return kind(**values)
+
+
+def _plain(kind: type[Any], message: str) -> str:
+    """What the parser says of a value of the wrong type, in the words that all other refusals have."""
+    unfit = _UNFIT.match(message)
+    if not unfit:
+        return message
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    of_type = types[unfit["name"]]
+    choices = re.findall(r"'([^']+)'", of_type) if "Literal" in of_type else []
+    wanted = f"one of {', '.join(choices)}" if choices else next(words for mark, words in _KINDS if mark in of_type)
+    return f"{unfit['name']} is {unfit['value']}; give {wanted}"
 
 
 def _spelled_out(kind: type[Any], given: list[str]) -> list[str]:

@@ -133,8 +133,6 @@ def serve(options: DemoOptions, *, wait: bool) -> Any:
         raise InputError("demo needs Gradio; run pip install 'bksdm[demo]'") from error
     models = [options.model, *([options.compare] if options.compare else [])]
     ways = [drawing(model, options.steps, options.guidance) for model in models]
-    for how in ways:
-        _check_way(how)
     drawers = [Drawer.load(model, how, options) for model, how in zip(models, ways, strict=True)]
     folder = Path(tempfile.mkdtemp(prefix="bksdm-demo-"))
     page = _page(gradio, drawers, folder)
@@ -266,8 +264,9 @@ def _sliders(gradio: Any, drawers: list[Drawer]) -> list[Any]:
     found = []
     for drawer in drawers[:1] if alike else drawers:
         whose, how = "" if alike else f" of {drawer.name}", drawer.how
-        found.append(gradio.Slider(1, _MOST_STEPS, how.steps, step=1, label=f"Steps{whose}"))
-        found.append(gradio.Slider(1, _MOST_GUIDANCE, how.guidance, step=0.5, label=f"Guidance{whose}"))
+        steps, guidance = max(_MOST_STEPS, how.steps), max(_MOST_GUIDANCE, how.guidance)
+        found.append(gradio.Slider(1, steps, how.steps, step=1, label=f"Steps{whose}"))
+        found.append(gradio.Slider(1, guidance, max(1, how.guidance), step=0.5, label=f"Guidance{whose}"))
     return found
 
 
@@ -314,15 +313,12 @@ def pace(ratio: float) -> str:
 def _check(options: DemoOptions) -> None:
     if options.waiting < 1:
         raise InputError(f"waiting is {options.waiting}; give at least 1")
+    if options.steps is not None and not 1 <= options.steps <= _MOST_STEPS:
+        raise InputError(f"steps is {options.steps}; give 1 to {_MOST_STEPS}")
+    if options.guidance is not None and not 1 <= options.guidance <= _MOST_GUIDANCE:
+        raise InputError(f"guidance is {options.guidance}; give 1 to {_MOST_GUIDANCE}")
     if not 1 <= options.port < 2**16:
         raise InputError(f"port is {options.port}; give 1 to {2**16 - 1}")
-
-
-def _check_way(how: Defaults) -> None:
-    if not 1 <= how.steps <= _MOST_STEPS:
-        raise InputError(f"steps is {how.steps}; give 1 to {_MOST_STEPS}")
-    if not 1 <= how.guidance <= _MOST_GUIDANCE:
-        raise InputError(f"guidance is {how.guidance}; give 1 to {_MOST_GUIDANCE}")
 
 
 def _check_port(options: DemoOptions) -> None:

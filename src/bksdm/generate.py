@@ -75,7 +75,9 @@ def generate(options: GenerateOptions) -> list[Path]:
             masked=mask is not None,
             unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
-        say_cut([options.negative_prompt or "", *(asked[number].request.prompt for number in missing)], drawer.cut_off)
+        say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
+        if options.negative_prompt and how.guidance <= 1:
+            say(f"the negative prompt changes nothing at guidance {how.guidance:g}; give --guidance of more than 1")
         chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}
         if group.main:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)

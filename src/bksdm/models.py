@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Encoding
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def load_pipeline(
     if with_unet:
         check_parts(pipeline.text_encoder, pipeline.unet.config, model)
     for word in hidden_words(pipeline.tokenizer):
-        _say_hidden(str(model), word)
+        say_hidden(word)
     return pipeline
 
 
@@ -168,9 +169,20 @@ def drawing_defaults(model: str | Path) -> Defaults | None:
     if path is None:
         try:
             return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent)
-        except (*HUB_ERRORS, OSError):
+        except (*HUB_ERRORS, OSError) as error:
+            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+                _say_unknown(str(model), type(error).__name__)
             return None
     return read_defaults(path) if path.is_dir() else load_contents(path).sampling
+
+
+@functools.cache  # so that it is said once
+def _say_unknown(model: str, reason: str) -> None:
+    usual = Defaults()
+    say(
+        f"whether {model} has a {SAMPLING_FILE} could not be asked ({reason}); it draws in {usual.steps} "
+        f"steps with guidance {usual.guidance:g} unless --steps and --guidance say otherwise"
+    )
 
 
 def drawing(model: str | Path, steps: int | None = None, guidance: float | None = None) -> Defaults:
@@ -633,8 +645,9 @@ def hidden_words(tokenizer: CLIPTokenizer) -> list[str]:
 
 
 @functools.cache  # so that it is said once
-def _say_hidden(model: str, word: str) -> None:
-    say(f"of the saved word {word} of {model}, the first vector counts alone: give it a name in small letters")
+def say_hidden(word: str) -> None:
+    """A line about a word of `hidden_words`."""
+    say(f"of the saved word {word} of the model, the first vector counts alone: give it a name in small letters")
 
 
 def _encoding(tokenizer: CLIPTokenizer) -> Callable[[str], tuple[str, Encoding]]:

@@ -565,7 +565,7 @@ class GenerateOptions:
     guidance: float | None = None
     seed: int = 0
     images_per_prompt: int = 1
-    negative_prompt: str | None = None
+    negative_prompt: str = ""
     batch_size: int = 4
     scheduler: str | None = None
     height: int | None = None

@@ -47,14 +47,15 @@ def prune(options: PruneOptions) -> Description:
     recipe, folder = load_recipe(options.recipe), Path(options.out)
     if folder.resolve() == Path.cwd():
         raise InputError(f"out is {options.out}, the folder that you are in; name a new one")
+    own = drawing_defaults(options.teacher)
     settings = dataclasses.asdict(options) | {
         "recipe_content": digest(recipe.to_dict()),
         "teacher_content": fingerprint(options.teacher),
+        "sampling": as_files(own),
     }
     check_free(folder, "prune", settings, may_change=("json",))
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
-    own = drawing_defaults(options.teacher)
     files = run_files("prune", settings) | as_files(own)
     path = located(options.teacher)
     teacher = load_pipeline(options.teacher, with_unet=path.is_file())

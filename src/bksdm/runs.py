@@ -22,6 +22,7 @@ import yaml
 from bksdm.errors import InputError
 
 _SHOWN = 80
+_RUNS = 0o111  # a script stays one
 _PACKAGES = ("bksdm", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -37,9 +38,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replace_file(target: Path) -> Iterator[Path]:
-    """A file to write that takes the name `target` when the block ends without an error, and else goes."""
-    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+def replace_file(target: Path, suffix: str = "") -> Iterator[Path]:
+    """A file to write that takes the name `target` when the block ends without an error, and else goes.
+
+    Arguments:
+        target: The file.
+        suffix: What the name ends in meanwhile, for writers that go by it.
+    """
+    partial = target.with_name(f".{target.name}.partial{suffix}")
     try:
         yield partial
         partial.chmod(usual_mode(partial.parent))
@@ -74,7 +80,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
         mode = usual_mode(partial)
         for file in partial.rglob("*"):
             if file.is_file():
-                file.chmod(mode)
+                file.chmod(mode | stat.S_IMODE(file.stat().st_mode) & _RUNS)
                 _reach_the_disk(file)  # before the name: a loss of power keeps the order
         shutil.rmtree(earlier, ignore_errors=True)
         if target.exists():

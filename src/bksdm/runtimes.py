@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from bksdm.adapters.lora import Lora, merge_lora
+from bksdm.adapters.lora_files import check_made_for
 from bksdm.cost import unet_cost
 from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_precision
@@ -35,6 +36,7 @@ from bksdm.models import (
 )
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.progress import say
+from bksdm.prune import recipe_of
 from bksdm.runtime.schedulers import why_unknown, with_scheduler
 from bksdm.sampling import sample, scheduler_config, scheduler_named
 
@@ -222,6 +224,7 @@ def _torch(
     pipeline = load_model(model, torch.float32 if lora else dtype, decoder)
     check_drawing(pipeline, model, masked=masked)
     if lora:
+        check_made_for(lora.source, recipe_of(model))
         merge_lora(pipeline, lora.source, lora.scale)
         if dtype != torch.float32:
             pipeline.to(dtype)

@@ -113,6 +113,8 @@ def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetMod
         InputError: It is damaged, or was not made for a U-Net of this shape.
     """
     tensors, _ = read_tensors(file)
+    if "difference" in tensors:
+        raise InputError(f"controlnet {file} holds differences from a U-Net; give a whole ControlNet")
     hint = _hint_convolutions(tensors)
     with torch.device("meta"):
         made = ControlNetModel.from_unet(
@@ -128,6 +130,10 @@ def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetMod
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
+    taken = {tensor.data_ptr() for tensor in converted.values() if isinstance(tensor, Tensor)}
+    left = next((name for name, tensor in tensors.items() if tensor.data_ptr() not in taken), None)
+    if left is not None:
+        raise InputError(f"controlnet {file} has {left}, which is no part of a ControlNet; give one by itself")
     return made.eval()
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bksdm.errors import InputError
+from bksdm.parts import find_weights
 
 LORA, WORDS, SDXL_WORDS = "LoRA", "textual inversion", "textual inversion of SDXL"
 CONTROLNET, T2I_ADAPTER, IP_ADAPTER, MOTION = "ControlNet", "T2I-Adapter", "IP-Adapter", "motion module"
@@ -42,9 +43,8 @@ def kind_of(source: Path) -> str:
     Raises:
         InputError: There is none, it is damaged, or it is nothing that is known.
     """
-    config = source / "config.json"
-    if config.is_file():
-        name = _class_name(config)
+    name = class_name(source)
+    if name is not None:
         if name not in _CONFIGS:
             raise InputError(f"adapter {source} is a folder of {name}; give one of {', '.join(_CONFIGS)}, or a LoRA")
         return _CONFIGS[name]
@@ -74,6 +74,8 @@ def adapter_file(source: str | Path) -> Path:
     file = path
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
+        if class_name(path) is not None and (weights := find_weights(path)):
+            found = list(weights.files)
         named = [path / name for name in (LORA_FILE, PEFT_FILE, WORD_FILE) if (path / name) in found]
         pickled = sorted(file for file in path.iterdir() if file.suffix in _PICKLES)
         if not found and pickled:
@@ -87,9 +89,29 @@ def adapter_file(source: str | Path) -> Path:
         raise InputError(f"adapter {source} does not exist; give a .safetensors file, or a folder with one")
     if file.suffix in _PICKLES:
         raise InputError(f"adapter {file} is a pickle, which is never loaded; give its .safetensors")
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise InputError(f"adapter {file} is not a .safetensors file; others are not loaded")
     return file
+
+
+def peft_config_beside(file: Path) -> Path | None:
+    """peft's config of a file of matrices: in its folder, where there is no doubt that it is this one's."""
+    config = file.with_name(PEFT_CONFIG)
+    alone = file.name == PEFT_FILE or len(list(file.parent.glob("*.safetensors"))) == 1
+    return config if alone and config.is_file() else None
+
+
+def read_header(file: Path) -> dict[str, str]:
+    """What the header of a file says besides names and shapes.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"adapter {file} cannot be read: {_one_line(error)}") from error
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -100,9 +122,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         InputError: It is damaged, or has tensors that are no finite floats.
     """
+    header = read_header(file)
     try:
-        with safe_open(file, framework="pt") as opened:
-            header: dict[str, str] = opened.metadata() or {}
         tensors: dict[str, Tensor] = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"adapter {file} cannot be read: {_one_line(error)}") from error
@@ -124,17 +145,26 @@ def _by_names(file: Path, shapes: Mapping[str, list[int]]) -> str:
                     f"adapter {file} is {named(kind)}, which cannot be carried to another model; give an adapter"
                 )
             return kind
-    if shapes and all(len(shape) in (1, 2) and "." not in name for name, shape in shapes.items()):
+    if shapes and all(len(shape) in (1, 2) and ("." not in name or name[0] == "<") for name, shape in shapes.items()):
         return WORDS
     first = next(iter(shapes), "no tensor")
     raise InputError(f"adapter {file} is no adapter that is known (it has {first}); docs/guides/adapters.md lists them")
 
 
-def _class_name(config: Path) -> str:
+def class_name(folder: Path) -> str | None:
+    """The class of diffusers whose folder this is; None where it is no such folder.
+
+    Raises:
+        InputError: Its config is damaged.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        return None
     try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = dict(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{config} is no config of an adapter ({_one_line(error)}); copy the folder again") from error
+    return str(values["_class_name"]) if "_class_name" in values else None
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

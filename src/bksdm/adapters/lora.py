@@ -15,6 +15,8 @@ from bksdm.adapters.words import load_words
 from bksdm.errors import InputError
 from bksdm.recipe import Pruning
 
+_CARRY = "if it was made for the teacher of this student, carry it over with bksdm adapt"
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -46,18 +48,20 @@ def merge_lora(pipeline: StableDiffusionPipeline, lora: str | Path, scale: float
     check_fits(weights, networks, lora)
     for layer, own in weights.layers.items():
         _add(layer_module(networks, layer), own, scale)
+        _check_finite(layer_module(networks, layer), layer, lora, scale)
     for word, vectors in weights.words.items():
         load_words(pipeline, word, vectors)
     return pipeline
 
 
-def check_fits(weights: LoraWeights, networks: Mapping[str, nn.Module], lora: str | Path) -> None:
+def check_fits(weights: LoraWeights, networks: Mapping[str, nn.Module], lora: str | Path, mend: str = _CARRY) -> None:
     """Refuse a LoRA that changes layers which a model does not have, or has with other widths.
 
     Arguments:
         weights: As `read_lora` gives them for the same networks.
         networks: By their names; on any device.
         lora: What to call it.
+        mend: What to do about it.
 
     Raises:
         InputError: Naming the first such layer.
@@ -65,8 +69,7 @@ def check_fits(weights: LoraWeights, networks: Mapping[str, nn.Module], lora: st
     if weights.lacking:
         raise InputError(
             f"lora {lora} changes {len(weights.lacking)} of {len(weights.lacking) + len(weights.layers)} layers that "
-            f"this model does not have, first {weights.lacking[0]}; if it was made for the teacher of this student, "
-            f"carry it over with bksdm adapt"
+            f"this model does not have, first {weights.lacking[0]}; {mend}"
         )
     for layer, own in weights.layers.items():
         weight, bias = _held(layer_module(networks, layer))
@@ -106,6 +109,11 @@ def _add(module: nn.Module, own: Mapping[str, Tensor], scale: float) -> None:
     for tensor, was, change_of in zip(held, (weight, bias), change(on, weight, bias), strict=True):
         if tensor is not None and was is not None and change_of is not None:
             tensor.copy_(was + scale * change_of)
+
+
+def _check_finite(module: nn.Module, layer: str, lora: str | Path, scale: float) -> None:
+    if not _held(module)[0].isfinite().all():
+        raise InputError(f"lora {lora} makes {layer} infinite with a scale of {scale:g}; give a smaller --lora_scale")
 
 
 def _shape(tensor: Tensor) -> Tensor:

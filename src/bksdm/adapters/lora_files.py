@@ -3,6 +3,7 @@
 A file counts as its format says, to its last tensor, or is refused by the name of what is not understood.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,15 +12,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bksdm.adapters.kinds import LORA, PEFT_CONFIG, PEFT_FILE, adapter_file, kind_of, named, read_tensors
+from bksdm.adapters.kinds import (
+    LORA,
+    LORA_FILE,
+    PEFT_CONFIG,
+    adapter_file,
+    kind_of,
+    named,
+    peft_config_beside,
+    read_header,
+    read_tensors,
+)
 from bksdm.adapters.layers import layout_of, rank_of, scale_of
 from bksdm.adapters.names import PEFT_PREFIX, Names, layer_module
 from bksdm.adapters.peft_config import PeftConfig, read_configs
 from bksdm.adapters.words import read_words
 from bksdm.errors import InputError
+from bksdm.recipe import Recipe
 from bksdm.runs import files_digest
 
 WORDS_FOLDER = "embeddings"
+RECIPE_KEY = "bksdm_recipe"  # of the student that it was made for, in the header
 _BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+)\.string_to_param\.\*")
 # How files call what a layer has, and how it is called here, by LyCORIS's names; longer endings first.
 _ENDINGS = {
@@ -90,8 +103,13 @@ def lora_files(lora: str | Path) -> list[Path]:
     """
     path = Path(lora).expanduser()
     file = adapter_file(path)
-    beside = [file.with_name(PEFT_CONFIG)] if file.name == PEFT_FILE and file.with_name(PEFT_CONFIG).is_file() else []
-    return [file, *beside, *sorted((path / WORDS_FOLDER).glob("*.safetensors"))]
+    beside = peft_config_beside(file)
+    words = file.parent / WORDS_FOLDER if path.is_dir() or file.name == LORA_FILE else None
+    return [
+        file,
+        *([beside] if beside else []),
+        *(sorted(words.glob("*.safetensors")) if words else []),
+    ]
 
 
 def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeights:
@@ -127,6 +145,23 @@ def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeight
     if not layers and not lacking and not words:
         raise InputError(f"lora {lora} changes nothing; give the file of a LoRA")
     return LoraWeights({layer: own for layer, own in layers.items() if own}, words, lacking, header)
+
+
+def check_made_for(lora: str | Path, recipe: Recipe | None) -> None:
+    """Refuse a LoRA that was made for a student of another recipe; of many, the file does not tell.
+
+    Arguments:
+        lora: The LoRA.
+        recipe: Of the model that it is for; None for a teacher.
+
+    Raises:
+        InputError: Naming the recipe.
+    """
+    told = read_header(adapter_file(lora)).get(RECIPE_KEY)
+    made = None if told is None else Recipe.from_dict(json.loads(told), f"of lora {lora}")
+    if made is not None and made != recipe:
+        this = "and this model is a teacher" if recipe is None else f"and this one is of {recipe.name!r}"
+        raise InputError(f"lora {lora} was made for a student of recipe {made.name!r}, {this}; give another LoRA")
 
 
 def _by_layer(
@@ -175,6 +210,8 @@ def _in_lycoris_names(
     if "ia3_l" in own and config:
         own["on_input"] = torch.tensor(int(config.on_input(path)))
     rank = rank_of(own)
+    if any(0 in tensor.shape for tensor in own.values()):
+        raise InputError(f"lora {file} has matrices of rank 0 for {layer}; remove them")
     if config and "alpha" not in own and rank:
         own["alpha"] = torch.tensor(config.scale(path, rank) * rank)
     elif config and "lokr_w1" in own and not rank:  # peft scales two whole factors too, and LyCORIS does not

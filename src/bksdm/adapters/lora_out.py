@@ -3,6 +3,7 @@
 Kohya's names with an alpha beside them are what diffusers, ComfyUI, InvokeAI and openvino-genai all read.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,29 +13,36 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bksdm.adapters.layers import rank_of, scale_of
-from bksdm.adapters.lora_files import WORDS_FOLDER, Layers, LoraWeights
+from bksdm.adapters.lora_files import RECIPE_KEY, WORDS_FOLDER, Layers, LoraWeights
 from bksdm.adapters.names import diffusers_name, kohyas_name
 from bksdm.adapters.words import write_words
+from bksdm.recipe import Recipe
 
 KOHYA_FILE = "lora_kohya.safetensors"
 _ATTENDING = re.compile(r"^text_encoder\..+self_attn\.[qkv]_proj$")
 
 
-def write_lora(weights: LoraWeights, file: Path) -> None:
+def write_lora(weights: LoraWeights, file: Path, recipe: Recipe | None = None) -> None:
     """Write a LoRA in kohya's names, which diffusers, ComfyUI, InvokeAI and openvino-genai read.
 
     What diffusers would leave out under these names (magnitudes of DoRA, biases, a text encoder's queries without its
     outputs) has the names of diffusers in `file`, and kohya's, for the others, in `lora_kohya.safetensors` beside it.
     Words that came with it go to files of their own.
+
+    Arguments:
+        weights: The LoRA.
+        file: Where its matrices go.
+        recipe: Of the student that it is for, which the header names; None for a teacher.
     """
     layers = weights.layers
+    made_for = {} if recipe is None else {RECIPE_KEY: json.dumps(recipe.to_dict())}
     if layers and _needs_own_names(layers):
-        _save(dict(_in_diffusers_names(layers)), file, {"format": "pt"})
+        _save(dict(_in_diffusers_names(layers)), file, {"format": "pt"} | made_for)
         file = file.with_name(KOHYA_FILE)
     if layers:
         alike = _alike(layers)
         named = {f"{kohyas_name(layer)}.{name}": t for layer in layers for name, t in alike[layer].items()}
-        _save(named, file, _header(alike) | _said(weights.header))
+        _save(named, file, _header(alike) | _said(weights.header) | made_for)
     if weights.words:
         write_words(weights.words, file.parent / WORDS_FOLDER)
 

@@ -18,6 +18,7 @@ from bksdm.recipe import Config, Pruning
 
 _MODULE = re.compile(r"(?P<before>.*?)(?P<stage>(?:down|up)_blocks\.\d+)\.motion_modules\.(?P<layer>\d+)\.(?P<rest>.+)")
 _MID = re.compile(r".*?mid_block\.motion_modules\..+")
+_INPUT = re.compile(r"conv_in\.(weight|bias)")  # PIA's (arXiv 2312.13964), which no recipe moves
 
 
 def renumbered(tensors: Mapping[str, Tensor], pruning: Pruning) -> tuple[dict[str, Tensor], dict[str, str | None]]:
@@ -29,6 +30,9 @@ def renumbered(tensors: Mapping[str, Tensor], pruning: Pruning) -> tuple[dict[st
 
     Returns:
         The tensors, and the teacher's modules with the student's or None.
+
+    Raises:
+        InputError: There are tensors besides, as in a whole U-Net or a SparseCtrl.
     """
     kept: dict[str, Tensor] = {}
     places: dict[str, str | None] = {}
@@ -45,8 +49,10 @@ def renumbered(tensors: Mapping[str, Tensor], pruning: Pruning) -> tuple[dict[st
             places["mid_block.motion_modules"] = "mid_block.motion_modules" if stays else None
             if stays:
                 kept[name] = tensor
-        else:
+        elif _INPUT.fullmatch(name):
             kept[name] = tensor
+        else:
+            raise InputError(f"it has {name}, which is no motion module's; give motion modules alone")
     return kept, places
 
 

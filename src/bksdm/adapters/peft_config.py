@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bksdm.adapters.kinds import PEFT_CONFIG, PEFT_FILE
+from bksdm.adapters.kinds import peft_config_beside
+from bksdm.adapters.names import TEXT_PREFIX
 from bksdm.errors import InputError
 
 _HEADER = "lora_adapter_metadata"
@@ -68,6 +69,14 @@ class PeftConfig:
         for key, value in values.items():
             if key not in _OF_NO_CONCERN and value not in _NOTHING:
                 raise InputError(f"{source} has {key} {value!r}, which is not understood; merge it with peft")
+        for key in ("alpha", "lora_alpha", "r"):
+            _check_number(values.get(key, 1), key, source)
+        for key in ("alpha_pattern", "rank_pattern"):
+            patterns = values.get(key) or {}
+            if not isinstance(patterns, dict):
+                raise InputError(f"{source} has {key} {patterns!r}; write patterns with a number each")
+            for pattern, value in patterns.items():
+                _check_number(value, f"{key} {pattern}", source)
         self._values = values
 
     def scale(self, path: str, rank: int) -> float:
@@ -88,8 +97,8 @@ class PeftConfig:
         """Whether (IA)^3 multiplies what comes into the layer at `path`, and not what goes out."""
         modules = self._values.get("feedforward_modules") or []
         if isinstance(modules, str):
-            return re.fullmatch(modules, path) is not None
-        return any(path.endswith(str(name)) for name in modules)
+            return any(re.fullmatch(modules, spelling) for spelling in _spellings(path))
+        return any(spelling.endswith(str(name)) for spelling in _spellings(path) for name in modules)
 
 
 def read_configs(file: Path, header: Mapping[str, str]) -> dict[str | None, PeftConfig]:
@@ -102,23 +111,33 @@ def read_configs(file: Path, header: Mapping[str, str]) -> dict[str | None, Peft
     Raises:
         InputError: One is damaged, or asks for what is not understood.
     """
+    beside = peft_config_beside(file)
     try:
-        beside = file.with_name(PEFT_CONFIG)
-        if file.name == PEFT_FILE and beside.is_file():
-            return {None: PeftConfig(dict(json.loads(beside.read_text("utf-8"))), beside)}
-        held = json.loads(header.get(_HEADER, "{}"))
-        parts: dict[str, dict[str, Any]] = {}
-        for key, value in held.items():
-            part, _, name = key.partition(".")
-            parts.setdefault(part, {})[name] = value
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} has a config that cannot be read ({error}); copy it again") from error
+        held = dict(json.loads(header.get(_HEADER, "{}") if beside is None else beside.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{beside or file} has a config that cannot be read ({error}); copy it again") from error
+    if beside is not None:
+        return {None: PeftConfig(held, beside)}
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in held.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value
     return {part: PeftConfig(values, file) for part, values in parts.items()}
+
+
+def _check_number(value: object, key: str, source: str | Path) -> None:
+    if type(value) not in (int, float):
+        raise InputError(f"{source} has {key} {value!r}; write a number")
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    """A path as peft may have seen it: transformers had text encoders inside `text_model` once."""
+    return path, TEXT_PREFIX + path
 
 
 def _matches(pattern: str, path: str) -> bool:
     """As peft has it: a regular expression for the end of a path."""
     try:
-        return re.match(rf"(.*\.)?({pattern})$", path) is not None
+        return any(re.match(rf"(.*\.)?({pattern})$", spelling) for spelling in _spellings(path))
     except re.error as error:
         raise InputError(f"alpha_pattern has {pattern!r}, which is no regular expression ({error})") from error

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_WIDTH = re.compile(r"(adapter\.)?body\.(?P<number>\d+)\.(resnets\.\d+\.block2|block2|out_conv)\.weight")
+_PLACE = r"(adapter\.)?body\.(?P<number>\d+)\."
+# Light ones have narrower blocks inside; what comes out last counts.
+_WIDTHS = (re.compile(_PLACE + r"(resnets\.\d+\.)?block2\.weight"), re.compile(_PLACE + r"out_conv\.weight"))
 
 
 def stage_widths(tensors: Mapping[str, Tensor], stages: int) -> list[int]:
     """The channels of what it gives to each of `stages` stages; its blocks are divided among them evenly."""
-    blocks = {int(match["number"]): t.shape[0] for name, t in tensors.items() if (match := _WIDTH.fullmatch(name))}
+    blocks: dict[int, int] = {}
+    for width in _WIDTHS:
+        blocks |= {int(match["number"]): t.shape[0] for name, t in tensors.items() if (match := width.fullmatch(name))}
     if not blocks or len(blocks) % stages:
         return [blocks[number] for number in sorted(blocks)]
     return [blocks[number] for number in sorted(blocks)][:: len(blocks) // stages]

@@ -13,6 +13,7 @@ from bksdm.adapters.lora_out import write_lora
 from bksdm.adapters.names import TEXT_PREFIX
 from bksdm.errors import InputError
 from bksdm.randomness import derived_seed
+from bksdm.recipe import Recipe
 
 _TARGETS = {
     "unet": ["to_q", "to_k", "to_v", "to_out.0"],
@@ -68,8 +69,14 @@ def add_lora(networks: Mapping[str, nn.Module], rank: int, seed: int) -> Learnt:
     return Learnt(networks)
 
 
-def save_lora(networks: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write the matrices as `pytorch_lora_weights.safetensors` in kohya's names, which all programs read."""
+def save_lora(networks: Mapping[str, nn.Module], folder: Path, recipe: Recipe | None = None) -> None:
+    """Write the matrices as `pytorch_lora_weights.safetensors` in kohya's names, which all programs read.
+
+    Arguments:
+        networks: As `add_lora` left them.
+        folder: Where to.
+        recipe: Of the model, where it is a student.
+    """
     from peft.utils import get_peft_model_state_dict  # noqa: PLC0415
 
     layers: dict[str, dict[str, torch.Tensor]] = {}
@@ -77,4 +84,4 @@ def save_lora(networks: Mapping[str, nn.Module], folder: Path) -> None:
         for name, tensor in get_peft_model_state_dict(network).items():
             path, _, side = name.removesuffix(".weight").rpartition(".")
             layers.setdefault(f"{part}.{path.removeprefix(TEXT_PREFIX)}", {})[f"{_SIDES[side]}.weight"] = tensor
-    write_lora(LoraWeights(layers), folder / LORA_FILE)
+    write_lora(LoraWeights(layers), folder / LORA_FILE, recipe)

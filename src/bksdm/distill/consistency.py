@@ -11,6 +11,7 @@ pruned student learns from the large teacher (EdgeFusion, arXiv 2404.11925). $s$
 """
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 
 import torch
 from diffusers import LCMScheduler, SchedulerMixin, UNet2DConditionModel
@@ -22,6 +23,7 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.errors import InputError
 from bksdm.losses import guided, pseudo_huber
+from bksdm.models import said
 from bksdm.randomness import Draws
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +40,8 @@ def few_step_scheduler(scheduler: SchedulerMixin, solver_steps: int) -> LCMSched
         InputError: They do not divide the noise schedule.
     """
     # Clipping suits pixels and not latents, and some schedulers do it by default.
-    few = LCMScheduler.from_config({"clip_sample": False, **scheduler.config}, original_inference_steps=solver_steps)
+    known = {key: value for key, value in said(scheduler).items() if key in signature(LCMScheduler).parameters}
+    few = LCMScheduler.from_config({"clip_sample": False, **known}, original_inference_steps=solver_steps)
     timesteps = few.config.num_train_timesteps
     if timesteps % solver_steps:
         raise InputError(

@@ -37,6 +37,7 @@ class Source:
         batch_size: Pictures at a time, of an export with fixed sizes.
         attention: How attention is written down, original or split_einsum.
         calibration: Prompts whose denoising steps a quantiser looks at; empty where none were given.
+        other_scheduler: Whether the pipeline's scheduler is not the model's own.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Source:
     batch_size: int = 1
     attention: str = "original"
     calibration: tuple[str, ...] = ()
+    other_scheduler: bool = False
 
 
 @dataclass(frozen=True)

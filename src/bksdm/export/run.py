@@ -42,19 +42,22 @@ class Exported:
     Attributes:
         out: The folder or file.
         bytes: On the disk.
-        parity: With torch; None where the format cannot run here.
+        parity: With torch; None where the format cannot run here, or that was done before.
+        found: Whether an earlier run made it.
     """
 
     out: Path
     bytes: int
     parity: Parity | None
+    found: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `bksdm export --json` prints."""
         return {"out": str(self.out), "bytes": self.bytes, "parity": self.parity.to_dict() if self.parity else None}
 
     def text(self) -> str:
-        parity = f"against torch: {self.parity.text()}" if self.parity else "not run here, so not compared with torch"
+        compared = "made by an earlier run" if self.found else "not run here, so not compared with torch"
+        parity = f"against torch: {self.parity.text()}" if self.parity else compared
         return f"{self.bytes / 2**20:.1f} MiB in {self.out}; {parity}"
 
 
@@ -76,6 +79,7 @@ def export(options: ExportOptions) -> Exported:
         "model_content": fingerprint(options.model),
         "decoder_content": decoder_fingerprint(options.decoder),
         "calibration_content": digest(read_prompts(options.calibration)) if options.calibration else None,
+        "sampling": as_files(drawing_defaults(options.model)),
     }
     if kind.suffix:
         _check_new(out, kind)
@@ -151,7 +155,8 @@ def _check_new(out: Path, kind: Format) -> None:
 
 def _source(options: ExportOptions, kind: Format) -> Source:
     pipeline = load_model(options.model, decoder=options.decoder)
-    check_text_to_image(pipeline, options.model)
+    if not kind.is_model or kind.suffix:
+        check_text_to_image(pipeline, options.model)
     if options.scheduler:
         pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
     height, width = image_size(pipeline)
@@ -165,6 +170,7 @@ def _source(options: ExportOptions, kind: Format) -> Source:
         batch_size=options.batch_size,
         attention=options.attention,
         calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
+        other_scheduler=options.scheduler is not None,
     )
 
 
@@ -210,7 +216,7 @@ def _appears(out: Path, kind: Format) -> Iterator[Path]:
                 yield partial
             return
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(out) as partial:
+        with replace_file(out, kind.suffix) as partial:
             yield partial
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
@@ -259,7 +265,7 @@ def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path)
 def _found(folder: Path) -> Exported:
     """What an earlier run made."""
     kept = export_facts(folder).get("parity") if is_exported(folder) else None
-    return Exported(folder, _size(folder), Parity.from_dict(kept) if isinstance(kept, dict) else None)
+    return Exported(folder, _size(folder), Parity.from_dict(kept) if isinstance(kept, dict) else None, found=True)
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ def write(source: Source, folder: Path) -> None:
         source.pipeline,
         folder,
         extra,
-        Origin.of(source.pipeline, changed=()),
+        Origin.of(source.pipeline, changed=("scheduler",) if source.other_scheduler else ()),
         formats_of(source.model, source.precision),
     )
 

@@ -44,6 +44,9 @@ def _make(options: argparse.Namespace) -> None:
     for prompt in (options.prompt, options.negative_prompt):
         if lost := pipeline.tokenizer.cut_off(prompt):
             print(f"the model reads no more than the beginning of the prompt; cut off: {lost!r}", file=sys.stderr)
+    how = pipeline.defaults.chosen(options.steps, options.guidance)
+    if options.negative_prompt and how.guidance <= 1:
+        print(f"the negative prompt changes nothing at guidance {how.guidance:g}", file=sys.stderr)
     (pictures,) = pipeline.sample(
         [options.prompt],
         [options.seed],
@@ -57,7 +60,6 @@ def _make(options: argparse.Namespace) -> None:
         on_step=_show if sys.stderr.isatty() else None,
     )
     names = ["prompt", "seed", "negative_prompt", *(["image", "strength"] if options.image else [])]
-    how = pipeline.defaults.chosen(options.steps, options.guidance)
     about = {name: getattr(options, name) for name in names} | dataclasses.asdict(how) | {"model": options.folder}
     height, width, _ = pictures[0].shape
     _write(out, encode(pictures[0], texts(about, pipeline.scheduler, (width, height))))

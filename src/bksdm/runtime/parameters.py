@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "bksdm"
+_NEGATIVE = "Negative prompt:"
 _SAMPLERS = {
     "DDIMScheduler": "DDIM",
     "DPMSolverSDEScheduler": "DPM++ SDE",
@@ -52,12 +53,15 @@ def texts(about: Mapping[str, Any], scheduler: Mapping[str, Any], size: tuple[in
 
     Arguments:
         about: prompt, seed, model, steps and guidance, and what else there is to say; what is None is left out.
-            negative_prompt, and the strength with which a picture was begun from, are written under both keywords.
+            negative_prompt, which counts under guidance alone, and the strength with which a picture was begun from,
+            are written under both keywords.
         scheduler: The options of the one that was used, with `_class_name`.
         size: Width and height in pixels.
     """
     sampler, (width, height) = sampler_name(scheduler), size
     told = {name: value for name, value in about.items() if value is not None}
+    if told["guidance"] <= 1 or not told.get("negative_prompt"):
+        told.pop("negative_prompt", None)  # nothing was kept away from
     told |= {"scheduler": scheduler["_class_name"], "width": width, "height": height}
     fields = {
         "Steps": told["steps"],
@@ -70,7 +74,8 @@ def texts(about: Mapping[str, Any], scheduler: Mapping[str, Any], size: tuple[in
     }
     settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None)
     negative = told.get("negative_prompt")
-    lines = [told["prompt"], *([f"Negative prompt: {negative}"] if negative else []), settings]
+    prompt = str(told["prompt"]).replace(_NEGATIVE, _NEGATIVE.lower())  # readers would end the prompt there
+    lines = [prompt, *([f"{_NEGATIVE} {negative}"] if negative else []), settings]
     return {"parameters": "\n".join(map(str, lines)).strip(), KEY: json.dumps(told)}
 
 
