@@ -67,8 +67,8 @@ def test_where_several_do_a_person_has_to_say_which(tmp_path: Path) -> None:
         told(teacher, student)
     said, _, example = str(refused.value).partition(", such as ")
     assert said == (
-        f"student {student} names no recipe, and 4 give its config; write the one that it was made by into the file "
-        f"recipe.yaml of its folder"
+        f"student {student} names no recipe, and several give its config; write the one that it was made by into the "
+        f"file recipe.yaml of its folder"
     )
     candidates = recipes_between(UNETS["v1"], pruning.student_config, "mine")
     assert pruning.key_map in [derive(candidate, UNETS["v1"]).key_map for candidate in candidates]

@@ -1,5 +1,6 @@
 """What a recipe does to a teacher, for people and for programs."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from bksdm.cost import TOKENS, UNetCost, unet_cost
 from bksdm.families import derive
 from bksdm.models import context_tokens, load_unet_config
 from bksdm.recipe import Pruning, Recipe, Stage, load_recipe
+
+_DEEP = re.compile(r"A\d")
+_DEPTHS = " (A10 of ten transformer layers, A4/10 of which four stay)"
 
 WHOLE = Recipe(name="whole", summary="The model as it is.")
 
@@ -60,7 +64,8 @@ class Description:
         if self.pruning.mid:
             middle = _boxes(self.pruning.mid)
             lines.append(f"{'mid_block':<13}{self.pruning.mid.channels:>5}  {middle:^{left + right + 2}}")
-        return "\n".join([*lines, "R ResNet block, A attention, ... removed"])
+        legend = "R ResNet block, A attention" + (_DEPTHS if _DEEP.search("".join(lines)) else "")
+        return "\n".join([*lines, f"{legend}, ... removed"])
 
 
 def describe(model: str | Path, recipe: Recipe | str | Path | None = None) -> Description:

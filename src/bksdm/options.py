@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Taps = Literal["stages", "self_attention", "both"]
+Taps = Literal["stages", "self_attention", "both", "layers"]
 Runtime = Literal["auto", "torch", "openvino", "onnx"]
 ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers"]
 UnitScore = Literal["output", "frechet", "clip", "latents"]
