@@ -266,7 +266,7 @@ MODELS = [
 
 
 RECIPES = [
-    case("unknown recipe", lambda w: w.prune(recipe="smal"), "unknown recipe 'smal'", "base, small, tiny"),
+    case("unknown recipe", lambda w: w.prune(recipe="smal"), "unknown recipe 'smal'; give base, "),
     case("unknown recipe, describe", lambda w: w.describe(w.teacher, "--recipe", "smal"), "unknown recipe 'smal'"),
     case("unknown recipe, quickstart", lambda w: w.quickstart("--recipe", "smal"), "unknown recipe 'smal'"),
     case(

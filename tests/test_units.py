@@ -13,9 +13,9 @@ from bksdm.families import bypassed, derive, recipe_without, removals, units
 from bksdm.families.units import Names
 from bksdm.prune import prune_unet
 from bksdm.recipe import Recipe, load_recipe
-from published import RECIPES, UNETS, XL
+from published import RECIPES, UNETS, XL, XL_FACTS
 from removable import all_sets, named, single_choices
-from tiny_models import V1_UNET, V2_UNET, XL_UNET, added_conditions, random_inputs
+from tiny_models import V1_UNET, V2_UNET, XL_UNET, added_conditions, random_inputs, xl_unet
 
 
 @cache
@@ -178,6 +178,17 @@ def test_the_teacher_without_all_that_a_published_recipe_removes_is_its_student(
         gone += named(config, ["innermost stage"])
     with bypassed(teacher.unet, gone):
         torch.testing.assert_close(output(teacher.unet), output(student), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", XL_FACTS["student_config"])
+def test_sdxl_without_all_that_a_published_recipe_removes_is_its_student(recipe: str) -> None:
+    teacher = xl_unet()
+    student, pruning = prune_unet(teacher, load_recipe(recipe))
+    gone = [unit for unit in units(teacher.config) if set(unit.paths) <= set(pruning.removed)]
+    with bypassed(teacher, gone):
+        torch.testing.assert_close(output(teacher), output(student), atol=1e-5, rtol=1e-5)
+    wanted = derive(recipe_without(dict(teacher.config), frozenset(unit.name for unit in gone), recipe), teacher.config)
+    assert (wanted.student_config, wanted.key_map) == (pruning.student_config, pruning.key_map)
 
 
 def test_a_down_layer_hands_its_hidden_states_on_and_into_the_skip_connection(

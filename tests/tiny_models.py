@@ -5,6 +5,7 @@ Pictures of 32x32 become latents of 8x8x4, as far as the four stages of the U-Ne
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,13 @@ def added_conditions(config: Mapping[str, Any], batch: int = 2) -> dict[str, tor
     rng = torch.Generator().manual_seed(1)
     numbers = torch.tensor([[PICTURE, PICTURE, 0, 4, PICTURE, PICTURE]]).expand(batch, -1)
     return {"text_embeds": torch.randn(batch, width, generator=rng), "time_ids": numbers}
+
+
+@cache
+def xl_unet() -> UNet2DConditionModel:
+    """A random U-Net in the shape of SDXL's. Not to be changed."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**XL_UNET).eval()
 
 
 def age(folder: Path) -> Path:
