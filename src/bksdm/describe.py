@@ -7,6 +7,7 @@ from typing import Any
 
 from bksdm.cost import TOKENS, UNetCost, unet_cost
 from bksdm.families import derive
+from bksdm.families.readers import Reader, readers
 from bksdm.models import context_tokens, load_unet_config
 from bksdm.recipe import Pruning, Recipe, Stage, load_recipe
 
@@ -40,10 +41,15 @@ class Description:
             "teacher_unet": _cost(self.teacher),
             "removed": list(self.pruning.removed),
             "taps": [{"teacher": tap.teacher, "student": tap.student} for tap in self.pruning.taps],
+            "read_by": [reader.to_dict() for reader in self.readers()],
         }
 
+    def readers(self) -> list[Reader]:
+        """What is known of programs that may read the student."""
+        return readers(self.pruning.student_config)
+
     def text(self) -> str:
-        """The drawing, and what it costs."""
+        """The drawing, what it costs, and which programs read what a recipe leaves."""
         lines = [self.drawing(), ""]
         if self.student == self.teacher:
             lines.append(_line("U-Net", self.teacher))
@@ -51,6 +57,7 @@ class Description:
             share = 1 - self.student.params / self.teacher.params
             lines += [_line("teacher", self.teacher), _line("student", self.student)]
             lines.append(f"{share:.1%} of the parameters removed, {len(self.pruning.removed)} modules")
+            lines += ["", "who reads it", *(f"- {reader}" for reader in self.readers())]
         return "\n".join(lines)
 
     def drawing(self) -> str:

@@ -19,7 +19,8 @@ class DescribeOptions:
 
     Attributes:
         model: Folder, .safetensors file, Hub id, or 'emoji'; a folder may hold only unet/config.json.
-        recipe: base, small, tiny, or a YAML file; without one, the model as it is.
+        recipe: base, small, tiny; for SDXL base, small, ssd-1b, vega, koala-1b, koala-700m, comfy; or a YAML file;
+            without one, the model as it is.
         json: Print one JSON object and nothing else.
     """
 
