@@ -247,7 +247,7 @@ MODELS = [
                 ),
             ),
             "model {tmp}/built has a U-Net that takes added conditions, as SDXL does",
-            "(addition_embed_type is text_time); bksdm describe takes it, the other verbs want Stable Diffusion 1.x or 2.x",
+            "(addition_embed_type is text_time); bksdm describe takes it, the other verbs want Stable Diffusion 1.x or",
         )
         for verb, start in {
             "generate": lambda w, model: w.generate(model=model),

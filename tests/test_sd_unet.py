@@ -1,5 +1,6 @@
 """What a recipe means for the U-Nets of Stable Diffusion and of SDXL: the published students, and any other."""
 
+import random
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -428,6 +429,35 @@ def test_any_transformer_layers_may_stay(recipe: Recipe, left: tuple) -> None:
     assert_inherits(pruning, config)
     assert_attention_taps(pruning, config)
     assert derive(WHOLE, pruning.student_config).student_config == pruning.student_config
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_recipes_of_random_shapes_inherit(seed: int) -> None:
+    rng = random.Random(seed)
+    layers, counts = rng.choice([1, 2, [1, 2, 3]]), [rng.randint(1, 4) for _ in range(3)]
+    widths = tuple(rng.choice([(16, 32, 64), (16, 16, 32), (32, 32, 32)]))
+    config = deep(counts, block_out_channels=list(widths), layers_per_block=layers)
+
+    def some(depth: int) -> tuple[int, ...]:
+        return tuple(sorted(rng.sample(range(depth), rng.randint(1, depth))))
+
+    alike = rng.random() < 0.5  # the middle is as deep as the innermost stage's first attention
+    inner = some(counts[2])
+    recipe = Recipe(
+        "mine",
+        down=(0,),
+        up=(0, -1),
+        mid=inner if alike else rng.choice(["resnet", False]),
+        down_transformers=("all", some(counts[1]), inner),
+        up_transformers=("all", (some(counts[1]), some(counts[1])), (some(counts[2]), some(counts[2]))),
+    )
+    pruning = derive(recipe, config)
+    assert_inherits(pruning, config)
+    assert_attention_taps(pruning, config)
+    kept = {pruning.teacher_key(key) for key in shapes(pruning.student_config)}
+    gone = {key for key in shapes(config) if key.startswith(tuple(f"{path}." for path in pruning.removed))}
+    assert kept | gone == shapes(config).keys()
+    assert kept.isdisjoint(gone)
 
 
 def test_the_transformer_layers_that_stay_are_those_that_are_named() -> None:
