@@ -370,9 +370,9 @@ def test_deeper_attention_is_inherited_whole() -> None:
     assert_inherits(pruning, config)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_an_inpainting_unet_keeps_its_nine_channels(name: str) -> None:
-    config = UNETS["v1"] | {"in_channels": 9}
+@pytest.mark.parametrize(("version", "name"), [("v1", "base"), ("v1", "small"), ("v1", "tiny"), ("xl", "ssd-1b")])
+def test_an_inpainting_unet_keeps_its_nine_channels(version: str, name: str) -> None:
+    config = TEACHERS[version] | {"in_channels": 9}
     pruning = derive(load_recipe(name), config)
     assert shapes(pruning.student_config)["conv_in.weight"] == (320, 9, 3, 3)
     assert_inherits(pruning, config)
@@ -485,6 +485,15 @@ def test_a_student_of_a_student_keeps_what_its_teacher_had_left() -> None:
     pruning = derive(load_recipe("base"), teacher)
     assert deep_shape(pruning.student_config) == ([[], [2], [4]], 0, [[4, 10], [2, 1], []])
     assert_inherits(pruning, teacher)
+
+
+def test_depth_may_be_written_in_several_ways() -> None:
+    one, other = {"transformer_layers_per_block": 2}, {"transformer_layers_per_block": [9, [2, 2], [2, 2]]}
+    other["reverse_transformer_layers_per_block"] = [2, [2, 2, 2], 9]
+    assert difference(deep() | one, deep() | other) is None
+    assert difference(deep(), deep() | one) == ("transformer_layers_per_block", [1, 2, 3], 2)
+    without = {key: value for key, value in UNETS["v1"].items() if key != "down_block_types"}
+    assert difference(UNETS["v1"], without) is None, "old configs leave out what was always so"
 
 
 def test_depth_is_drawn_where_there_is_any() -> None:

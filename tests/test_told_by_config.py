@@ -112,6 +112,12 @@ def test_a_student_of_another_teacher_is_none(v1_folder: Path, v2_student: Path,
     )
 
 
+def test_a_student_with_attentions_that_its_teacher_lacks_is_none(tmp_path: Path) -> None:
+    student = UNETS["v1"] | {"down_block_types": ["CrossAttnDownBlock2D"] * 4, "layers_per_block": 1}
+    with pytest.raises(InputError, match="names no recipe, and none makes its U-Net"):
+        told(bare(tmp_path / "teacher", UNETS["v1"]), bare(tmp_path / "student", student))
+
+
 def test_a_run_says_what_it_found_and_writes_it_down(
     run: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from bksdm.errors import InputError
+from bksdm.families.sd_unet import ADDED, NUMBERS
 
 TOKENS = 77  # of a caption, in Stable Diffusion
 
@@ -151,12 +152,11 @@ def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
 
 
 def _added(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a U-Net like SDXL's is told besides: a caption in one vector, and six numbers about the picture."""
-    if config.get("addition_embed_type") is None:
+    """What a U-Net like SDXL's is told besides: a caption in one vector, and numbers about the picture."""
+    if config.get(ADDED) is None:
         return {}
-    numbers = 6 * config["addition_time_embed_dim"]
-    width = config["projection_class_embeddings_input_dim"] - numbers
-    return {"text_embeds": torch.empty(1, width), "time_ids": torch.empty(1, 6)}
+    width = config["projection_class_embeddings_input_dim"] - NUMBERS * config["addition_time_embed_dim"]
+    return {"text_embeds": torch.empty(1, width), "time_ids": torch.empty(1, NUMBERS)}
 
 
 class _MacCounter:

@@ -258,26 +258,35 @@ def _attentions(
 ) -> Iterator[tuple[str, _Blocks]]:
     """Every attention that stays, by its path in the teacher."""
     for i in range(len(down)):
-        for side, said, path, kept, depths in (
-            ("down_transformers", recipe.down_transformers, f"down_blocks.{i}", down[i], teacher.depths.down[i]),
-            ("up_transformers", recipe.up_transformers, teacher.up_path(i), up[i], teacher.depths.up[i]),
+        for side, path, kept, depths in (
+            ("down", f"down_blocks.{i}", down[i], teacher.depths.down[i]),
+            ("up", teacher.up_path(i), up[i], teacher.depths.up[i]),
         ):
-            if each_stage(said) and len(said) != len(down):
-                raise _unfit(recipe, f"{side} lists {len(said)} stages, and {len(down)} remain of the teacher's")
-            if not depths and each_stage(said) and said[i] != "all":
-                raise _unfit(recipe, f"{side} names transformer layers of {path}, which has no attention; write all")
-            chosen = of_attentions(said, i, len(kept)) if depths else ()
-            if depths and len(chosen) != len(kept):
-                raise _unfit(
-                    recipe, f"{side} lists {len(chosen)} attentions of {path}, and {len(kept)} of its layers stay"
-                )
-            for layer, own in zip(kept, chosen, strict=False):
-                yield f"{path}.attentions.{layer}", _blocks(recipe, f"{path}.attentions.{layer}", own, depths[layer])
+            said = _said_of_stage(recipe, side, i, path, len(kept) if depths else 0, len(down))
+            for layer, own in zip(kept, said, strict=False):  # without attention, nothing is said
+                attention = f"{path}.attentions.{layer}"
+                yield attention, _blocks(recipe, attention, own, depths[layer])
     if teacher.depths.mid and recipe.mid not in (False, "resnet"):
         own = recipe.mid if isinstance(recipe.mid, tuple) else "all"
         yield _MID_ATTENTION, _blocks(recipe, _MID_ATTENTION, own, teacher.depths.mid)
     elif isinstance(recipe.mid, tuple):
         raise _unfit(recipe, f"mid is {list(recipe.mid)}, and the teacher's middle block has no attention; write true")
+
+
+def _said_of_stage(recipe: Recipe, side: str, i: int, path: str, attentions: int, stages: int) -> tuple[Depth, ...]:
+    """What a recipe says of each of the attentions that stay in stage `i` of `stages`."""
+    said = recipe.down_transformers if side == "down" else recipe.up_transformers
+    key = f"{side}_transformers"
+    if each_stage(said) and len(said) != stages:
+        raise _unfit(recipe, f"{key} lists {len(said)} stages, and {stages} remain of the teacher's")
+    if not attentions:
+        if each_stage(said) and said[i] != "all":
+            raise _unfit(recipe, f"{key} names transformer layers of {path}, which has no attention; write all")
+        return ()
+    found = of_attentions(said, i, attentions)
+    if len(found) != attentions:
+        raise _unfit(recipe, f"{key} lists {len(found)} attentions of {path}, and {attentions} of its layers stay")
+    return found
 
 
 def _depths(
@@ -444,10 +453,10 @@ def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
             one, other = listed(value, stages), listed(own, stages)
         if one != other and not key.startswith("_"):
             return key, value, own
-    if next(depth.objections(found, listed(found.get("layers_per_block", 2), stages)), None) or (
-        UNetShape.of(wanted).depths != UNetShape.of(found).depths
-    ):
-        return depth.DOWN, wanted.get(depth.DOWN, 1), found.get(depth.DOWN, 1)
+    own = {depth.DOWN: found.get(depth.DOWN, 1), depth.UP: found.get(depth.UP)}
+    whole = UNetShape.of(wanted)
+    if next(depth.objections(own, whole.layers), None) or whole.depths != UNetShape.of({**wanted, **own}).depths:
+        return depth.DOWN, wanted.get(depth.DOWN, 1), own[depth.DOWN]
     return None
 
 

@@ -99,7 +99,12 @@ def _with_depths(recipe: Recipe, teacher: Config, part: UNetShape, first: bool) 
     def side(layers: object, depths: tuple[_Layers, ...], left: tuple[_Layers, ...]) -> Transformers:
         assert isinstance(layers, tuple)
         stages = zip(layers, depths, left, strict=False)
-        return _short([[some(n, own[k]) for k, n in zip(kept, counts, strict=False)] for kept, own, counts in stages])
+        return _short(
+            [
+                [some(n, own[k]) for k, n in zip(kept, counts, strict=False)] if own else []
+                for kept, own, counts in stages
+            ]
+        )
 
     mid = some(part.depths.mid, whole.depths.mid)
     return replace(
