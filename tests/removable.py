@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 
 from bksdm.families import removals, units
-from bksdm.families.units import Names, Unit
+from bksdm.families.units import Names, Removals, Unit
 
 
 def named(config: dict, names: Iterable[str]) -> list[Unit]:
@@ -14,11 +14,15 @@ def named(config: dict, names: Iterable[str]) -> list[Unit]:
 def all_sets(config: dict) -> Iterator[Names]:
     """Every set of units that recipes for this U-Net can remove."""
     for kind in removals(config):
-        for chosen in product(*kind.groups):
-            yield frozenset().union(kind.always, *chosen)
+        yield from together(kind)
+
+
+def together(kind: Removals) -> Iterator[Names]:
+    for chosen in product(*([names for choice in group for names in together(choice)] for group in kind.groups)):
+        yield frozenset().union(kind.always, *chosen)
 
 
 def single_choices(config: dict) -> Iterator[Names]:
     """Of these sets, those with a choice in one group at most."""
     for kind in removals(config):
-        yield from {kind.always | names for group in kind.groups for names in group}
+        yield from {kind.always | names for group in kind.groups for choice in group for names in together(choice)}

@@ -24,7 +24,7 @@ from bksdm.adapters.controlnet import StudentControlNet, load_controlnet
 from bksdm.adapters.kinds import LORA_FILE
 from bksdm.adapters.lora import merge_lora
 from bksdm.adapters.lora_out import KOHYA_FILE
-from bksdm.adapters.motion import motion_unet
+from bksdm.adapters.motion import motion_unet, student_config
 from bksdm.adapters.peft_config import PeftConfig
 from bksdm.adapters.training import add_lora, save_lora
 from bksdm.errors import InputError
@@ -32,7 +32,8 @@ from bksdm.families import derive, skip_connections
 from bksdm.families.sd_ldm import UNET, unet_places
 from bksdm.models import load_pipeline
 from bksdm.options import AdaptOptions
-from bksdm.recipe import Pruning, load_recipe
+from bksdm.prune import prune_unet
+from bksdm.recipe import Pruning, Recipe, load_recipe
 from lora_layouts import LAYOUTS, Made
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
 from verbs import Run, make_student
@@ -576,6 +577,17 @@ def test_motion_modules_follow_their_layers(
     latents = torch.randn(1, 4, 3, LATENT, LATENT)
     with torch.no_grad():
         assert unet(latents, 5, torch.randn(3, MAX_TOKENS, CONTEXT)).sample.shape == latents.shape
+
+
+def test_motion_modules_go_around_a_middle_block_of_one_resnet(v1_teacher: StableDiffusionPipeline) -> None:
+    unet, _ = prune_unet(v1_teacher.unet, Recipe("mine", mid="resnet"))
+    config = {"motion_layers_per_block": 2, "motion_norm_num_groups": 16, "motion_num_attention_heads": 2}
+    made = motion_unet(unet, MotionAdapter(**student_config(config, unet.config)))
+    hidden, time = torch.randn(1, 64, 1, 1), torch.randn(1, 128)
+    latents = torch.randn(1, 4, 3, LATENT, LATENT)
+    with torch.no_grad():
+        assert torch.equal(made.mid_block(hidden, time, num_frames=3), unet.mid_block(hidden, time))
+        assert made(latents, 5, torch.randn(3, MAX_TOKENS, CONTEXT)).sample.shape == latents.shape
 
 
 def test_motion_modules_in_one_file_keep_their_names(

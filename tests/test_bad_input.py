@@ -235,6 +235,26 @@ MODELS = [
         "32",
         "48",
     ),
+    *(
+        case(
+            f"a U-Net like SDXL's, {verb}",
+            lambda w, start=start: start(
+                w,
+                w.built(
+                    addition_embed_type="text_time",
+                    addition_time_embed_dim=8,
+                    projection_class_embeddings_input_dim=64,
+                ),
+            ),
+            "model {tmp}/built has a U-Net that takes added conditions, as SDXL does",
+            "(addition_embed_type is text_time); bksdm describe takes it, the other verbs want Stable Diffusion 1.x or",
+        )
+        for verb, start in {
+            "generate": lambda w, model: w.generate(model=model),
+            "prune": lambda w, model: w.prune(teacher=model),
+            "distill": lambda w, model: w.distill(teacher=model),
+        }.items()
+    ),
     case(
         "a U-Net for inpainting",
         lambda w: w.generate(model=w.built(in_channels=9)),
@@ -266,7 +286,7 @@ MODELS = [
 
 
 RECIPES = [
-    case("unknown recipe", lambda w: w.prune(recipe="smal"), "unknown recipe 'smal'", "base, small, tiny"),
+    case("unknown recipe", lambda w: w.prune(recipe="smal"), "unknown recipe 'smal'; give base, "),
     case("unknown recipe, describe", lambda w: w.describe(w.teacher, "--recipe", "smal"), "unknown recipe 'smal'"),
     case("unknown recipe, quickstart", lambda w: w.quickstart("--recipe", "smal"), "unknown recipe 'smal'"),
     case(

@@ -13,17 +13,18 @@ from bksdm.errors import InputError
 from bksdm.families import derive, recipe_without, units
 from bksdm.families.units import Names
 from bksdm.recipe import load_recipe
-from published import RECIPES, UNETS
+from published import RECIPES, UNETS, XL
 from removable import all_sets
-from tiny_models import V1_UNET, V2_UNET
+from tiny_models import V1_UNET, V2_UNET, XL_UNET
 
 FULL = {"down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]}
 FULL |= {"up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
 CONFIGS = {
     "v2": V2_UNET | FULL,
     "uneven": V1_UNET | FULL | {"layers_per_block": (2, 3, 1, 1)},
+    "xl": XL_UNET | {"layers_per_block": 1, "transformer_layers_per_block": (1, 2, 2)},
 }
-every_budget = pytest.mark.parametrize(("name", "what"), [("v2", "params"), ("uneven", "gmacs")])
+every_budget = pytest.mark.parametrize(("name", "what"), [("v2", "params"), ("uneven", "gmacs"), ("xl", "gmacs")])
 
 
 @cache
@@ -118,6 +119,15 @@ def test_the_smallest_recipe_of_stable_diffusion_is_tiny() -> None:
     assert found.smallest == pytest.approx(tiny.student.params / tiny.teacher.params, rel=1e-12)
     with pytest.raises(InputError, match=r"^params is 0.37, and the smallest recipe keeps 0.3763 of this U-Net's para"):
         found.check(0.37)
+
+
+@pytest.mark.slow
+def test_a_recipe_of_sdxl_is_chosen_among_seventy_transformer_layers() -> None:
+    found = Budget.of(XL, "params")
+    choice = found.choose(0.4, random_importance(XL, 0), "mine")
+    assert choice.share <= 0.4
+    assert sum("transformer" in name for name in choice.removed) > 5
+    assert choice.cost == unet_cost(derive(choice.recipe, XL).student_config).params
 
 
 @every_budget

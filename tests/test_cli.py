@@ -16,7 +16,7 @@ import yaml
 from bksdm import cli
 from bksdm.errors import InputError
 from bksdm.options import DescribeOptions, DistillOptions, GenerateOptions
-from published import FACTS, RECIPES, UNETS
+from published import FACTS, RECIPES, UNETS, XL, XL_FACTS
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
@@ -335,6 +335,15 @@ def test_describe_takes_a_recipe_of_ones_own(done: Run, bare: Path, tmp_path: Pa
     described = done("describe", bare, "--recipe", tmp_path / "mine.yaml", "--json").json
     assert described["recipe"]["name"] == "mine"
     assert described["removed"] == ["mid_block"]
+
+
+@pytest.mark.parametrize("recipe", XL_FACTS["params"])
+def test_describe_gives_the_figures_of_sdxl(done: Run, tmp_path: Path, recipe: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(XL))
+    described = done("describe", tmp_path, *(() if recipe == "whole" else ("--recipe", recipe)), "--json").json
+    assert described["unet"]["params"] == XL_FACTS["params"][recipe]
+    assert described["teacher_unet"]["params"] == 2_567_463_684
+    assert {reader["program"] for reader in described["read_by"]} >= {"diffusers", "ComfyUI", "stable-diffusion.cpp"}
 
 
 def test_describe_reads_no_weights(done: Run, v1_folder: Path, bare: Path) -> None:

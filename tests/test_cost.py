@@ -11,17 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 import published
 from bksdm.cost import UNetCost, unet_cost
 from bksdm.errors import InputError
-from published import FACTS, RECIPES, UNETS
+from published import FACTS, RECIPES, STUDENTS, TEACHERS, UNETS
+from tiny_models import XL_UNET, added_conditions
 
 TOKENS = 77
 MODULES = {"convolution", "addmm", "mm"}
 every_unet = pytest.mark.parametrize(
     ("version", "recipe"), [(version, recipe) for version in UNETS for recipe in ("whole", *RECIPES)]
 )
+every_unet_of_both_families = pytest.mark.parametrize(
+    ("version", "recipe"), [*((version, "whole") for version in TEACHERS), *STUDENTS]
+)
 
 
 def config(version: str, recipe: str) -> dict:
-    return UNETS[version] if recipe == "whole" else published.student_config(version, recipe)
+    return TEACHERS[version] if recipe == "whole" else published.student_config(version, recipe)
 
 
 @cache
@@ -35,13 +39,14 @@ def counted_macs(unet_config: dict, processor: object, latent_size: int = 64) ->
         unet = UNet2DConditionModel.from_config(unet_config)
         unet.set_attn_processor(processor)
         context = torch.empty(1, TOKENS, unet_config["cross_attention_dim"])
-        unet(torch.empty(1, 4, latent_size, latent_size), torch.empty(1, dtype=torch.long), context)
+        latents, added = torch.empty(1, 4, latent_size, latent_size), added_conditions(unet.config, 1)
+        unet(latents, torch.empty(1, dtype=torch.long), context, added_cond_kwargs=added)
     return {str(op).removeprefix("aten."): flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
 
 
-@every_unet
+@every_unet_of_both_families
 def test_parameters_are_the_published_ones(version: str, recipe: str) -> None:
-    assert cost(version, recipe).params == FACTS["unets"][f"{version}-{recipe}"]["params"]
+    assert cost(version, recipe).params == published.params(version, recipe)
 
 
 @every_unet
@@ -58,13 +63,22 @@ def test_macs_of_modules_are_the_published_ones(version: str, recipe: str) -> No
     assert cost(version, recipe).gmacs_modules == pytest.approx(wanted, abs=0.12)
 
 
+def test_macs_of_sdxl_are_the_known_ones() -> None:
+    wanted, found = published.XL_FACTS["gmacs"], cost("xl", "whole")
+    assert (found.gmacs_modules, found.gmacs_all) == (
+        pytest.approx(wanted["modules"], abs=5),
+        pytest.approx(wanted["all"], abs=5),
+    )
+
+
 @pytest.mark.parametrize("processor", [AttnProcessor(), AttnProcessor2_0()], ids=["plain", "fused"])
-@pytest.mark.parametrize(("version", "recipe"), [("v1", "whole"), ("v2", "tiny")])
+@pytest.mark.parametrize(("version", "recipe"), [("v1", "whole"), ("v2", "tiny"), ("xl", "vega")])
 def test_an_independent_counter_agrees(version: str, recipe: str, processor: object) -> None:
     counted = counted_macs(config(version, recipe), processor)
     modules = sum(macs for op, macs in counted.items() if op in MODULES)
-    assert cost(version, recipe).macs_modules == modules
-    assert cost(version, recipe).macs_modules + cost(version, recipe).macs_attention == sum(counted.values())
+    found = unet_cost(config(version, recipe), latent_size=64)
+    assert found.macs_modules == modules
+    assert found.macs_modules + found.macs_attention == sum(counted.values())
 
 
 def test_the_config_says_the_size_of_the_latents() -> None:
@@ -97,6 +111,15 @@ def test_a_longer_text_costs_more() -> None:
 def test_gmacs_are_macs_in_thousand_millions() -> None:
     cost = UNetCost(params=1, macs_modules=2_000_000_000, macs_attention=500_000_000, latent_size=(8, 8))
     assert (cost.gmacs_modules, cost.gmacs_all) == (2.0, 2.5)
+
+
+def test_deeper_attention_and_added_conditions_cost_what_they_have() -> None:
+    with torch.device("meta"):
+        network = UNet2DConditionModel.from_config(XL_UNET)
+    assert unet_cost(XL_UNET).params == sum(parameter.numel() for parameter in network.parameters())
+    shallow = unet_cost(XL_UNET | {"transformer_layers_per_block": [1, 2, 9]})
+    one = network.mid_block.attentions[0].transformer_blocks[0]
+    assert unet_cost(XL_UNET).params - shallow.params == 6 * sum(parameter.numel() for parameter in one.parameters())
 
 
 @pytest.mark.parametrize(

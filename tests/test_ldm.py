@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from bksdm.errors import InputError
 from bksdm.export.ldm import original_tensors, why_not, write_single_file
 from bksdm.export.run import export
-from bksdm.families import sd_ldm
+from bksdm.families import derive, sd_ldm
 from bksdm.models import check_folder, context_tokens, load_config, load_pipeline, load_unet_config, save_pipeline
 from bksdm.options import ExportOptions
 from bksdm.prune import prune_unet, read_recipe, with_unet
@@ -24,6 +24,7 @@ from published import RECIPES, UNETS, student_config
 from tiny_models import V1_UNET, build_pipeline
 
 CUSTOM = Recipe("custom", down=((0,), (0, 1), (0, 1), (0,)), up=((0, 2), (0, 1, 2), (0, 1, 2), (0, 2)), mid=False)
+RESNET = Recipe("resnet", mid="resnet")
 NETWORKS = ("unet", "vae", "text_encoder")
 
 
@@ -49,7 +50,9 @@ def plain(part: object) -> dict:
     return {key: value for key, value in values.items() if key != "_name_or_path"}
 
 
-@pytest.mark.parametrize("recipe", [None, *map(load_recipe, RECIPES), CUSTOM], ids=lambda r: r.name if r else "whole")
+@pytest.mark.parametrize(
+    "recipe", [None, *map(load_recipe, RECIPES), CUSTOM, RESNET], ids=lambda r: r.name if r else "whole"
+)
 def test_a_file_gives_back_the_pipeline_to_the_bit(
     teacher: StableDiffusionPipeline, recipe: Recipe | None, tmp_path: Path
 ) -> None:
@@ -128,6 +131,15 @@ def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe:
     assert found["mid_block_type"] == unet.config.mid_block_type
     assert sd_ldm.is_pruned(found) == (recipe is not None)
     assert sd_ldm.vae_config(shapes)["block_out_channels"] == [128, 256, 512, 512]
+
+
+def test_a_middle_block_of_one_resnet_is_told_by_its_names() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(derive(RESNET, UNETS["v1"]).student_config)
+    weights = unet.state_dict()
+    found = sd_ldm.unet_config({place.name: weights[key].shape for key, place in sd_ldm.unet_places(weights).items()})
+    assert found["mid_block_type"] == "UNetMidBlock2D"
+    assert sd_ldm.is_pruned(found)
 
 
 def test_names_of_whole_version_1_are_the_published_ones() -> None:

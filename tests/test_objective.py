@@ -288,6 +288,16 @@ def test_self_attentions_are_matched_by_the_formula(v1_teacher: StableDiffusionP
         assert losses[f"tap/{path}"].item() == pytest.approx(mean_squared_error(first, second), rel=1e-5)
 
 
+@pytest.mark.parametrize(("recipe", "count"), [("base", 22), ("tiny", 18)])
+def test_every_layer_that_stays_is_matched(v1_teacher: StableDiffusionPipeline, recipe: str, count: int) -> None:
+    """base: 4 + 8 ResNet blocks, 3 + 6 attentions, and the middle; a fresh student's first layer is its teacher's."""
+    losses = setting(v1_teacher, recipe, taps="layers").losses()
+    taps = {name: loss.item() for name, loss in losses.items() if name.startswith("tap/")}
+    assert len(taps) == count
+    assert taps["tap/down_blocks.0.resnets.0"] == 0
+    assert losses["feature_kd"].item() == pytest.approx(sum(taps.values()), rel=1e-5)
+
+
 def test_normalized_taps_do_not_feel_the_scale_of_the_features(v1_teacher: StableDiffusionPipeline) -> None:
     """Convolutions twice as large, in both, double what the stages give that end in them."""
     plain, scaled = (setting(v1_teacher, "small", normalize_features=True) for _ in range(2))

@@ -18,9 +18,19 @@ from bksdm.options import PruneOptions
 from bksdm.prune import prune, prune_unet, read_recipe, with_unet
 from bksdm.recipe import Recipe, load_recipe
 from published import RECIPES
-from tiny_models import CAPTIONS, LATENT, age, build_tokenizer, random_inputs, tokenize
+from tiny_models import (
+    CAPTIONS,
+    LATENT,
+    added_conditions,
+    age,
+    build_tokenizer,
+    random_inputs,
+    tokenize,
+    xl_unet,
+)
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+every_recipe_of_sdxl = pytest.mark.parametrize("recipe", published.XL_FACTS["student_config"])
 
 
 @every_recipe
@@ -29,6 +39,20 @@ def test_every_tensor_is_the_one_that_the_published_map_names(teacher: StableDif
     weights = teacher.unet.state_dict()
     for key, tensor in student.state_dict().items():
         assert torch.equal(tensor, weights[published.teacher_key(key, recipe)]), key
+
+
+@every_recipe_of_sdxl
+def test_every_tensor_of_a_student_of_sdxl_is_the_teachers_and_it_runs(recipe: str) -> None:
+    student, pruning = prune_unet(xl_unet(), load_recipe(recipe))
+    weights = xl_unet().state_dict()
+    stock = UNet2DConditionModel.from_config(pruning.student_config).eval()
+    stock.load_state_dict({key: weights[published.teacher_key(key, recipe, "xl")] for key in stock.state_dict()})
+    with torch.no_grad():
+        drawn, wanted = (
+            unet(*random_inputs(), added_cond_kwargs=added_conditions(unet.config)).sample for unet in (student, stock)
+        )
+    assert torch.equal(drawn, wanted)
+    assert drawn.isfinite().all()
 
 
 @every_recipe

@@ -1,4 +1,4 @@
-"""Recipes: the three that ship, recipes from files, and what is refused with which words."""
+"""Recipes: those that ship, recipes from files, and what is refused with which words."""
 
 from pathlib import Path
 
@@ -12,6 +12,35 @@ PUBLISHED = {
     "small": Recipe("small", down=(0,), up=(0, -1), mid=False),
     "tiny": Recipe("tiny", down=(0,), up=(0, -1), mid=False, drop_innermost=1),
 }
+SIX, FIVE, FOUR = tuple(range(6)), tuple(range(5)), tuple(range(4))
+OF_SDXL = {
+    "comfy": Recipe("comfy", mid="resnet", up_transformers=("all", (0,), FOUR)),
+    "koala-1b": Recipe(
+        "koala-1b",
+        down=(0,),
+        up=(0, -1),
+        mid=SIX,
+        down_transformers=("all", "all", SIX),
+        up_transformers=("all", "all", SIX),
+    ),
+    "koala-700m": Recipe(
+        "koala-700m",
+        down=(0,),
+        up=(0, -1),
+        mid=False,
+        down_transformers=("all", "all", FIVE),
+        up_transformers=("all", "all", FIVE),
+    ),
+    "ssd-1b": Recipe(
+        "ssd-1b",
+        mid="resnet",
+        down_transformers=("all", "all", FOUR),
+        up_transformers=("all", ("all", (0,), (0,)), (FOUR, FOUR, "all")),
+    ),
+    "vega": Recipe(
+        "vega", mid="resnet", down_transformers=("all", (0,), (0, 1)), up_transformers=("all", (0,), (0, 1))
+    ),
+}
 
 
 def written(folder: Path, text: str) -> Path:
@@ -20,8 +49,26 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_three_recipes_ship() -> None:
-    assert published_recipes() == ["base", "small", "tiny"]
+def test_the_recipes_that_ship() -> None:
+    assert published_recipes() == sorted([*PUBLISHED, *OF_SDXL])
+
+
+@pytest.mark.parametrize("name", OF_SDXL)
+def test_a_recipe_of_sdxl_loads_by_name(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe == OF_SDXL[name]
+    assert recipe.summary
+
+
+def test_a_recipe_that_says_nothing_of_depth_is_written_as_ever() -> None:
+    assert list(PUBLISHED["small"].to_dict()) == ["name", "summary", "down", "up", "mid", "drop_innermost"]
+
+
+def test_depth_may_differ_between_stages_and_between_attentions(tmp_path: Path) -> None:
+    text = "name: mine\nmid: [0, 2]\ndown_transformers: [0, -1]\nup_transformers: [all, [0], [all, [1, 2], [0]]]\n"
+    assert load_recipe(written(tmp_path, text)) == Recipe(
+        "mine", mid=(0, 2), down_transformers=(0, -1), up_transformers=("all", (0,), ("all", (1, 2), (0,)))
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -56,7 +103,8 @@ def test_layers_of_a_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", [*PUBLISHED.values(), Recipe("mine"), Recipe("mine", down=((0,), (0, 1)), summary="Differs.")]
+    "recipe",
+    [*PUBLISHED.values(), *OF_SDXL.values(), Recipe("mine"), Recipe("mine", down=((0,), (0, 1)), summary="Differs.")],
 )
 def test_plain_values_make_the_same_recipe_again(recipe: Recipe) -> None:
     again = Recipe.from_dict(recipe.to_dict(), "there")
@@ -66,7 +114,7 @@ def test_plain_values_make_the_same_recipe_again(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("name", ["huge", "Base", "no/such/file.yaml", ""])
 def test_an_unknown_recipe_is_refused_with_the_known_names(name: str) -> None:
-    with pytest.raises(InputError, match=f"unknown recipe '{name}'; give base, small, tiny or the path of a YAML file"):
+    with pytest.raises(InputError, match=f"unknown recipe '{name}'; give .*base, .*small, .*tiny, .*or the path"):
         load_recipe(name)
 
 
@@ -79,7 +127,10 @@ def test_an_unknown_recipe_is_refused_with_the_known_names(name: str) -> None:
         ("", "is not a mapping"),
         ("just words", "is not a mapping"),
         ("down: [0]\n", "has no name; add a line 'name: ...'"),
-        ("name: mine\nupp: [0]\n", "has the unknown key 'upp'; known are down, drop_innermost, mid, name, summary, up"),
+        (
+            "name: mine\nupp: [0]\n",
+            "has the unknown key 'upp'; known are down, down_transformers, drop_innermost, mid, ",
+        ),
         ("name: mine\n7: [0]\n", "has the unknown key '7'"),
         ("name: 7\n", "name is 7; write a text"),
         ("name: mine\nsummary: [x]\n", "summary is ['x']; write a text"),
@@ -94,6 +145,19 @@ def test_an_unknown_recipe_is_refused_with_the_known_names(name: str) -> None:
         ("name: mine\nup: [[0], []]\n", "up is [[0], []]; write all"),
         ("name: mine\nup: none\n", "up is 'none'; write all"),
         ("name: mine\nup: [0.5]\n", "up is [0.5]; write all"),
+        ("name: mine\nup: [all, [0]]\n", "up is ['all', [0]]; write all"),
+        ("name: mine\nmid: all\n", "mid is 'all'; write true or false, resnet, or the transformer layers that stay"),
+        ("name: mine\nmid: []\n", "mid is []; write true or false, resnet, or the transformer layers that stay"),
+        ("name: mine\nmid: [[0]]\n", "mid is [[0]]; write true or false, resnet, or"),
+        (
+            "name: mine\ndown_transformers: 4\n",
+            "down_transformers is 4; write all, or the transformer layers that stay, such as [0, 1], or such an entry "
+            "for every stage",
+        ),
+        ("name: mine\nup_transformers: [all, [[0], 1]]\n", "up_transformers is ['all', [[0], 1]]; write all"),
+        ("name: mine\nup_transformers: [all, [[[0]]]]\n", "up_transformers is ['all', [[[0]]]]; write all"),
+        ("name: mine\nup_transformers: [all, []]\n", "up_transformers is ['all', []]; write all"),
+        ("name: mine\nup_transformers: [0, all]\n", "up_transformers is [0, 'all']; write all"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_and_the_mend(tmp_path: Path, text: str, message: str) -> None:

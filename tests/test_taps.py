@@ -7,9 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from bksdm.prune import prune_unet
+from bksdm.recipe import load_recipe
 from bksdm.taps import Features
-from published import RECIPES, taps
-from tiny_models import random_inputs
+from published import RECIPES, STUDENTS, taps
+from tiny_models import added_conditions, random_inputs, xl_unet
 
 PATHS = list(dict.fromkeys(teacher for recipe in RECIPES for teacher, _ in taps(recipe)))
 
@@ -41,6 +43,24 @@ def test_the_output_of_every_tap_is_recorded(unet: UNet2DConditionModel, checkpo
     assert seen.keys() == set(PATHS)
     for path in PATHS:
         assert torch.equal(seen[path], wanted[path]), path
+
+
+@pytest.mark.parametrize(("version", "recipe"), STUDENTS)
+def test_what_is_matched_has_one_shape(request: pytest.FixtureRequest, version: str, recipe: str) -> None:
+    unet = xl_unet() if version == "xl" else request.getfixturevalue(f"{version}_teacher").unet
+    student, pruning = prune_unet(unet, load_recipe(recipe))
+    taps = [*pruning.chosen_taps("both"), *pruning.chosen_taps("layers")]
+    seen = []
+    for ran, paths in (
+        (copy.deepcopy(unet), [tap.teacher for tap in taps]),
+        (student, [tap.student for tap in taps]),
+    ):
+        ran.train().enable_gradient_checkpointing()
+        features = Features(ran, paths)
+        with features.recording() as found:
+            ran(*random_inputs(), added_cond_kwargs=added_conditions(ran.config))
+        seen.append([found[path].shape for path in paths])
+    assert seen[0] == seen[1]
 
 
 def test_of_a_block_that_returns_a_tuple_the_hidden_states_are_read(unet: UNet2DConditionModel) -> None:

@@ -14,7 +14,7 @@ from bksdm.models import load_pipeline, load_unet_config
 from bksdm.prune import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
 from bksdm.recipe import Recipe, load_recipe
 from hub_cache import in_hub_cache
-from published import RECIPES, UNETS, student_config
+from published import STUDENTS, TEACHERS, UNETS, XL, student_config
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
@@ -23,6 +23,7 @@ WHOLE_DOWN, WHOLE_UP = (0, 1), (0, 1, 2)
 # One layer of the second stage: its first and last layers have shapes of their own, so that only one can go.
 ONLY_ONE = Recipe("only", down=(WHOLE_DOWN, (0,), WHOLE_DOWN, WHOLE_DOWN), up=(WHOLE_UP, (0, 2), WHOLE_UP, WHOLE_UP))
 NO_MIDDLE = Recipe("none", mid=False)
+NO_ATTENTION = Recipe("resnet", mid="resnet")
 # One layer of the outermost stage, whose two layers take the same channels.
 EITHER = Recipe("either", down=((1,), *(WHOLE_DOWN,) * 3), up=((0, 2), *(WHOLE_UP,) * 3))
 
@@ -45,19 +46,31 @@ def told(teacher: Path | str, student: Path | str) -> Recipe:
     return checked_pruning(str(teacher), str(student), *configs).recipe
 
 
-@pytest.mark.parametrize("version", UNETS)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("version", "recipe"), STUDENTS)
 def test_the_published_students_are_known_by_their_configs(version: str, recipe: str, tmp_path: Path) -> None:
-    teacher = bare(tmp_path / "teacher", UNETS[version])
+    teacher = bare(tmp_path / "teacher", TEACHERS[version])
     assert told(teacher, bare(tmp_path / "student", student_config(version, recipe))) == load_recipe(recipe)
 
 
-@pytest.mark.parametrize("kept", [ONLY_ONE, NO_MIDDLE], ids=lambda recipe: recipe.name)
-def test_where_one_recipe_gives_the_config_it_is_the_one(tmp_path: Path, kept: Recipe) -> None:
-    pruning = derive(kept, UNETS["v1"])
-    found = told(bare(tmp_path / "teacher", UNETS["v1"]), bare(tmp_path / "mine", pruning.student_config))
+@pytest.mark.parametrize(
+    ("version", "kept"),
+    [("v1", ONLY_ONE), ("v1", NO_MIDDLE), ("v1", NO_ATTENTION), ("xl", NO_MIDDLE), ("xl", NO_ATTENTION)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_where_one_recipe_gives_the_config_it_is_the_one(tmp_path: Path, version: str, kept: Recipe) -> None:
+    teacher = TEACHERS[version]
+    pruning = derive(kept, teacher)
+    found = told(bare(tmp_path / "teacher", teacher), bare(tmp_path / "mine", pruning.student_config))
     assert found.name == "mine"
-    assert derive(found, UNETS["v1"]).key_map == pruning.key_map
+    assert derive(found, teacher).key_map == pruning.key_map
+
+
+def test_which_transformer_layers_stayed_no_config_tells(tmp_path: Path) -> None:
+    pruning = derive(Recipe("deep", up_transformers=("all", "all", (1, 3, 5))), XL)
+    teacher, student = bare(tmp_path / "teacher", XL), bare(tmp_path / "mine", pruning.student_config)
+    with pytest.raises(InputError, match="names no recipe, and several give its config; write the one") as refused:
+        told(teacher, student)
+    assert "up_transformers: [all, all, [0, 1, 2]]" in str(refused.value)
 
 
 def test_where_several_do_a_person_has_to_say_which(tmp_path: Path) -> None:
@@ -67,8 +80,8 @@ def test_where_several_do_a_person_has_to_say_which(tmp_path: Path) -> None:
         told(teacher, student)
     said, _, example = str(refused.value).partition(", such as ")
     assert said == (
-        f"student {student} names no recipe, and 4 give its config; write the one that it was made by into the file "
-        f"recipe.yaml of its folder"
+        f"student {student} names no recipe, and several give its config; write the one that it was made by into the "
+        f"file recipe.yaml of its folder"
     )
     candidates = recipes_between(UNETS["v1"], pruning.student_config, "mine")
     assert pruning.key_map in [derive(candidate, UNETS["v1"]).key_map for candidate in candidates]
@@ -97,6 +110,12 @@ def test_a_student_of_another_teacher_is_none(v1_folder: Path, v2_student: Path,
         f"student {student} names no recipe, and none makes its U-Net out of that of teacher {v1_folder}; give its own "
         f"teacher"
     )
+
+
+def test_a_student_with_attentions_that_its_teacher_lacks_is_none(tmp_path: Path) -> None:
+    student = UNETS["v1"] | {"down_block_types": ["CrossAttnDownBlock2D"] * 4, "layers_per_block": 1}
+    with pytest.raises(InputError, match="names no recipe, and none makes its U-Net"):
+        told(bare(tmp_path / "teacher", UNETS["v1"]), bare(tmp_path / "student", student))
 
 
 def test_a_run_says_what_it_found_and_writes_it_down(

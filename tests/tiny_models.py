@@ -4,7 +4,10 @@ Pictures of 32x32 become latents of 8x8x4, as far as the four stages of the U-Ne
 """
 
 import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -27,6 +30,21 @@ V1_UNET = {
     "norm_num_groups": 16,
 }
 V2_UNET = V1_UNET | {"attention_head_dim": (2, 4, 4, 8), "use_linear_projection": True}
+XL_UNET = {
+    "sample_size": LATENT,
+    "block_out_channels": (16, 16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": CONTEXT,
+    "attention_head_dim": (1, 2, 4),
+    "norm_num_groups": 8,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64,
+}
 # Two stages of one layer: quick to trace.
 TWO_STAGES = {
     "sample_size": LATENT,
@@ -139,6 +157,23 @@ def random_inputs(batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Te
     latents = torch.randn(batch, 4, LATENT, LATENT, generator=rng)
     timesteps = torch.randint(1000, (batch,), generator=rng)
     return latents, timesteps, torch.randn(batch, MAX_TOKENS, CONTEXT, generator=rng)
+
+
+def added_conditions(config: Mapping[str, Any], batch: int = 2) -> dict[str, torch.Tensor]:
+    """What a U-Net of SDXL's takes besides: pooled captions (B, P) and the numbers (B, 6) about pictures."""
+    if not config.get("addition_embed_type"):
+        return {}
+    width = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    rng = torch.Generator().manual_seed(1)
+    numbers = torch.tensor([[PICTURE, PICTURE, 0, 4, PICTURE, PICTURE]]).expand(batch, -1)
+    return {"text_embeds": torch.randn(batch, width, generator=rng), "time_ids": numbers}
+
+
+@cache
+def xl_unet() -> UNet2DConditionModel:
+    """A random U-Net in the shape of SDXL's. Not to be changed."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**XL_UNET).eval()
 
 
 def age(folder: Path) -> Path:

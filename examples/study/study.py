@@ -34,7 +34,6 @@ from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, Prune
 from bksdm.page import write_png
 from bksdm.prepare import prepare
 from bksdm.prune import prune, read_recipe, save_student, with_unet
-from bksdm.recipe import published_recipes
 from bksdm.runs import provenance, write_bytes, write_text
 from bksdm.sensitivity.outcome import correlation, ranks
 from bksdm.sensitivity.run import sensitivity as measure
@@ -44,6 +43,7 @@ BATCH = 16
 UNIT_STEPS = 16  # of the teacher without a unit
 # How pictures are drawn to be scored: these few steps are as good as 25 of the teacher's own scheduler.
 DRAWING: dict[str, Any] = {"scheduler": "DPMSolverMultistepScheduler", "steps": 8, "guidance": 2.5}
+RECIPES = ("base", "small", "tiny")
 SCORES = ("output_error", "frechet_distance", "clip_score", "retrieval_r1")
 RESULTS = Path(__file__).parents[2] / "docs" / "study"
 # Student's t at 97.5 %, by the number of seeds: what turns the spread of few seeds into a 95 % interval.
@@ -132,7 +132,7 @@ def ablation(study: Study) -> None:
     }
     models: dict[str, Path | str] = {"teacher": TEACHER}
     rows: list[dict[str, Any]] = []
-    for recipe in published_recipes():
+    for recipe in RECIPES:
         for init, student in (("random", study.random(recipe)), ("teacher", study.pruned(recipe))):
             for number, (loss, changes) in enumerate(losses.items()):
                 name = f"{recipe}-{init}-{number}"

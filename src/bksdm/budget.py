@@ -13,10 +13,11 @@ from bksdm.cost import TOKENS, UNetCost, parts_cost, unet_cost
 from bksdm.errors import InputError
 from bksdm.families import derive, recipe_without, removals, units
 from bksdm.families.units import Names, Removals
-from bksdm.knapsack import Item, least_loss
+from bksdm.knapsack import Item, frontier, least_loss
 from bksdm.recipe import Config, Recipe
 
 What = Literal["params", "gmacs"]
+_Groups = tuple[tuple[Removals, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,7 @@ class Budget:
     @property
     def smallest(self) -> float:
         """The share of the U-Net that the smallest recipe keeps."""
-        most = [
-            saved + sum(max(self._saved(names) for names in group) for group in kind.groups)
-            for kind, saved in self.frames
-        ]
-        return 1 - max(most) / self.whole
+        return 1 - max(saved + self._most(kind.groups) for kind, saved in self.frames) / self.whole
 
     def check(self, share: float) -> None:
         """Refuse a share that no recipe can keep to.
@@ -118,16 +115,28 @@ class Budget:
         self.check(share)
         found = []
         for kind, saved in self.frames:
-            groups = [
-                [Item(self._saved(names), _sum(importance, names), names) for names in group] for group in kind.groups
-            ]
-            rest = least_loss(groups, self.whole - self._limit(share) - saved)
+            rest = least_loss(self._items(kind.groups, importance), self.whole - self._limit(share) - saved)
             if rest:
                 found.append(Item(saved, _sum(importance, kind.always), kind.always) + rest)
         best = min(found, key=lambda item: item.loses)
         recipe = recipe_without(self.config, best.names, name, summary)
         cost = self.whole - best.saves
         return Choice(recipe, best.names, best.loses, cost, cost / self.whole)
+
+    def _most(self, groups: _Groups) -> int:
+        """What can be saved by one choice of each group."""
+        return sum(max(self._saved(one.always) + self._most(one.groups) for one in group) for group in groups)
+
+    def _items(self, groups: _Groups, importance: Mapping[str, float]) -> list[list[Item]]:
+        """What the choices of each group save and lose, of those within them the ones that no other beats."""
+        return [
+            [
+                Item(self._saved(one.always), _sum(importance, one.always), one.always) + inside
+                for one in group
+                for inside in frontier(self._items(one.groups, importance))
+            ]
+            for group in groups
+        ]
 
     def _saved(self, names: Names) -> int:
         return sum(self.saves[name] for name in names)

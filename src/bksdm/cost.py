@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from bksdm.errors import InputError
+from bksdm.families.sd_unet import ADDED, NUMBERS
 
 TOKENS = 77  # of a caption, in Stable Diffusion
 
@@ -142,12 +143,20 @@ def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
                 torch.empty(1, unet.config.in_channels, *size),
                 torch.empty(1, tokens, width),
             )
-            unet(latents, torch.empty(1, dtype=torch.long), context)
+            unet(latents, torch.empty(1, dtype=torch.long), context, added_cond_kwargs=_added(unet.config))
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
     params = Counter({name: parameter.numel() for name, parameter in unet.named_parameters()})
     return _Counts(params, counter.modules, counter.attention)
+
+
+def _added(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a U-Net like SDXL's is told besides: a caption in one vector, and numbers about the picture."""
+    if config.get(ADDED) is None:
+        return {}
+    width = config["projection_class_embeddings_input_dim"] - NUMBERS * config["addition_time_embed_dim"]
+    return {"text_embeds": torch.empty(1, width), "time_ids": torch.empty(1, NUMBERS)}
 
 
 class _MacCounter:

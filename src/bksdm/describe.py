@@ -1,13 +1,18 @@
 """What a recipe does to a teacher, for people and for programs."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bksdm.cost import TOKENS, UNetCost, unet_cost
 from bksdm.families import derive
+from bksdm.families.readers import Reader, readers
 from bksdm.models import context_tokens, load_unet_config
 from bksdm.recipe import Pruning, Recipe, Stage, load_recipe
+
+_DEEP = re.compile(r"A\d")
+_DEPTHS = " (A10 of ten transformer layers, A4/10 of which four stay)"
 
 WHOLE = Recipe(name="whole", summary="The model as it is.")
 
@@ -36,10 +41,15 @@ class Description:
             "teacher_unet": _cost(self.teacher),
             "removed": list(self.pruning.removed),
             "taps": [{"teacher": tap.teacher, "student": tap.student} for tap in self.pruning.taps],
+            "read_by": [reader.to_dict() for reader in self.readers()],
         }
 
+    def readers(self) -> list[Reader]:
+        """What is known of programs that may read the student."""
+        return readers(self.pruning.student_config)
+
     def text(self) -> str:
-        """The drawing, and what it costs."""
+        """The drawing, what it costs, and which programs read what a recipe leaves."""
         lines = [self.drawing(), ""]
         if self.student == self.teacher:
             lines.append(_line("U-Net", self.teacher))
@@ -47,6 +57,7 @@ class Description:
             share = 1 - self.student.params / self.teacher.params
             lines += [_line("teacher", self.teacher), _line("student", self.student)]
             lines.append(f"{share:.1%} of the parameters removed, {len(self.pruning.removed)} modules")
+            lines += ["", "who reads it", *(f"- {reader}" for reader in self.readers())]
         return "\n".join(lines)
 
     def drawing(self) -> str:
@@ -60,7 +71,8 @@ class Description:
         if self.pruning.mid:
             middle = _boxes(self.pruning.mid)
             lines.append(f"{'mid_block':<13}{self.pruning.mid.channels:>5}  {middle:^{left + right + 2}}")
-        return "\n".join([*lines, "R ResNet block, A attention, ... removed"])
+        legend = "R ResNet block, A attention" + (_DEPTHS if _DEEP.search("".join(lines)) else "")
+        return "\n".join([*lines, f"{legend}, ... removed"])
 
 
 def describe(model: str | Path, recipe: Recipe | str | Path | None = None) -> Description:

@@ -4,7 +4,7 @@ Groups are joined one after the other, and of the partial sums only those are ke
 savings and loss (Nemhauser and Ullmann, Management Science 15(9), 1969).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -33,11 +33,16 @@ def frontier(groups: Sequence[Sequence[Item]]) -> list[Item]:
     """All sums of one item of each group that no other sum beats, the one that saves most first."""
     best = [NOTHING]
     for group in groups:
-        sums = sorted((a + b for a in best for b in group), key=lambda item: (-item.saves, item.loses))
-        best = []
-        for item in sums:
-            if not best or item.loses < best[-1].loses:
-                best.append(item)
+        best = unbeaten(a + b for a in best for b in unbeaten(group))
+    return best
+
+
+def unbeaten(items: Iterable[Item]) -> list[Item]:
+    """Those that no other beats in both savings and loss, the one that saves most first."""
+    best: list[Item] = []
+    for item in sorted(items, key=lambda item: (-item.saves, item.loses)):
+        if not best or item.loses < best[-1].loses:
+            best.append(item)
     return best
 
 

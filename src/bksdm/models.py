@@ -33,6 +33,7 @@ from bksdm.data.pictures import Size, sides
 from bksdm.devices import PRECISIONS
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
+from bksdm.families.sd_unet import ADDED
 from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.parts import Tensors, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
 from bksdm.progress import say
@@ -254,11 +255,17 @@ def check_drawing(pipeline: StableDiffusionPipeline, model: str | Path, *, maske
 
 
 def check_parts(text_encoder: CLIPTextModel, unet: Config, model: str | Path) -> None:
-    """Refuse a text encoder whose embeddings the U-Net with this config does not take.
+    """Refuse a U-Net that takes more than a caption, and a text encoder whose embeddings it does not take.
 
     Raises:
-        InputError: Naming both widths.
+        InputError: Naming the conditions, or both widths.
     """
+    added = unet.get(ADDED)
+    if added:
+        raise InputError(
+            f"model {model} has a U-Net that takes added conditions, as SDXL does ({ADDED} is {added}); "
+            f"bksdm describe takes it, the other verbs want Stable Diffusion 1.x or 2.x"
+        )
     width, takes = text_encoder.config.hidden_size, unet["cross_attention_dim"]
     if width not in (takes if isinstance(takes, (list, tuple)) else (takes,)):
         raise InputError(

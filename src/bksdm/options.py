@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Taps = Literal["stages", "self_attention", "both"]
+Taps = Literal["stages", "self_attention", "both", "layers"]
 Runtime = Literal["auto", "torch", "openvino", "onnx"]
 ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers"]
 UnitScore = Literal["output", "frechet", "clip", "latents"]
@@ -19,7 +19,8 @@ class DescribeOptions:
 
     Attributes:
         model: Folder, .safetensors file, Hub id, or 'emoji'; a folder may hold only unet/config.json.
-        recipe: base, small, tiny, or a YAML file; without one, the model as it is.
+        recipe: base, small, tiny; for SDXL base, small, ssd-1b, vega, koala-1b, koala-700m, comfy; or a YAML file;
+            without one, the model as it is.
         json: Print one JSON object and nothing else.
     """
 
@@ -113,7 +114,8 @@ class DistillOptions:
         output_weight: Weight of the error to the teacher's output.
         feature_weight: Weight of the summed error to the teacher's features.
         feature_decay: Let feature_weight fall to zero in a straight line over the run.
-        taps: Features to match: outputs of the stages, of the self-attentions that stay, or of both.
+        taps: Features to match: outputs of the stages, of the self-attentions that stay, of both, or of layers, that
+            is every ResNet block and attention that stays, and the middle block.
         normalize_features: Divide the error of a feature by the mean square of the teacher's, so that no tap dominates.
         mask_features: Leave out of a feature what is more than this many standard deviations, such as 2, off its mean.
         guided_output: Compare the outputs under this guidance scale too, such as 7.5; twice the work of the U-Nets.

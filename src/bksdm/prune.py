@@ -154,7 +154,7 @@ def _told_by_config(teacher: str, student: str, teacher_config: Config, student_
     example = yaml.safe_dump(found[0].to_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
     if len(found) > 1:
         raise InputError(
-            f"{without}, and {len(found)} give its config; write the one that it was made by into the file "
+            f"{without}, and several give its config; write the one that it was made by into the file "
             f"{RECIPE_FILE} of its folder, such as {example}"
         )
     say(f"{without}; its config is the one that this gives: {example}")

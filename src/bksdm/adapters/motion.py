@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from bksdm.errors import InputError
 from bksdm.recipe import Config, Pruning
 
 _MODULE = re.compile(r"(?P<before>.*?)(?P<stage>(?:down|up)_blocks\.\d+)\.motion_modules\.(?P<layer>\d+)\.(?P<rest>.+)")
+_ATTENDS = "UNetMidBlock2DCrossAttn"
 _MID = re.compile(r".*?mid_block\.motion_modules\..+")
 _INPUT = re.compile(r"conv_in\.(weight|bias)")  # PIA's (arXiv 2312.13964), which no recipe moves
 
@@ -45,7 +46,7 @@ def renumbered(tensors: Mapping[str, Tensor], pruning: Pruning) -> tuple[dict[st
             if here is not None:
                 kept[f"{match['before']}{here}.{match['rest']}"] = tensor
         elif _MID.fullmatch(name):
-            stays = pruning.student_config.get("mid_block_type", "") is not None
+            stays = _mid_attends(pruning.student_config)
             places["mid_block.motion_modules"] = "mid_block.motion_modules" if stays else None
             if stays:
                 kept[name] = tensor
@@ -86,13 +87,12 @@ def student_config(config: Config, student: Config) -> dict[str, Any]:
     return cut | {
         "block_out_channels": list(student["block_out_channels"]),
         "motion_layers_per_block": student["layers_per_block"],
-        "use_motion_mid_block": bool(config.get("use_motion_mid_block", True))
-        and student.get("mid_block_type", "") is not None,
+        "use_motion_mid_block": bool(config.get("use_motion_mid_block", True)) and _mid_attends(student),
     }
 
 
 def motion_unet(unet: UNet2DConditionModel, motion: MotionAdapter) -> UNetMotionModel:
-    """A U-Net with motion modules, for `AnimateDiffPipeline`, also where the U-Net has no middle block.
+    """A U-Net with motion modules, for `AnimateDiffPipeline`, also where the middle block is gone or a ResNet alone.
 
     diffusers' own `UNetMotionModel.from_unet2d` fails there.
 
@@ -100,12 +100,29 @@ def motion_unet(unet: UNet2DConditionModel, motion: MotionAdapter) -> UNetMotion
         unet: A teacher's or a student's; as many layers in every stage.
         motion: Made for it, as `bksdm adapt` writes it.
     """
-    if unet.mid_block is not None:
+    if _mid_attends(unet.config):
         return UNetMotionModel.from_unet2d(unet, motion)
     with torch.device("meta"):
-        whole = UNet2DConditionModel.from_config({**unet.config, "mid_block_type": "UNetMidBlock2DCrossAttn"})
+        whole = UNet2DConditionModel.from_config({**unet.config, "mid_block_type": _ATTENDS})
     whole.load_state_dict(unet.state_dict(), strict=False, assign=True)
     whole.mid_block.to_empty(device="cpu")
     made = UNetMotionModel.from_unet2d(whole, motion)
-    made.mid_block = None
+    made.mid_block = None if unet.mid_block is None else _OneResNet(unet.mid_block.resnets[0])
     return made
+
+
+def _mid_attends(config: Config) -> bool:
+    """Whether the middle block has an attention, behind which motion modules stand."""
+    return bool(config.get("mid_block_type", _ATTENDS) == _ATTENDS)
+
+
+class _OneResNet(nn.Module):
+    """A middle block that is a ResNet alone, and is told of captions and frames all the same."""
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__()
+        self.resnet = resnet
+
+    def forward(self, hidden_states: Tensor, temb: Tensor, **_: Any) -> Tensor:
+        hidden: Tensor = self.resnet(hidden_states, temb)
+        return hidden

@@ -80,8 +80,9 @@ def _objections(pipeline: StableDiffusionPipeline) -> Iterator[str]:
     yield from _unlike("scheduler", pipeline.scheduler.config, _SCHEDULER)
     shape = UNetShape.of(pipeline.unet.config)
     attends = shape.attends_down if shape.attends_down == shape.attends_up else None
-    stem = (shape.widths, shape.has_mid, set(shape.layers), attends)
-    if stem in ((_WHOLE, True, {2}, (True, True, True, False)), (_TINY, False, {1}, (True, True, True))):
+    middle = (shape.has_mid, shape.depths.mid)
+    stem = (shape.widths, middle, set(shape.layers), attends)
+    if stem in ((_WHOLE, (True, 1), {2}, (True, True, True, False)), (_TINY, (False, 0), {1}, (True, True, True))):
         return
     yield (
         f"its U-Net has {shape.stages} stages with {', '.join(map(str, shape.layers))} layers and "

@@ -86,4 +86,6 @@ def bypassed(unet: UNet2DConditionModel, units: Iterable[Unit]) -> AbstractConte
 def _check(config: Config) -> None:
     reason = sd_unet.why_not(config)
     if reason:
-        raise InputError(f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x")
+        raise InputError(
+            f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x, or SDXL"
+        )

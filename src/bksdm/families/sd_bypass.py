@@ -1,8 +1,9 @@
-"""The U-Net of Stable Diffusion 1.x and 2.x without some of its units, for a while and in memory.
+"""The U-Net of Stable Diffusion or SDXL without some of its units, for a while and in memory.
 
 A layer hands its hidden states on: in a down stage they are its skip connection too, in an up stage the skip
-connection that it took is dropped. Where channels change, the ResNet's shortcut convolution alone stays. The middle
-block and the innermost stages are taken out, as in a student. No weight is touched.
+connection that it took is dropped. Where channels change, the ResNet's shortcut convolution alone stays. A transformer
+layer hands on what it took. The middle block and the innermost stages are taken out, as in a student. No weight is
+touched.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from bksdm.families.units import Unit
@@ -24,16 +26,21 @@ def bypassed(unet: UNet2DConditionModel, units: Iterable[Unit]) -> Iterator[UNet
         units: From `families.units` of its config.
     """
     with ExitStack() as undo:
-        for unit in sorted(units, key=lambda unit: unit.kind == "innermost"):  # it moves the paths of up stages
+        for unit in sorted(units, key=_outside):
             for owner, name, instead in _changes(unet, unit):
                 undo.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, instead)
         yield unet
 
 
+def _outside(unit: Unit) -> tuple[bool, int]:
+    """What goes later: a unit after those inside of it; last the innermost stages, which move the paths of others."""
+    return unit.kind == "innermost", -unit.paths[0].count(".")
+
+
 def _changes(unet: UNet2DConditionModel, unit: Unit) -> Iterator[tuple[nn.Module, str, Any]]:
     """(module, attribute, what stands there instead)."""
-    if unit.kind == "mid":
+    if unit.paths == ("mid_block",):
         yield unet, "mid_block", None
     elif unit.kind == "innermost":
         dropped = sum(path.startswith("up_blocks.") for path in unit.paths)
@@ -49,15 +56,17 @@ def _changes(unet: UNet2DConditionModel, unit: Unit) -> Iterator[tuple[nn.Module
 
 
 def _stand_in(module: Any, keeps_shortcut: bool) -> nn.Module:
+    if isinstance(module, BasicTransformerBlock):
+        return _HiddenStates()
     if not hasattr(module, "conv1"):
         return _Through()
     return _Shortcut(module) if keeps_shortcut else _HiddenStates(module.out_channels)
 
 
 class _HiddenStates(nn.Module):
-    """Stands where a ResNet was: the hidden states, without the skip connection that is joined to them."""
+    """Stands where a ResNet was, or a transformer layer: the hidden states, without a skip connection behind them."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int | None = None) -> None:
         super().__init__()
         self._channels = channels
 

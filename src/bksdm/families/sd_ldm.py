@@ -226,13 +226,19 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
         "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
         "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in attends_up],
-        "mid_block_type": "UNetMidBlock2DCrossAttn" if "middle_block.0.in_layers.0.weight" in unet else None,
+        "mid_block_type": _mid_block_type(unet),
         "cross_attention_dim": context[0] if context else 768,
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
         "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
         "use_linear_projection": linear,
         "norm_num_groups": math.gcd(32, *widths),
     }
+
+
+def _mid_block_type(unet: Shapes) -> str | None:
+    if "middle_block.0.in_layers.0.weight" not in unet:
+        return None
+    return "UNetMidBlock2DCrossAttn" if "middle_block.1.proj_in.weight" in unet else "UNetMidBlock2D"
 
 
 def _down_stages(unet: Shapes) -> tuple[list[int], list[int], list[bool], list[int]]:
@@ -270,7 +276,7 @@ def _up_stages(unet: Shapes, layers: list[int]) -> list[bool]:
 def is_pruned(config: Mapping[str, Any]) -> bool:
     """Whether a U-Net with this config, from names and shapes, is none of Stable Diffusion's own."""
     whole = len(config["block_out_channels"]) == 4 and config["layers_per_block"] == 2
-    return not whole or config["mid_block_type"] is None
+    return not whole or config["mid_block_type"] != "UNetMidBlock2DCrossAttn"
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:

@@ -33,12 +33,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Removals:
-    """Units that can go together: those in `always`, and from every group one set.
+    """Units that can go together: those in `always`, and of every group what one of its choices names.
 
     Attributes:
         always: Names of units that go in any case.
-        groups: For every independent part of the rest, the sets of names that it can lose; the first is empty.
+        groups: For every independent part of the rest, its choices; of the first, nothing goes.
     """
 
     always: Names
-    groups: tuple[tuple[Names, ...], ...]
+    groups: tuple[tuple["Removals", ...], ...] = ()
