@@ -85,7 +85,7 @@ def read_beside(folder: Path, text: str | None = None) -> list[Captioned | Besid
     if without:
         raise InputError(
             f"{len(without)} of {len(names)} pictures in {folder} have no caption beside them, first {without[0]}; "
-            f"write a .txt of the same name, or take it away"
+            f"write a .{text or 'txt'} of the same name, or take it away"
         )
     alone = files.keys() - {stem(name) for name in names}
     unused = sorted(name for one in alone for suffix, name in files[one].items() if suffix in CAPTION_FILES)
