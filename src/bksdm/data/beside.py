@@ -15,7 +15,7 @@ from PIL import Image
 
 from bksdm.data.captions import CAPTION_FILES, caption_suffix, read_caption
 from bksdm.data.names import files_in, kind, picture_names, stem
-from bksdm.data.pictures import Captioned, open_picture
+from bksdm.data.pictures import Captioned, open_unflagged, was_flagged
 from bksdm.errors import InputError
 from bksdm.progress import say
 from bksdm.runs import digest
@@ -47,11 +47,16 @@ class Beside:
         text = read_caption(content, kind(self.caption), self.asked, str(self.content()))
         return text.split("\n")[0].strip() if self.first_line else text
 
+    @property
+    def flagged(self) -> bool:
+        """Whether its file says that a safety checker has made it black."""
+        return kind(self.name) == "png" and was_flagged(self.content())
+
     def content(self) -> Path:
         return self.folder / self.name
 
     def open(self) -> Image.Image:
-        return open_picture(self.content())
+        return open_unflagged(self.content())
 
 
 def read_beside(folder: Path, text: str | None = None) -> list[Captioned | Beside]:
