@@ -33,7 +33,7 @@ from bksdm.devices import PRECISIONS
 from bksdm.errors import InputError
 from bksdm.families import sd_ldm
 from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
-from bksdm.parts import Tensors, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
+from bksdm.parts import Tensors, copy_papers, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
 from bksdm.progress import say
 from bksdm.recipe import Config
 from bksdm.runs import files_digest, replace_folder, write_text
@@ -523,7 +523,8 @@ def _write_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path) -> None:
-    """The parts of where the pipeline came from, and its own that changed."""
+    """The papers and parts of where the pipeline came from, and its own parts that changed."""
+    copy_papers(origin.folder, folder)
     index = _read_json(origin.folder / "model_index.json")
     named = dict(_parts(index))
     for name in named:
