@@ -422,6 +422,13 @@ def check_folder(path: Path) -> None:
     _check_tokenizer(path / "tokenizer")
 
 
+def has_safety_checker(model: str | Path) -> bool:
+    """Whether MODEL is a folder whose pipeline has a safety checker; of what is on the Hub, nothing is said."""
+    path = _local(model)
+    index = path / "model_index.json" if path else None
+    return index is not None and index.is_file() and "safety_checker" in dict(_parts(_read_json(index)))
+
+
 def part_names(path: Path) -> list[str]:
     """The names of the folders that a Stable Diffusion pipeline consists of.
 
