@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from bksdm.data.folder import read_captions
-from bksdm.data.pictures import Captioned, PictureSamples, flips, open_picture, to_pixels
+from bksdm.data.pictures import Captioned, PictureSamples, flips, open_picture, to_pixels, was_flagged
 from bksdm.errors import InputError
 from tiny_models import CAPTIONS, PICTURE, build_tokenizer, tokenize
 
@@ -365,6 +365,7 @@ def test_a_picture_far_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "is not a readable picture" in unreadable(tmp_path / "a.png")
+    assert not was_flagged(tmp_path / "a.png"), "what reads it says what is wrong"
 
 
 # Pixels

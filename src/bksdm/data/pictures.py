@@ -110,7 +110,7 @@ def was_flagged(picture: Path | bytes) -> bool:
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             return _says_flagged(opened)
-    except (OSError, ValueError):  # no picture, and what reads it says so
+    except Exception:  # no picture, and what reads it says so
         return False
 
 
