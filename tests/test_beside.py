@@ -146,6 +146,18 @@ def test_a_folder_without_any_caption_says_what_it_could_have(tmp_path: Path) ->
     assert refused(tmp_path).endswith(f"beside its pictures; give {tmp_path}/train")
 
 
+def test_a_folder_without_the_captions_that_are_asked_for_says_which_they_are(tmp_path: Path) -> None:
+    written(tmp_path, {"1.png": None, "1.txt": "red", "2.png": None, "2.txt": "blue"})
+    assert refused(tmp_path, text="caption") == (
+        f"{tmp_path} has no metadata.csv or metadata.jsonl, and no .caption and no entry 'caption' in a .json beside "
+        f"its pictures; give another --text_column, or leave it out"
+    )
+    written(tmp_path, {"1.caption": "red"})
+    assert refused(tmp_path, text="caption").endswith(
+        "have no caption beside them, first 2.png; write a .caption of the same name, or take it away"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

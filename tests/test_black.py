@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bksdm.data.pictures import open_picture
+from bksdm.data.prepared import read_prepared
+from bksdm.data.source import read_source
 from bksdm.demo import Drawer, Wish, draw
 from bksdm.errors import InputError
+from bksdm.generate import generate
 from bksdm.models import load_pipeline, save_pipeline
-from bksdm.options import DemoOptions
+from bksdm.options import DemoOptions, GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.folder import open_folder
 from bksdm.sampling import Request, decode, sample
@@ -214,6 +220,100 @@ def test_a_class_of_such_pictures_is_not_learnt(run: Run, flagging: Path, pictur
     assert outcome.said[-1] == (
         "bksdm: the model's safety checker has made every picture of 'car' black; give another --class_prompt, or "
         "--class_images 0"
+    )
+
+
+@pytest.fixture(scope="module")
+def black(flagging: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two such pictures. Shared: not to be changed."""
+    out = tmp_path_factory.mktemp("black") / "made"
+    generate(GenerateOptions(str(flagging), str(out), ["red"], images_per_prompt=2, steps=1))
+    return out
+
+
+def as_the_table_says(black: Path, folder: Path) -> Path:
+    """The same, of which the table alone tells what they are."""
+    captioned(folder, [open_picture(black / f"0000{number}.png") for number in range(2)])
+    lines = [{"file_name": f"{number}.png", "text": "red", "flagged": True} for number in range(2)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def as_the_pictures_say(black: Path, folder: Path) -> Path:
+    """The same, of which no table tells."""
+    folder.mkdir()
+    for number in range(2):
+        shutil.copy(black / f"0000{number}.png", folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("red")
+    return folder
+
+
+def as_another_table_lists_them(black: Path, folder: Path) -> Path:
+    as_the_pictures_say(black, folder)
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,red\n1.png,red\n")
+    return folder
+
+
+@pytest.mark.parametrize("layout", [as_the_table_says, as_the_pictures_say])
+def test_nothing_is_learnt_from_a_folder_of_them(
+    layout: Callable[[Path, Path], Path], run: Run, black: Path, v1_folder: Path, tmp_path: Path
+) -> None:
+    data = layout(black, tmp_path / "data")
+    words = ["--teacher", v1_folder, "--student", v1_folder, "--data", data, "--out", tmp_path / "run"]
+    outcome = run("distill", *words)
+    assert (outcome.code, outcome.said) == (
+        2,
+        [
+            f"bksdm: 2 of 2 pictures of {data} were made black by a model's safety checker (0.png, 1.png), and show "
+            f"nothing; take them and their captions away"
+        ],
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("layout", [as_the_table_says, as_the_pictures_say, as_another_table_lists_them])
+def test_such_pictures_are_refused_when_they_are_opened(
+    layout: Callable[[Path, Path], Path], black: Path, tmp_path: Path
+) -> None:
+    data = layout(black, tmp_path / "data")
+    for picture in read_source(data).pictures:
+        with pytest.raises(InputError) as refused:
+            picture.open()
+        assert str(refused.value) == (
+            f"{data / picture.name} was made black by a model's safety checker, and shows nothing; take it away"
+        )
+
+
+def test_such_pictures_are_refused_in_tars_too(black: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for file in as_the_pictures_say(black, tmp_path / "data").iterdir():
+            tar.add(file, file.name)
+    with pytest.raises(InputError, match=r"^a.tar/[01].png was made black by a model's safety checker"):
+        read_source(tmp_path / "a.tar").pictures[0].open()
+
+
+@pytest.mark.parametrize("layout", [as_the_table_says, as_another_table_lists_them])
+def test_prepare_skips_them(
+    layout: Callable[[Path, Path], Path], done: Run, black: Path, v1_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    data = layout(black, tmp_path / "data")
+    shutil.copy(pictures / "0.png", data / "2.png")
+    table = next(data.glob("metadata.*"))
+    line = '{"file_name": "2.png", "text": "green"}\n' if table.suffix == ".jsonl" else "2.png,green\n"
+    table.write_text(table.read_text() + line)
+    done("prepare", data, "--teacher", v1_folder, "--out", tmp_path / "out", "--max_broken", 0.7, "--workers", 0)
+    skipped = read_lines(tmp_path / "out" / "skipped.jsonl")
+    assert [line["name"] for line in skipped] == ["0.png", "1.png"]
+    assert all("was made black by a model's safety checker" in line["reason"] for line in skipped)
+    assert read_prepared(tmp_path / "out").pictures == 1
+
+
+def test_a_subject_is_not_learnt_from_them(run: Run, black: Path, v1_folder: Path, tmp_path: Path) -> None:
+    words = ["personalize", v1_folder, "--images", black, "--prompt", "sks car", "--out", tmp_path / "run"]
+    outcome = run(*words)
+    assert (outcome.code, outcome.said) == (
+        2,
+        [f"bksdm: {black}/00000.png was made black by a model's safety checker, and shows nothing; take it away"],
     )
 
 

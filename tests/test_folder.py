@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from bksdm.data.folder import read_captions
-from bksdm.data.pictures import Captioned, PictureSamples, flips, open_picture, to_pixels
+from bksdm.data.pictures import Captioned, PictureSamples, flips, open_picture, to_pixels, was_flagged
 from bksdm.errors import InputError
 from tiny_models import CAPTIONS, PICTURE, build_tokenizer, tokenize
 
@@ -191,6 +191,20 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_lines_after_it(tmp_pa
     assert "is not CSV" in refused(folder_with(tmp_path, text, "metadata.csv"))
 
 
+def test_pictures_that_are_not_listed_are_mentioned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("more/b.png", "2.png", "10.jpg", ".hidden.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    folder_with(tmp_path, "file_name,text\n./a.png,red\nmore/b.png,blue\n", "metadata.csv")
+    assert len(read_captions(tmp_path)) == 2
+    said = f"{tmp_path}: 2 pictures are not in metadata.csv and are left out: 2.png, 10.jpg"
+    assert capfd.readouterr().err.splitlines() == [said]
+    for number in range(3, 10):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    read_captions(tmp_path)
+    assert capfd.readouterr().err.endswith(": 2.png, 3.png, 4.png, 5.png, 6.png and 4 more\n")
+
+
 def test_pictures_that_are_not_there_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     lines = [json.dumps({"file_name": name, "text": "x"}) for name in ("a.png", "b.png", "c.png")]
     message = refused(folder_with(tmp_path, "\n".join(lines)))
@@ -351,6 +365,7 @@ def test_a_picture_far_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "is not a readable picture" in unreadable(tmp_path / "a.png")
+    assert not was_flagged(tmp_path / "a.png"), "what reads it says what is wrong"
 
 
 # Pixels

@@ -33,6 +33,9 @@ UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 TEXT = Path("text_encoder", "model.safetensors")
 SCHEDULER = Path("scheduler", "scheduler_config.json")
 INDEX = Path("model_index.json")
+CARD = "README.md"
+PAPERS = {CARD: "---\nlicense: openrail\n---\n# Old\n", "LICENSE": "Open RAIL\n", "NOTICE.txt": "Made in 2022\n"}
+FLAX = "diffusion_flax_model.msgpack"
 ONE_STEP = {"steps": 1, "batch_size": 2, "accumulation": 1, "sample_every": 0, "precision": "fp32"}
 
 
@@ -94,6 +97,10 @@ def old_teacher(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for file in folder.rglob("*.safetensors"):
         halves = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
         save_file(halves, file, metadata={"format": "pt"})
+    for name, text in PAPERS.items():
+        (folder / name).write_text(text)
+    (folder / "tokenizer" / "extra.model").write_bytes(b"\0")
+    (folder / "vae" / FLAX).write_bytes(b"\0")
     return folder
 
 
@@ -153,11 +160,23 @@ def test_files_of_parts_that_do_not_change_are_the_same(
     verb: Make, old_teacher: Path, written: Callable[[Make], Path]
 ) -> None:
     made = written(verb)
-    kept = {file for file in files(old_teacher) if file.parts[0] not in CHANGED[verb]} - {INDEX}
-    assert {file.parts[0] for file in kept} >= {"vae", "tokenizer", "safety_checker", "feature_extractor"}
+    kept = {file for file in files(old_teacher) if file.parts[0] not in CHANGED[verb]}
+    kept -= {INDEX, Path(CARD), Path("vae", FLAX)}
+    assert {file.parts[0] for file in kept} >= {"vae", "tokenizer", "safety_checker", "feature_extractor", "LICENSE"}
     for file in kept:
         assert (made / file).read_bytes() == (old_teacher / file).read_bytes(), file
     assert not {file for file in files(made) - files(old_teacher) if file.parts[0] in {part.parts[0] for part in kept}}
+
+
+def test_a_folder_that_is_written_again_keeps_its_card(
+    old_teacher: Path, written: Callable[[Make], Path], tmp_path: Path
+) -> None:
+    again = written(rewritten)
+    assert (again / CARD).read_bytes() == (old_teacher / CARD).read_bytes()
+    assert (written(pruned) / CARD).read_text() != PAPERS[CARD], "a student has a card of its own"
+    found = push(PushOptions(str(again), "me/old", str(tmp_path / "hub"), dry_run=True))
+    assert found.license == "openrail"
+    assert {*PAPERS, "tokenizer/extra.model"} <= set(found.files)
 
 
 @every_verb

@@ -1,6 +1,7 @@
 """Exported folders and other runtimes where `generate` and `benchmark` take a model."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from PIL import Image
 from bksdm import runtimes
 from bksdm.benchmark import benchmark
 from bksdm.errors import InputError
+from bksdm.export.formats import FORMATS, format_named
+from bksdm.export.run import export
 from bksdm.exported import export_facts, is_exported, open_exported
 from bksdm.generate import generate
-from bksdm.options import BenchmarkOptions, GenerateOptions
+from bksdm.models import fingerprint, load_pipeline
+from bksdm.options import BenchmarkOptions, ExportOptions, GenerateOptions
 from bksdm.runtimes import Choice, choose, converted, open_drawer
+from tiny_models import add_safety_checker
 
 CPU = torch.device("cpu")
 DRAWING = {"prompt": ["red apple", "green car"], "steps": 3, "guidance": 3.0, "batch_size": 2}
@@ -120,6 +125,43 @@ def test_a_damaged_export_file_is_refused(tmp_path: Path) -> None:
     assert is_exported(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         drawn(tmp_path, tmp_path / "out")
+
+
+# A model with a safety checker, which torch alone has
+
+UNCHECKED = "{} holds no safety checker: that of {} stays behind, and pictures are drawn unchecked\n"
+
+
+@pytest.fixture
+def checked(exported_model: Path, openvino_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Such a model, which was converted already."""
+    monkeypatch.setenv("BKSDM_CACHE", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / f"{fingerprint(exported_model)}-openvino"
+    shutil.copytree(openvino_folder, kept)
+    monkeypatch.setitem(runtimes.FASTER, "openvino", 2.0)
+    assert choose(str(exported_model), CPU, "auto", None, None, 1).runtime == "openvino"
+    return add_safety_checker(Path(shutil.copytree(exported_model, tmp_path / "checked")))
+
+
+def test_auto_stays_with_torch(checked: Path) -> None:
+    found = choose(str(checked), CPU, "auto", None, None, 1)
+    assert found == Choice("torch", "no other runtime has the model's safety checker")
+
+
+def test_another_runtime_says_that_it_draws_unchecked(
+    checked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert drawn(checked, tmp_path / "out", runtime="openvino", steps=1)
+    assert UNCHECKED.format("openvino", checked) in capfd.readouterr().err
+
+
+def test_an_export_says_that_it_stays_behind(checked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export(ExportOptions(str(checked), "ldm", str(tmp_path / "one.safetensors")))
+    assert UNCHECKED.format("ldm", checked) in capfd.readouterr().err
+    export(ExportOptions(str(checked), "diffusers", str(tmp_path / "again")))
+    assert "unchecked" not in capfd.readouterr().err
+    assert load_pipeline(tmp_path / "again").safety_checker is not None
+    assert [name for name in FORMATS if format_named(name).is_model] == ["diffusers"]
 
 
 # The choice

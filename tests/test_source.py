@@ -302,10 +302,13 @@ def test_a_saved_data_set(table: datasets.Dataset, pictures: Path, tmp_path: Pat
     assert_the_pictures(tmp_path / "saved", pictures)
 
 
-def test_a_part_of_a_saved_data_set(table: datasets.Dataset, pictures: Path, tmp_path: Path) -> None:
+def test_a_part_of_a_saved_data_set(
+    table: datasets.Dataset, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     saved = tmp_path / "saved"
     datasets.DatasetDict({"train": table.select([0]), "all": table}).save_to_disk(saved)
     assert len(read_source(saved).pictures) == 1
+    assert f"data {saved} has the parts train 1, all 8; train is read" in capfd.readouterr().err
     assert_the_pictures(saved, pictures, split="all")
     message = "has no part 'test'; give --split to bksdm prepare, one of train, all"
     assert message in refused(saved, split="test")
@@ -399,7 +402,9 @@ def test_the_parquet_of_img2dataset(pictures: Path, tmp_path: Path) -> None:
         found[4].open()
 
 
-def test_parts_of_a_data_set_are_told_by_the_names_of_its_parquet_files(pictures: Path, tmp_path: Path) -> None:
+def test_parts_of_a_data_set_are_told_by_the_names_of_its_parquet_files(
+    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data").mkdir()
     for part, count in {"train": 8, "test": 2}.items():
         columns = {"image": held_in(pictures)[:count], "text": CAPTIONS[:count]}
@@ -407,6 +412,7 @@ def test_parts_of_a_data_set_are_told_by_the_names_of_its_parquet_files(pictures
     Image.new("RGB", (2, 2)).save(tmp_path / "banner.png")
     (tmp_path / "README.md").write_text("a data set")
     assert_the_pictures(tmp_path, pictures)
+    assert "has the parts test 1, train 1; train is read, and --split" in capfd.readouterr().err
     assert len(read_source(tmp_path, split="test").pictures) == 2
     assert "has no part 'all'; give --split to bksdm prepare, one of test, train" in refused(tmp_path, split="all")
 
@@ -441,11 +447,17 @@ def test_a_part_means_nothing_where_there_are_none(pictures: Path) -> None:
     assert message == f"data {pictures} is a folder of pictures, where --split test means nothing; leave it out"
 
 
-def test_parts_of_a_data_set_are_told_by_the_names_of_its_tars(tars: Path, pictures: Path) -> None:
+def test_parts_of_a_data_set_are_told_by_the_names_of_its_tars(
+    tars: Path, pictures: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_tar(tars / "test" / "00000.tar", sample(pictures, 0, txt=b"held out"))
     assert_the_pictures(tars, pictures)
+    assert capfd.readouterr().err == (
+        f"data {tars} has the parts train 2, test 1; train is read, and --split of bksdm prepare takes another\n"
+    )
     assert [picture.text for picture in read_source(tars, split="test").pictures] == ["held out"]
     assert read_source(tars / "test").pictures[0].text == "held out"
+    assert not capfd.readouterr().err, "a part that is asked for, or the only one, needs no word"
     assert "has no part 'dev'; give --split to bksdm prepare, one of train, test" in refused(tars, split="dev")
 
 

@@ -58,6 +58,10 @@ def old(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_folder_becomes_one_of_safetensors(run: Run, done: Run, old: Path, folder: Path, tmp_path: Path) -> None:
+    papers = ("README.md", "LICENSE", "tokenizer/extra.model")
+    for name in papers:
+        (old / name).write_text(name)
+    (old / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"weights of another library")
     refused = run("generate", old, "--prompt", "red", "--out", tmp_path / "drawn")
     assert refused.code == 2
     command = refused.said[0].partition("by bksdm ")[2].replace("NEW", str(tmp_path / "new"))
@@ -68,9 +72,10 @@ def test_a_folder_becomes_one_of_safetensors(run: Run, done: Run, old: Path, fol
         ours, theirs = (pipeline.components[name].state_dict() for pipeline in (found, wanted))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    for file in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "vae/config.json"):
+    texts = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "vae/config.json")
+    for file in (*texts, *papers):
         assert (tmp_path / "new" / file).read_bytes() == (old / file).read_bytes()
-    assert not [file for file in (tmp_path / "new").rglob("*") if file.suffix == ".bin"]
+    assert not [file for file in (tmp_path / "new").rglob("*") if file.suffix in (".bin", ".msgpack")]
 
 
 def converted(model: Path | str, out: Path, **more: object) -> Path:

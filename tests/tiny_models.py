@@ -190,6 +190,11 @@ def age(folder: Path) -> Path:
     for part, defaults in (("unet", ("mid_block_type", "only_cross_attention")), ("vae", ("scaling_factor",))):
         config = json.loads((folder / part / "config.json").read_text())
         write_json(folder / part / "config.json", {key: config[key] for key in config if key not in defaults})
+    return add_safety_checker(folder)
+
+
+def add_safety_checker(folder: Path) -> Path:
+    """One that finds no fault, as the folders of 2022 have it."""
     StableDiffusionSafetyChecker(_tiny_clip()).save_pretrained(folder / "safety_checker")
     (folder / "feature_extractor").mkdir()
     write_json(

@@ -4,7 +4,6 @@ What is there already is not made again, so the same command finishes what was i
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from bksdm.adapters.lora import Lora
 from bksdm.adapters.lora_files import lora_fingerprint
-from bksdm.data.pictures import open_picture
+from bksdm.data.pictures import open_picture, was_flagged
 from bksdm.data.prompts import read_prompts
 from bksdm.decoder import decoder_fingerprint
 from bksdm.devices import choose_device
@@ -26,7 +25,7 @@ from bksdm.processes import processes
 from bksdm.progress import Bar, bar, say
 from bksdm.prompts import say_cut
 from bksdm.runs import check_free, digest, files_digest, open_run, replace_file, write_text
-from bksdm.runtime.parameters import KEY, texts
+from bksdm.runtime.parameters import texts
 from bksdm.runtimes import Drawer, open_drawer
 from bksdm.sampling import Request, is_flagged, side_by_side
 from bksdm.tables import listed
@@ -226,20 +225,6 @@ def write_png(picture: Image.Image, path: Path, about: Mapping[str, str]) -> Non
         chunks.add_text(keyword, text)
     with replace_file(path) as partial:
         picture.save(partial, format="PNG", pnginfo=chunks)
-
-
-def was_flagged(picture: Path | bytes) -> bool:
-    """Whether a picture, a file or what is in it, was made here and made black by a safety checker."""
-    return bool(_told(picture).get("flagged"))
-
-
-def _told(picture: Path | bytes) -> dict[str, Any]:
-    """What a picture says of its making; nothing where it was not made here."""
-    try:
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-            return dict(json.loads(opened.info.get(KEY, "{}")))
-    except (OSError, ValueError, TypeError):  # no picture, and what reads it says so; or no text of ours
-        return {}
 
 
 def _about(one: _Asked, options: GenerateOptions) -> dict[str, Any]:

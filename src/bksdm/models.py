@@ -35,7 +35,7 @@ from bksdm.errors import InputError
 from bksdm.families import sd_ldm
 from bksdm.families.sd_unet import ADDED
 from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
-from bksdm.parts import Tensors, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
+from bksdm.parts import Tensors, copy_papers, copy_part, find_weights, half_format, load_in_float32, rewrite_weights
 from bksdm.progress import say
 from bksdm.recipe import Config
 from bksdm.runs import files_digest, replace_folder, write_text
@@ -441,6 +441,13 @@ def check_folder(path: Path) -> None:
     _check_tokenizer(path / "tokenizer")
 
 
+def has_safety_checker(model: str | Path) -> bool:
+    """Whether MODEL is a folder whose pipeline has a safety checker; of what is on the Hub, nothing is said."""
+    path = _local(model)
+    index = path / "model_index.json" if path else None
+    return index is not None and index.is_file() and "safety_checker" in dict(_parts(_read_json(index)))
+
+
 def part_names(path: Path) -> list[str]:
     """The names of the folders that a Stable Diffusion pipeline consists of.
 
@@ -542,7 +549,8 @@ def _write_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path) -> None:
-    """The parts of where the pipeline came from, and its own that changed."""
+    """The papers and parts of where the pipeline came from, and its own parts that changed."""
+    copy_papers(origin.folder, folder)
     index = _read_json(origin.folder / "model_index.json")
     named = dict(_parts(index))
     for name in named:

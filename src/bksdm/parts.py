@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bksdm.data.names import files_in
 from bksdm.errors import InputError
 from bksdm.runs import write_text
 
@@ -27,7 +28,9 @@ _NAME = re.compile(
 )
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = (None, "fp16")
-_TEXTS = (".json", ".txt")
+PAPERS = ("README.md", "LICEN[CS]E*", "Licen[cs]e*", "licen[cs]e*", "NOTICE*")  # beside the parts
+_WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".pb", ".gguf"}
+_WEIGHTS |= {".onnx", ".onnx_data", ".data", ".xml"}  # ONNX and OpenVINO, of which the rest lies in a .bin
 _INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -89,21 +92,29 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def copy_part(source: Path, target: Path) -> None:
-    """Copy what a part says, and its weights under the names that are looked for first; every byte stays.
+    """Copy a part, its weights under the names that are looked for first; every byte stays.
 
-    Pickles, weights of other variants and of other libraries stay behind.
+    Pickles, weights of other variants and of other libraries stay behind, and hidden files.
     """
     target.mkdir(exist_ok=True)
     weights = find_weights(source)
     files = weights.files if weights else ()
     index = {f"{plain_name(file).partition('-')[0]}.safetensors.index.json" for file in files[1:]}
-    for file in source.iterdir():
-        if file.suffix in _TEXTS and (file.name in index or not _INDEX.fullmatch(file.name)):
-            shutil.copyfile(file, target / file.name)
+    for name in files_in(source):
+        file = source / name
+        if file.suffix not in _WEIGHTS and (file.name in index or not _INDEX.fullmatch(file.name)):
+            (target / name).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copyfile(file, target / name)
     for file in files:
         shutil.copyfile(file, target / plain_name(file))
     if weights and weights.variant:
         write_index(target)
+
+
+def copy_papers(source: Path, target: Path) -> None:
+    """Copy the card, licences and notices of a model."""
+    for file in (found for pattern in PAPERS for found in source.glob(pattern) if found.is_file()):
+        shutil.copyfile(file, target / file.name)
 
 
 def rewrite_weights(folder: Path, dtype: torch.dtype | None, prefix: str = "") -> None:

@@ -24,13 +24,14 @@ from bksdm.evaluate.table import cell
 from bksdm.hub import HUB_ERRORS
 from bksdm.models import EMBEDDED, check_folder
 from bksdm.options import PushOptions
+from bksdm.parts import PAPERS
 from bksdm.prune import RECIPE_FILE
 from bksdm.runs import replace_folder, write_text
 
 _CARD = "README.md"
 _STAY = ("config.yaml", "provenance.json", "training.json", "retraining.json")
 _TEXTS = (".json", ".txt", ".md", ".yaml")
-_KINDS = (*_TEXTS, ".safetensors", ".png")
+_KINDS = (*_TEXTS, ".safetensors", ".png", ".model")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PATHS = re.compile(r"(?<![\w/.:-])(/(?:home|root|Users|tmp|mnt|work|data)/[^\s`\"')]*|[A-Z]:\\[^\s`\"')]*)")
 
@@ -205,7 +206,7 @@ def _check(folder: Path) -> None:
         if not path.is_file():
             continue
         name = path.relative_to(folder)
-        if path.suffix not in _KINDS:
+        if path.suffix not in _KINDS and not any(path.match(pattern) for pattern in PAPERS):
             raise InputError(f"{name} is no file of a model ({', '.join(_KINDS)}); take it out of the folder")
         if path.suffix in _TEXTS and (found := _PATHS.search(path.read_text(encoding="utf-8"))):
             raise InputError(

@@ -23,13 +23,14 @@ from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_precision
 from bksdm.errors import InputError
 from bksdm.export.formats import format_named
-from bksdm.export.run import export
+from bksdm.export.run import export, say_unchecked
 from bksdm.exported import export_facts, is_exported, open_exported, sample_exported
 from bksdm.models import (
     check_drawing,
     check_folder,
     cutting,
     fingerprint,
+    has_safety_checker,
     image_size,
     load_scheduler_config,
     load_unet_config,
@@ -148,7 +149,8 @@ def choose(
         return Choice("torch", f"on {device.type}")
     if precision not in ("auto", "fp32"):
         return Choice("torch", "a precision is asked for")
-    alone = _torch_alone(model, scheduler)
+    alone = "no other runtime has the model's safety checker" if has_safety_checker(model) else None
+    alone = alone or _torch_alone(model, scheduler)
     if alone:
         return Choice("torch", alone)
     best = next((name for name in CONVERTED if FASTER[name] > 1 and _installed(name)), None)
@@ -198,6 +200,8 @@ def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
             raise InputError(f"{model} cannot be converted for {runtime}: {alone}; take torch, or export --scheduler")
         say(f"converting {model} for {runtime}, once, into {folder}")
         export(ExportOptions(model, cast(ExportFormat, runtime), str(folder), "fp32", decoder=decoder))
+    elif has_safety_checker(model):  # of which the conversion spoke
+        say_unchecked(model, runtime)
     return folder
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bksdm.data.captions import CAPTION_FILES, caption_suffix, read_caption
 from bksdm.data.names import files_in, kind, picture_names, stem
-from bksdm.data.pictures import Captioned, open_picture
+from bksdm.data.pictures import Captioned, open_unflagged, was_flagged
 from bksdm.errors import InputError
 from bksdm.progress import say
 from bksdm.runs import digest
@@ -47,11 +47,16 @@ class Beside:
         text = read_caption(content, kind(self.caption), self.asked, str(self.content()))
         return text.split("\n")[0].strip() if self.first_line else text
 
+    @property
+    def flagged(self) -> bool:
+        """Whether its file says that a safety checker has made it black."""
+        return kind(self.name) == "png" and was_flagged(self.content())
+
     def content(self) -> Path:
         return self.folder / self.name
 
     def open(self) -> Image.Image:
-        return open_picture(self.content())
+        return open_unflagged(self.content())
 
 
 def read_beside(folder: Path, text: str | None = None) -> list[Captioned | Beside]:
@@ -85,7 +90,7 @@ def read_beside(folder: Path, text: str | None = None) -> list[Captioned | Besid
     if without:
         raise InputError(
             f"{len(without)} of {len(names)} pictures in {folder} have no caption beside them, first {without[0]}; "
-            f"write a .txt of the same name, or take it away"
+            f"write a .{text or 'txt'} of the same name, or take it away"
         )
     alone = files.keys() - {stem(name) for name in names}
     unused = sorted(name for one in alone for suffix, name in files[one].items() if suffix in CAPTION_FILES)

@@ -5,17 +5,22 @@ The folder holds the pictures and a `metadata.csv`, `metadata.jsonl` or `metadat
 released.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from bksdm.assets import asset
 from bksdm.data.captions import caption_column, chosen_column
+from bksdm.data.names import PICTURES, files_in, in_order, kind
 from bksdm.data.pictures import Captioned
-from bksdm.data.table_files import read_columns
+from bksdm.data.table_files import read_marked
 from bksdm.errors import InputError
+from bksdm.progress import say
 from bksdm.runs import digest
+from bksdm.tables import listed
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_FLAGGED = "flagged"  # what `bksdm generate` writes of pictures that a safety checker has made black
 
 
 def data_folder(data: str | Path) -> Path:
@@ -59,7 +64,8 @@ def read_captions(folder: Path, image: str | None = None, text: str | None = Non
         file_name = chosen_column(names, image, ["file_name"], "image_column", metadata)
         return file_name, caption_column(names, text, metadata)
 
-    entries = [Captioned(folder / name, caption, folder) for name, caption in read_columns(metadata, columns)]
+    rows = read_marked(metadata, columns, _FLAGGED)
+    entries = [Captioned(folder / name, caption, folder, flagged) for (name, caption), flagged in rows]
     if not entries:
         raise InputError(f"{metadata} lists no pictures; write one line for each, with file_name and text")
     missing = [entry for entry in entries if not entry.path.is_file()]
@@ -68,6 +74,10 @@ def read_captions(folder: Path, image: str | None = None, text: str | None = Non
             f"{metadata} lists {len(missing)} of {len(entries)} pictures that are not there, first {missing[0].name}; "
             f"add them or remove their lines"
         )
+    listed_here = {os.path.normpath(entry.name) for entry in entries}
+    others = in_order(name for name in files_in(folder) if kind(name) in PICTURES and name not in listed_here)
+    if others:
+        say(f"{folder}: {len(others)} pictures are not in {metadata.name} and are left out: {listed(others)}")
     return entries
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bksdm.data.captions import caption_column, chosen_column
 from bksdm.data.names import chosen_part
-from bksdm.data.pictures import open_picture
+from bksdm.data.pictures import open_unflagged
 from bksdm.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TablePicture:
         return held["bytes"] or Path(held["path"])
 
     def open(self) -> Image.Image:
-        return open_picture(self.content(), self.name)
+        return open_unflagged(self.content(), self.name)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar
 from PIL import Image
 
 from bksdm.errors import InputError
+from bksdm.progress import say
 
 _PICTURES = """
     png apng jpg jpeg jpe jfif mpo webp avif avifs gif bmp dib tif tiff jp2 j2k jpf jpx jxl heic heif hif
@@ -29,7 +30,7 @@ _PARTS = dict.fromkeys(("train", "training"), "train")
 _PARTS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _PARTS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound=Sized)
 
 
 def kind(name: str | Path) -> str:
@@ -160,7 +161,7 @@ def in_parts(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def chosen_part(parts: Mapping[str, Part], asked: str | None, data: str) -> Part:
-    """A part of a data set: the one that is asked for, else `train` or the only one.
+    """A part of a data set: the one that is asked for, else `train` or the only one; of several, it is said which.
 
     Raises:
         InputError: There is no such part.
@@ -168,6 +169,9 @@ def chosen_part(parts: Mapping[str, Part], asked: str | None, data: str) -> Part
     part = asked or (next(iter(parts)) if len(parts) == 1 else "train")
     if part not in parts:
         raise InputError(f"data {data} has no part {part!r}; give --split to bksdm prepare, one of {', '.join(parts)}")
+    if asked is None and len(parts) > 1:
+        sizes = ", ".join(f"{name} {len(held)}" for name, held in parts.items())
+        say(f"data {data} has the parts {sizes}; {part} is read, and --split of bksdm prepare takes another")
     return parts[part]
 
 

@@ -1,6 +1,7 @@
 """Captioned pictures, wherever they lie, and what training makes of them."""
 
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from bksdm.data.names import how_to_read, readable_kinds
 from bksdm.data.stream import Batch
 from bksdm.errors import InputError
+from bksdm.runtime.parameters import KEY
 from bksdm.runtime.rgb import as_rgb
 
 Size = int | tuple[int, int]  # in pixels: the side of a square, or height and width
@@ -23,7 +25,8 @@ Size = int | tuple[int, int]  # in pixels: the side of a square, or height and w
 class Picture(Protocol):
     """A picture with its caption, read when it is asked for.
 
-    `name` is what a person finds it by. `text`, `content` and `open` raise `InputError` where it is damaged.
+    `name` is what a person finds it by. `text`, `content` and `open` raise `InputError` where it is damaged, and `open`
+    where a safety checker has made it black.
     """
 
     @property
@@ -49,11 +52,13 @@ class Captioned:
         path: The file.
         text: The caption.
         folder: What the picture is named from; its own folder by default.
+        flagged: Whether it is said that a safety checker has made it black.
     """
 
     path: Path
     text: str
     folder: Path | None = None
+    flagged: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +68,9 @@ class Captioned:
         return self.path
 
     def open(self) -> Image.Image:
-        return open_picture(self.path)
+        if self.flagged:
+            raise _is_flagged(self.path)
+        return open_unflagged(self.path)
 
 
 def name_in(folder: Path, path: Path) -> str:
@@ -83,6 +90,39 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
     """
     with _opened(source, name) as opened:
         return as_rgb(ImageOps.exif_transpose(opened))
+
+
+def open_unflagged(source: Path | bytes, name: str | None = None) -> Image.Image:
+    """The same of a picture to learn from, which a safety checker must not have made black.
+
+    Raises:
+        InputError: It has, or the picture cannot be read.
+    """
+    with _opened(source, name) as opened:
+        picture, flagged = as_rgb(ImageOps.exif_transpose(opened)), _says_flagged(opened)
+    if flagged:
+        raise _is_flagged(name or source)
+    return picture
+
+
+def was_flagged(picture: Path | bytes) -> bool:
+    """Whether a picture, a file or what is in it, was made by `bksdm generate` and made black by a safety checker."""
+    try:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            return _says_flagged(opened)
+    except Exception:  # no picture, and what reads it says so
+        return False
+
+
+def _says_flagged(opened: Image.Image) -> bool:
+    try:
+        return bool(dict(json.loads(opened.info.get(KEY, "{}"))).get("flagged"))
+    except (ValueError, TypeError):  # no text of ours
+        return False
+
+
+def _is_flagged(name: object) -> InputError:
+    return InputError(f"{name} was made black by a model's safety checker, and shows nothing; take it away")
 
 
 @contextmanager

@@ -69,10 +69,11 @@ def read_source(
         raise InputError(f"{path} is not a folder; give a folder of pictures with captions, a .tar or a .parquet")
     list_pictures(path)
     tables = [path / name for name in files_in(path) if Path(name).name in METADATA]
-    raise InputError(
-        f"{path} has no metadata.csv or metadata.jsonl, and no .txt or .caption beside its pictures; "
-        + (f"give {tables[0].parent}" if tables else "write one with the columns file_name,text")
-    )
+    lacking, mend = ".txt or .caption", "write one with the columns file_name,text"
+    if text is not None:
+        lacking, mend = f".{text} and no entry {text!r} in a .json", "give another --text_column, or leave it out"
+    mend = f"give {tables[0].parent}" if tables else mend
+    raise InputError(f"{path} has no metadata.csv or metadata.jsonl, and no {lacking} beside its pictures; {mend}")
 
 
 def read_pictures(data: str | Path) -> Source:

@@ -31,10 +31,16 @@ def read_columns(file: Path, choose: Choose) -> Iterator[tuple[str, ...]]:
     Raises:
         InputError: The file is damaged, or a row has no text in such a column.
     """
+    return (texts for texts, _ in read_marked(file, choose, ""))
+
+
+def read_marked(file: Path, choose: Choose, mark: str) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """The same, and with each row whether the column `mark`, which need not be there, says true in it."""
     wanted: tuple[str, ...] = ()
-    for where, row in _rows(file, choose):
-        wanted = wanted or choose(list(row))
-        yield tuple(_text(row.get(column), column, file, where) for column in wanted)
+    for where, row in _rows(file, lambda names: (*choose(names), *({mark} & set(names)))):
+        wanted = wanted or choose([name for name in row if name != mark])
+        texts = tuple(_text(row.get(column), column, file, where) for column in wanted)
+        yield texts, str(row.get(mark)).lower() == "true"
 
 
 def read_text(file: Path) -> str:

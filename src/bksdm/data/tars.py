@@ -18,7 +18,7 @@ from PIL import Image
 
 from bksdm.data.captions import CAPTION_FILES, caption_suffix, read_caption
 from bksdm.data.names import PICTURES, kind
-from bksdm.data.pictures import open_picture
+from bksdm.data.pictures import open_unflagged
 from bksdm.errors import InputError
 from bksdm.progress import say
 
@@ -64,7 +64,7 @@ class TarPicture:
         return self.image.read()
 
     def open(self) -> Image.Image:
-        return open_picture(self.content(), f"{self.image.tar.name}/{self.image.name}")
+        return open_unflagged(self.content(), f"{self.image.tar.name}/{self.image.name}")
 
 
 _Files = dict[str, Member]  # of a sample, by what follows its key and a dot: "jpg", "mask.png"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
+from bksdm.data.beside import Beside
 from bksdm.data.cache import CachedSamples, cache_bytes
-from bksdm.data.pictures import PictureSamples, Size, sides
+from bksdm.data.pictures import Captioned, PictureSamples, Size, sides
 from bksdm.data.prepared import Prepared, PreparedSamples, is_prepared, open_captions, read_prepared
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Samples
@@ -16,6 +17,7 @@ from bksdm.errors import InputError
 from bksdm.models import config_size, network_digest, tokenizing
 from bksdm.progress import bar
 from bksdm.recipe import Config
+from bksdm.tables import listed
 
 Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 
@@ -139,11 +141,24 @@ def open_data(data: str, resolution: int | None, flip: bool, cache_gb: float) ->
     """What DATA stands for; see `Pictures` and `Latents`.
 
     Raises:
-        InputError: There is no such data.
+        InputError: There is no such data, or pictures of it were made black by a safety checker.
     """
     if is_prepared(data):
         return Latents(Path(data), read_prepared(Path(data)), resolution, flip)
-    return Pictures(read_source(data), resolution, flip, cache_gb)
+    source = read_source(data)
+    _check_not_flagged(source, data)
+    return Pictures(source, resolution, flip, cache_gb)
+
+
+def _check_not_flagged(source: Source, data: str) -> None:
+    """Refuse what a table, or a PNG without one, says of itself; all others are refused when they are opened."""
+    files = (picture for picture in source.pictures if isinstance(picture, Captioned | Beside))
+    flagged = [picture.name for picture in files if picture.flagged]
+    if flagged:
+        raise InputError(
+            f"{len(flagged)} of {len(source.pictures)} pictures of {data} were made black by a model's safety checker "
+            f"({listed(flagged)}), and show nothing; take them and their captions away"
+        )
 
 
 def _shapes(

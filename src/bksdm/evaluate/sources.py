@@ -13,13 +13,13 @@ from PIL import Image
 
 from bksdm.data.folder import captions_digest
 from bksdm.data.names import check_order, holds_pictures, picture_names
-from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of
+from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of, was_flagged
 from bksdm.data.source import read_pictures
 from bksdm.decoder import decoder_fingerprint, load_model
 from bksdm.devices import choose_device, choose_precision
 from bksdm.errors import InputError
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
-from bksdm.generate import save_picture, was_flagged
+from bksdm.generate import save_picture
 from bksdm.models import check_text_to_image, cutting, fingerprint, image_size
 from bksdm.options import Precision
 from bksdm.prompts import cut_line

@@ -89,6 +89,8 @@ def export(options: ExportOptions) -> Exported:
             return _found(out)
     source = _source(options, kind)
     _check_source(source, kind, out)
+    if source.pipeline.safety_checker is not None and not (kind.is_model or kind.needs_decoder):
+        say_unchecked(options.model, kind.name)
     with _appears(out, kind) as partial:
         kind.write(source, partial)
         parity = _parity(source, kind, partial)
@@ -98,6 +100,11 @@ def export(options: ExportOptions) -> Exported:
             for name, text in (run_files("export", settings) | as_files(drawing_defaults(options.model))).items():
                 write_text(partial / name, text)
     return Exported(out, _size(out), parity)
+
+
+def say_unchecked(model: str, to: str) -> None:
+    """A line where what is made of MODEL has no safety checker, and MODEL has one."""
+    say(f"{to} holds no safety checker: that of {model} stays behind, and pictures are drawn unchecked")
 
 
 def _unpickled(options: ExportOptions, kind: Format) -> Exported:

@@ -16,7 +16,7 @@ from torch import Tensor
 from bksdm.errors import InputError
 from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.models import load_contents, load_pipeline, part_names
-from bksdm.parts import copy_part, find_weights, plain_name, write_index
+from bksdm.parts import PAPERS, copy_papers, copy_part, find_weights, plain_name, write_index
 from bksdm.prune import RECIPE_FILE
 from bksdm.runtime.defaults import SAMPLING_FILE
 
@@ -24,7 +24,8 @@ _WANTED = (
     "model_index.json",
     RECIPE_FILE,
     SAMPLING_FILE,
-    *(f"*/*{suffix}" for suffix in (".json", ".txt", ".bin", ".safetensors")),
+    *PAPERS,
+    *(f"*/*{suffix}" for suffix in (".json", ".txt", ".model", ".bin", ".safetensors")),
 )
 _INDEX = "model_index.json"
 _MEND = "copy it again, or ask who made it for safetensors"
@@ -64,6 +65,7 @@ def unpickle(source: Path, target: Path) -> None:
         for name in (_INDEX, RECIPE_FILE, SAMPLING_FILE):
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
+        copy_papers(source, target)
         for name in part_names(source):
             _convert(source / name, target / name)
         load_pipeline(target)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from bksdm.adapters.training import add_lora, check_peft, save_lora
 from bksdm.card import personal_card
 from bksdm.data.names import list_pictures
-from bksdm.data.pictures import open_picture, to_pixels
+from bksdm.data.pictures import open_picture, to_pixels, was_flagged
 from bksdm.devices import channels_last_is_faster, choose_device, choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, TrainState
 from bksdm.errors import InputError
-from bksdm.generate import generate, was_flagged
+from bksdm.generate import generate
 from bksdm.models import (
     Origin,
     check_text_to_image,

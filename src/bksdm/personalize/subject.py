@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from bksdm.data.names import list_pictures
-from bksdm.data.pictures import Size, name_in, open_picture, sides, to_pixels
+from bksdm.data.pictures import Size, name_in, open_unflagged, sides, to_pixels
 from bksdm.data.stream import Batch
 from bksdm.randomness import generator
 
@@ -23,9 +23,10 @@ def read_subject(folder: str | Path) -> dict[str, Image.Image]:
     """The pictures of a folder by their names.
 
     Raises:
-        InputError: There is no such folder, it has no pictures, or one of them cannot be read.
+        InputError: There is no such folder, it has no pictures, or one of them cannot be read or was made black by a
+            safety checker.
     """
-    return {name_in(Path(folder), path): open_picture(path) for path in list_pictures(Path(folder))}
+    return {name_in(Path(folder), path): open_unflagged(path) for path in list_pictures(Path(folder))}
 
 
 def view(picture: Image.Image, size: Size, number: int, seed: int, *, flip: bool) -> Tensor:
