@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help install browser quickstart test test-slow check docs format clean
+.PHONY: help install browser quickstart test coverage test-slow check docs format clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -26,7 +26,10 @@ browser: # a Chromium for the tests of the page of `bksdm demo`; without one the
 		|| { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -qq -y chromium > /dev/null; } \
 		|| echo 'no Chromium here, so the tests of the page are skipped; apt-get install chromium mends that'
 
-test: $(INSTALLED) browser ## the tests, with their coverage
+test: $(INSTALLED) browser ## the tests
+	$(PYTEST) --numprocesses 2 --dist loadfile
+
+coverage: $(INSTALLED) browser ## the same, half as slow again, with their coverage
 	$(PYTEST) --numprocesses 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(INSTALLED) ## the long checks
