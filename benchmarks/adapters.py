@@ -16,11 +16,11 @@ from diffusers import StableDiffusionPipeline
 from export_parity import RECIPES
 from personalize import models, scored
 
-from bksdm.adapt import adapt
-from bksdm.adapters.lora import merge_lora
-from bksdm.models import load_pipeline, quiet_libraries, save_pipeline
+from bksdm.common.runs import provenance, write_text
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.adapters.run import adapt
+from bksdm.models.pipelines import load_pipeline, quiet_libraries, save_pipeline
 from bksdm.options import AdaptOptions
-from bksdm.runs import provenance, write_text
 
 SCORE = "clip_i"
 

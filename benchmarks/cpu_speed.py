@@ -29,22 +29,22 @@ from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, StableDiffus
 from full_size import DATA, NOISE_SCHEDULE, folders, stable_diffusion
 from plan import VAE
 
-from bksdm.assets import asset
-from bksdm.devices import peak_inside
+from bksdm.common.assets import asset
+from bksdm.common.devices import peak_inside
+from bksdm.common.runs import provenance, read_lines, write_text
+from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.export import to_onnx, to_openvino
 from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components, least_side
 from bksdm.export.formats import Source
 from bksdm.export.run import export
 from bksdm.families import derive
+from bksdm.families.recipe import load_recipe
 from bksdm.options import ExportOptions
-from bksdm.prune import prune_unet, with_unet
-from bksdm.recipe import load_recipe
-from bksdm.runs import provenance, read_lines, write_text
+from bksdm.pruning.run import prune_unet, with_unet
 from bksdm.runtime.networks import Networks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
-from bksdm.timing import Interval, Spread, take_turns
 
 RESULT = asset().parents[2] / "benchmarks" / "results" / "cpu_speed.md"
 SIDE, TOKENS, WIDTH = 64, 77, 768
@@ -243,8 +243,8 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
 
 def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
-    from bksdm.exported import open_exported, sample_exported  # noqa: PLC0415
-    from bksdm.sampling import Request, sample  # noqa: PLC0415
+    from bksdm.generate.exported import open_exported, sample_exported  # noqa: PLC0415
+    from bksdm.generate.sampling import Request, sample  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
     request = [Request("red apple", 0)]

@@ -23,15 +23,15 @@ from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bksdm.common.runs import provenance, write_text
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import to_pixels
-from bksdm.decoder import load_decoder, with_decoder
 from bksdm.evaluate.run import evaluate
-from bksdm.models import image_size, load_pipeline, quiet_libraries
+from bksdm.evaluate.timing import Interval, Spread, take_turns
+from bksdm.generate.sampling import Request, decode, sample_latents, scheduler_named
+from bksdm.models.decoder import load_decoder, with_decoder
+from bksdm.models.pipelines import image_size, load_pipeline, quiet_libraries
 from bksdm.options import EvaluateOptions
-from bksdm.runs import provenance, write_text
-from bksdm.sampling import Request, decode, sample_latents, scheduler_named
-from bksdm.timing import Interval, Spread, take_turns
 
 SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),

@@ -16,15 +16,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.errors import InputError
+from bksdm.common.runs import provenance, read_lines, write_text
 from bksdm.distill.run import distill
-from bksdm.errors import InputError
 from bksdm.export.formats import Format, format_named
 from bksdm.export.run import export
-from bksdm.models import quiet_libraries, save_pipeline
+from bksdm.models.pipelines import quiet_libraries, save_pipeline
 from bksdm.options import DistillOptions, ExportOptions, PruneOptions
-from bksdm.prune import prune
-from bksdm.runs import provenance, read_lines, write_text
+from bksdm.pruning.run import prune
 
 ROOT = asset().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "export_parity.md"

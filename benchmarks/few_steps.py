@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
+from bksdm.common.runs import provenance, write_text
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
-from bksdm.models import load_pipeline, quiet_libraries
+from bksdm.evaluate.timing import Interval, take_turns
+from bksdm.generate.sampling import Request, sample, scheduler_named
+from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.options import DistillOptions, EvaluateOptions, LcmOptions, PruneOptions
-from bksdm.prune import prune
-from bksdm.runs import provenance, write_text
-from bksdm.sampling import Request, sample, scheduler_named
-from bksdm.timing import Interval, take_turns
+from bksdm.pruning.run import prune
 
 TEACHER, GUIDANCE, MANY = "emoji", 2.5, 25
 SCORES = ("frechet_distance", "retrieval_r1")

@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from plan import TEXT_ENCODER, VAE
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from bksdm.assets import asset
-from bksdm.models import save_pipeline
+from bksdm.common.assets import asset
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import PruneOptions
-from bksdm.prune import prune
+from bksdm.pruning.run import prune
 
 DATA = asset().parents[2] / "tests" / "data"
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

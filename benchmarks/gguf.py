@@ -16,11 +16,11 @@ import torch
 from full_size import DATA, stable_diffusion
 from transformers import CLIPTokenizer
 
+from bksdm.common.runs import provenance, write_text
 from bksdm.export.formats import Source
 from bksdm.export.to_gguf import FORMAT, torch_picture
 from bksdm.families import derive
-from bksdm.recipe import load_recipe
-from bksdm.runs import provenance, write_text
+from bksdm.families.recipe import load_recipe
 
 
 def tiny() -> Any:

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from bksdm.common.runs import provenance, write_text
 from bksdm.options import PruneOptions
-from bksdm.prune import prune
-from bksdm.runs import provenance, write_text
+from bksdm.pruning.run import prune
 
 STEPS = 24
 LAST = Path("checkpoints", f"step-{STEPS:08d}", "tensors.safetensors")

@@ -19,15 +19,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from bksdm.adapt import adapt
-from bksdm.adapters.lora import merge_lora
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.runs import provenance, write_text
 from bksdm.families import derive
-from bksdm.models import load_pipeline, quiet_libraries, save_pipeline
+from bksdm.families.recipe import Pruning, load_recipe
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.adapters.run import adapt
+from bksdm.models.pipelines import load_pipeline, quiet_libraries, save_pipeline
 from bksdm.options import AdaptOptions, PruneOptions
-from bksdm.prune import prune
-from bksdm.recipe import Pruning, load_recipe
-from bksdm.runs import provenance, write_text
+from bksdm.pruning.run import prune
 
 ROOT = asset().parents[2]
 RECIPES = ("base", "small", "tiny")

@@ -16,13 +16,13 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from bksdm.common.runs import provenance
 from bksdm.export.parity import check_parity
 from bksdm.export.run import export
 from bksdm.export.to_onnx import MODEL_FILE, to_int8
-from bksdm.models import load_pipeline
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import ExportOptions, PruneOptions
-from bksdm.prune import prune
-from bksdm.runs import provenance
+from bksdm.pruning.run import prune
 from bksdm.runtime.onnx_networks import OnnxNetworks
 
 PRODUCTS, CONVOLUTIONS = ["MatMul", "Gemm"], ["Conv"]

@@ -27,21 +27,21 @@ from export_parity import export_path
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.runs import provenance, write_text
+from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.export.calibration import Step, denoising_steps
 from bksdm.export.components import UNET, Axis, Component, UNet, components
 from bksdm.export.formats import Source
 from bksdm.export.parity import check_parity
 from bksdm.export.to_openvino import FORMAT, MODEL_FILE, beside, save_graph, to_graph, write_graph
 from bksdm.families import derive
-from bksdm.models import image_size, load_pipeline, quiet_libraries
+from bksdm.families.recipe import load_recipe
+from bksdm.models.pipelines import image_size, load_pipeline, quiet_libraries
 from bksdm.options import PruneOptions
-from bksdm.prune import prune
-from bksdm.recipe import load_recipe
-from bksdm.runs import provenance, write_text
+from bksdm.pruning.run import prune
 from bksdm.runtime.networks import Array
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
-from bksdm.timing import Interval, Spread, take_turns
 
 ROOT = asset().parents[2]
 LATENT, TOKENS, CONTEXT = 32, 77, 768

@@ -19,11 +19,11 @@ import torch
 from export_parity import RECIPES, RETRAINING
 from export_parity import models as students
 
-from bksdm.models import quiet_libraries
+from bksdm.common.runs import provenance, write_text
+from bksdm.models.pipelines import quiet_libraries
 from bksdm.options import FidelityOptions, PersonalizeOptions
 from bksdm.personalize.fidelity import TITLES, fidelity
 from bksdm.personalize.run import personalize
-from bksdm.runs import provenance, write_text
 
 TEACHER, GUIDANCE = "emoji", 2.5
 PROMPT = "sks star, noto style"

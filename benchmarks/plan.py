@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.runs import provenance, write_text
 from bksdm.families import derive
-from bksdm.recipe import load_recipe
-from bksdm.runs import provenance, write_text
+from bksdm.families.recipe import load_recipe
 
 ROOT = asset().parents[2]
 RECIPES = ("base", "small", "tiny")

@@ -22,12 +22,12 @@ import psutil
 import torch
 from PIL import Image
 
+from bksdm.common.devices import VAE_LAYOUT
+from bksdm.common.runs import provenance, write_text
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import to_pixels
-from bksdm.devices import VAE_LAYOUT
 from bksdm.distill.conditions import Conditions
-from bksdm.models import load_pipeline, quiet_libraries
-from bksdm.runs import provenance, write_text
+from bksdm.models.pipelines import load_pipeline, quiet_libraries
 
 BATCH = 16
 TAR = 2000

@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bksdm.common.runs import provenance, write_text
 from bksdm.data.prompts import read_prompts
-from bksdm.runs import provenance, write_text
 
 SCORES = ("frechet_distance", "kernel_distance", "precision", "recall", "clip_score", "retrieval_r1")
 

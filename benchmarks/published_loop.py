@@ -14,10 +14,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bksdm.common.randomness import Draws
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch, Stream
-from bksdm.randomness import Draws
-from bksdm.recipe import Tap
+from bksdm.families.recipe import Tap
 
 
 class PublishedLoop:

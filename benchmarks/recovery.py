@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bksdm.models import quiet_libraries
+from bksdm.common.runs import write_text
+from bksdm.models.pipelines import quiet_libraries
 from bksdm.options import QuickstartOptions
-from bksdm.quickstart import quickstart
-from bksdm.runs import write_text
+from bksdm.quickstart.run import quickstart
 
 MADE_BY = ("versions", "python", "processor", "processors", "started")
 RECIPES = ("base", "small", "tiny")

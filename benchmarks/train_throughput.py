@@ -29,12 +29,8 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from published_loop import PublishedLoop
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm.assets import asset
-from bksdm.data.cache import CachedSamples
-from bksdm.data.folder import data_folder, read_captions
-from bksdm.data.pictures import PictureSamples
-from bksdm.data.stream import Samples, Stream
-from bksdm.devices import (
+from bksdm.common.assets import asset
+from bksdm.common.devices import (
     VAE_LAYOUT,
     channels_last_is_faster,
     choose_device,
@@ -42,15 +38,19 @@ from bksdm.devices import (
     peak_memory,
     plain_attention_is_faster,
 )
+from bksdm.common.runs import provenance, write_text
+from bksdm.data.cache import CachedSamples
+from bksdm.data.folder import data_folder, read_captions
+from bksdm.data.pictures import PictureSamples
+from bksdm.data.stream import Samples, Stream
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Schedule, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Checkpoints, Ema, TrainState
-from bksdm.models import load_pipeline, quiet_libraries, tokenizing
-from bksdm.prune import prune_unet
-from bksdm.recipe import Pruning, load_recipe
-from bksdm.runs import provenance, write_text
+from bksdm.families.recipe import Pruning, load_recipe
+from bksdm.models.pipelines import load_pipeline, quiet_libraries, tokenizing
+from bksdm.pruning.run import prune_unet
 
 LR = 5e-5
 LOSSES = ("loss", "task", "output_kd", "feature_kd")
@@ -228,7 +228,7 @@ def _ours(
         )
     stream = Stream(samples, bench.batch_size)
     if variant.compiled:
-        from bksdm.randomness import Draws  # noqa: PLC0415
+        from bksdm.common.randomness import Draws  # noqa: PLC0415
 
         batch = {name: value.to(bench.device) for name, value in next(stream.batches()).items()}
         print(f"  compiled teacher differs by {objective.compile_teacher(batch, Draws(0, 'compile')):.1e}", flush=True)

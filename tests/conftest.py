@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from filelock import FileLock
 
 from bksdm.export.run import export
-from bksdm.models import save_pipeline
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions
 from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, build_pictures, build_pipeline
 

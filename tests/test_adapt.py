@@ -19,21 +19,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bksdm.adapt import adapt
-from bksdm.adapters.controlnet import StudentControlNet, load_controlnet
-from bksdm.adapters.kinds import LORA_FILE
-from bksdm.adapters.lora import merge_lora
-from bksdm.adapters.lora_out import KOHYA_FILE
-from bksdm.adapters.motion import motion_unet, student_config
-from bksdm.adapters.peft_config import PeftConfig
-from bksdm.adapters.training import add_lora, save_lora
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.families import derive, skip_connections
+from bksdm.families.recipe import Pruning, Recipe, load_recipe
 from bksdm.families.sd_ldm import UNET, unet_places
-from bksdm.models import load_pipeline
+from bksdm.models.adapters.controlnet import StudentControlNet, load_controlnet
+from bksdm.models.adapters.kinds import LORA_FILE
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.adapters.lora_out import KOHYA_FILE
+from bksdm.models.adapters.motion import motion_unet, student_config
+from bksdm.models.adapters.peft_config import PeftConfig
+from bksdm.models.adapters.run import adapt
+from bksdm.models.adapters.training import add_lora, save_lora
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import AdaptOptions
-from bksdm.prune import prune_unet
-from bksdm.recipe import Pruning, Recipe, load_recipe
+from bksdm.pruning.run import prune_unet
 from lora_layouts import LAYOUTS, Made
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
 from verbs import Run, make_student

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.runs import open_run
 from bksdm.evaluate.inception import Inception
-from bksdm.models import save_pipeline
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import DistillOptions, EvaluateOptions, GenerateOptions, PruneOptions, QuickstartOptions
-from bksdm.runs import open_run
 from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, captioned
 

@@ -12,16 +12,16 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 
-from bksdm.benchmark import BatchResult, Benchmark, ModelResult, benchmark, latencies
 from bksdm.cli import main, parse
-from bksdm.cost import UNetCost, unet_cost
-from bksdm.errors import InputError
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.common.errors import InputError
+from bksdm.evaluate.benchmark import BatchResult, Benchmark, ModelResult, benchmark, latencies
+from bksdm.evaluate.peak import Work, peaks
+from bksdm.evaluate.rivals import PARTS, Drawing, TorchRival
+from bksdm.evaluate.timing import Interval, Spread
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import BenchmarkOptions
-from bksdm.peak import Work, peaks
-from bksdm.rivals import PARTS, Drawing, TorchRival
+from bksdm.pruning.cost import UNetCost, unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
-from bksdm.timing import Interval, Spread
 from tiny_models import LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline
 from verbs import Run
 
@@ -252,7 +252,7 @@ def test_long_names_keep_their_ends() -> None:
 
 
 def test_milliseconds_where_there_is_less_than_a_second() -> None:
-    from bksdm.benchmark import _spread
+    from bksdm.evaluate.benchmark import _spread
 
     assert _spread(Spread(0.5, 0.25, 1.25)) == "500 ms (250 - 1250)"
 

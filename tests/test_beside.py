@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bksdm.common.errors import InputError
 from bksdm.data.source import read_source
-from bksdm.errors import InputError
 
 
 def written(folder: Path, files: Mapping[str, str | None]) -> Path:

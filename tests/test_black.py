@@ -16,17 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bksdm.common.errors import InputError
 from bksdm.data.pictures import open_picture
 from bksdm.data.prepared import read_prepared
 from bksdm.data.source import read_source
-from bksdm.demo import Drawer, Wish, draw
-from bksdm.errors import InputError
-from bksdm.generate import generate
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.generate.demo import Drawer, Wish, draw
+from bksdm.generate.run import generate
+from bksdm.generate.sampling import Request, decode, sample
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import DemoOptions, GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.folder import open_folder
-from bksdm.sampling import Request, decode, sample
 from tiny_models import LATENT, V1_UNET, age, build_pipeline
 from verbs import Run, captioned, read_lines, told
 

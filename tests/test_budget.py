@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 
-from bksdm.budget import Budget, What
-from bksdm.cost import UNetCost, parts_cost, unet_cost
-from bksdm.describe import describe_config
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.families import derive, recipe_without, units
+from bksdm.families.recipe import load_recipe
 from bksdm.families.units import Names
-from bksdm.recipe import load_recipe
+from bksdm.pruning.budget import Budget, What
+from bksdm.pruning.cost import UNetCost, parts_cost, unet_cost
+from bksdm.pruning.describe import describe_config
 from published import RECIPES, UNETS, XL
 from removable import all_sets
 from tiny_models import V1_UNET, V2_UNET, XL_UNET

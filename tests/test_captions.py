@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bksdm.common.randomness import Draws
 from bksdm.distill.captions import CaptionPool, Captions
-from bksdm.randomness import Draws
 
 LENGTH, WIDTH, STEPS = 3, 2, 1000
 MANY = 2000

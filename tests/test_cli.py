@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bksdm import cli
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.options import DescribeOptions, DistillOptions, GenerateOptions
 from published import FACTS, RECIPES, UNETS, XL, XL_FACTS
 from verbs import Run

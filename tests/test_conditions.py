@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions
-from bksdm.randomness import Draws
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, tokenize
 
 

@@ -13,16 +13,16 @@ import torch
 from diffusers import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export import components, parity, swift
 from bksdm.export.formats import Source, format_named
 from bksdm.export.mil import OPERATIONS, Program, quiet_coremltools
 from bksdm.export.run import Exported, export
 from bksdm.export.split_einsum import split_attention
 from bksdm.export.to_coreml import CoreMLNetworks, Package, _TextEncoder, convert, palettize
-from bksdm.models import save_pipeline
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions, PruneOptions
-from bksdm.prune import prune
+from bksdm.pruning.run import prune
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, V1_UNET, V2_UNET, build_pipeline, random_inputs
 
 # Two stages of one layer and no middle block: every kind of operation, in a quarter of the time.

@@ -9,8 +9,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
 import published
-from bksdm.cost import UNetCost, unet_cost
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.pruning.cost import UNetCost, unet_cost
 from published import FACTS, RECIPES, STUDENTS, TEACHERS, UNETS
 from tiny_models import XL_UNET, added_conditions
 

@@ -12,22 +12,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import Draws
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import to_pixels
-from bksdm.decoder import fresh_autoencoder, load_decoder, upsampling, with_autoencoder, with_decoder
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
 from bksdm.distill.decoder import distill_decoder, newest_decoder
 from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, decoded, taught_bytes
 from bksdm.distill.loop import Interrupted
-from bksdm.errors import InputError
+from bksdm.distill.losses import edge_loss
 from bksdm.evaluate.sources import Drawn, Sampling
-from bksdm.losses import edge_loss
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.generate.sampling import Request, decode, sample, sample_latents
+from bksdm.models.decoder import fresh_autoencoder, load_decoder, upsampling, with_autoencoder, with_decoder
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import DecoderOptions
-from bksdm.randomness import Draws
 from bksdm.runtime.defaults import Defaults
-from bksdm.sampling import Request, decode, sample, sample_latents
 from tiny_models import LATENT, PICTURE
 from verbs import Run, read_lines, told
 

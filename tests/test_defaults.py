@@ -13,9 +13,9 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bksdm.assets import asset
-from bksdm.errors import InputError
-from bksdm.models import drawing, drawing_defaults, load_pipeline
+from bksdm.common.assets import asset
+from bksdm.common.errors import InputError
+from bksdm.models.pipelines import drawing, drawing_defaults, load_pipeline
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from bksdm.runtime.folder import open_folder

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bksdm.demo import Wish, pace, serve, wish_of
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.generate.demo import Wish, pace, serve, wish_of
 from bksdm.options import DemoOptions
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from tiny_models import PICTURE

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bksdm.common.errors import InputError
 from bksdm.distill.run import distill
-from bksdm.errors import InputError
 from bksdm.options import DistillOptions
-from bksdm.prune import read_recipe
+from bksdm.pruning.run import read_recipe
 from tiny_models import PICTURE
 from verbs import Run, copy_pictures, make_student, read_lines
 

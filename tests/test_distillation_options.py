@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from bksdm.cli import VERBS, parse
+from bksdm.common.errors import InputError
+from bksdm.data.prepare import prepare
 from bksdm.distill.run import distill
-from bksdm.errors import InputError
 from bksdm.options import DistillOptions, PrepareOptions
-from bksdm.prepare import prepare
 from verbs import read_lines
 
 pytest_plugins = ["verbs_fixtures"]

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import open_picture, to_pixels
 from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
-from bksdm.generate import generate
-from bksdm.models import load_pipeline
+from bksdm.generate.run import generate
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import GenerateOptions
 
 ART = asset("emoji", "art")

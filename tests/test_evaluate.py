@@ -21,8 +21,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from bksdm.assets import asset
-from bksdm.cost import unet_cost
+from bksdm.common.assets import asset
 from bksdm.data.folder import read_captions
 from bksdm.data.prompts import read_prompts
 from bksdm.evaluate import blocks
@@ -42,10 +41,11 @@ from bksdm.evaluate.scores import (
 )
 from bksdm.evaluate.sources import named
 from bksdm.evaluate.table import csv_table, text_table
-from bksdm.models import load_unet_config
+from bksdm.families.recipe import load_recipe
+from bksdm.models.pipelines import load_unet_config
 from bksdm.options import EvaluateOptions
-from bksdm.prune import prune_unet
-from bksdm.recipe import load_recipe
+from bksdm.pruning.cost import unet_cost
+from bksdm.pruning.run import prune_unet
 from verbs import Run, captioned, copy_pictures, mtimes
 
 pytest_plugins = ["verbs_fixtures"]

@@ -20,15 +20,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export import formats, parity, to_onnx, to_tensorrt
 from bksdm.export import run as verb
 from bksdm.export.components import components
 from bksdm.export.formats import Needs, Source, format_named
 from bksdm.export.run import Exported, export
-from bksdm.models import save_pipeline
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions, PruneOptions
-from bksdm.prune import prune
+from bksdm.pruning.run import prune
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from tiny_models import V1_UNET, V2_UNET, build_pipeline
 from verbs import Run

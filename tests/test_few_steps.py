@@ -11,17 +11,17 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.consistency import Consistency, few_step_scheduler
 from bksdm.distill.few_steps import lcm
+from bksdm.distill.losses import pseudo_huber
 from bksdm.distill.noise import NoiseSchedule
-from bksdm.errors import InputError
-from bksdm.losses import pseudo_huber
-from bksdm.models import drawing, tokenizing
+from bksdm.families.recipe import load_recipe
+from bksdm.models.pipelines import drawing, tokenizing
 from bksdm.options import LcmOptions
-from bksdm.prune import prune_unet, read_recipe
-from bksdm.randomness import Draws
-from bksdm.recipe import load_recipe
+from bksdm.pruning.run import prune_unet, read_recipe
 from bksdm.runtime.defaults import Defaults
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline, random_inputs
 from verbs import Run, read_lines, told

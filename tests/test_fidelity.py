@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.evaluate.dino import Dino
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.options import FidelityOptions, PersonalizeOptions

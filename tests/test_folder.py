@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from bksdm.common.errors import InputError
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import Captioned, PictureSamples, flips, open_picture, to_pixels, was_flagged
-from bksdm.errors import InputError
 from tiny_models import CAPTIONS, PICTURE, build_tokenizer, tokenize
 
 SIZE = 32

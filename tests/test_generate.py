@@ -14,10 +14,10 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import open_picture
-from bksdm.sampling import scheduler_named
+from bksdm.generate.sampling import scheduler_named
 from tiny_models import PICTURE
 from verbs import Run, mtimes, read_lines, told
 

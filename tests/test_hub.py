@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bksdm.decoder import load_decoder
-from bksdm.errors import InputError
-from bksdm.hub import is_id, nearest
-from bksdm.models import load_pipeline, load_unet_config
+from bksdm.common.errors import InputError
+from bksdm.common.hub import is_id, nearest
+from bksdm.models.decoder import load_decoder
+from bksdm.models.pipelines import load_pipeline, load_unet_config
 from hub_cache import in_hub_cache
 from verbs import Run
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.evaluate import inception
 from bksdm.evaluate.inception import Inception, Resize
 

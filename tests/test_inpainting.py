@@ -7,7 +7,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bksdm.models import save_pipeline
+from bksdm.models.pipelines import save_pipeline
 from tiny_models import PICTURE, TWO_STAGES, build_pipeline
 from verbs import Run, read_lines, told
 

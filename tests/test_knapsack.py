@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from bksdm.knapsack import NOTHING, Item, frontier, least_loss
+from bksdm.pruning.knapsack import NOTHING, Item, frontier, least_loss
 
 
 def random_groups(seed: int) -> list[list[Item]]:

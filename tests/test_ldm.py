@@ -11,15 +11,22 @@ from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export.ldm import original_tensors, why_not, write_single_file
 from bksdm.export.run import export
 from bksdm.families import derive, sd_ldm
-from bksdm.models import check_folder, context_tokens, load_config, load_pipeline, load_unet_config, save_pipeline
+from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.models.pipelines import (
+    check_folder,
+    context_tokens,
+    load_config,
+    load_pipeline,
+    load_unet_config,
+    save_pipeline,
+)
+from bksdm.models.single_file import read_contents
 from bksdm.options import ExportOptions
-from bksdm.prune import prune_unet, read_recipe, with_unet
-from bksdm.recipe import Recipe, load_recipe
-from bksdm.single_file import read_contents
+from bksdm.pruning.run import prune_unet, read_recipe, with_unet
 from published import RECIPES, UNETS, student_config
 from tiny_models import V1_UNET, build_pipeline
 

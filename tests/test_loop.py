@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Stream
 from bksdm.distill.loop import Interrupted, Schedule, train
 from bksdm.distill.state import Checkpoints, Ema, TrainState
-from bksdm.randomness import Draws
 
 SAMPLES = 20
 

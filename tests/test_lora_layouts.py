@@ -8,12 +8,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from bksdm.adapt import adapt
-from bksdm.adapters.lora import merge_lora
 from bksdm.families import derive
-from bksdm.models import load_pipeline
+from bksdm.families.recipe import load_recipe
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.adapters.run import adapt
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import AdaptOptions
-from bksdm.recipe import load_recipe
 from lora_layouts import LAYOUTS, Made
 from verbs import make_student
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bksdm.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
+from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from bksdm.errors import InputError
-from bksdm.models import check_folder, image_size, load_pipeline, load_unet_config, save_pipeline, tokenizing
+from bksdm.common.errors import InputError
+from bksdm.models.pipelines import check_folder, image_size, load_pipeline, load_unet_config, save_pipeline, tokenizing
 from tiny_models import CAPTIONS, CONTEXT, LATENT, MAX_TOKENS, PICTURE, age
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bksdm.common.errors import InputError
 from bksdm.data import names
 from bksdm.data.names import (
     PICTURES,
@@ -20,7 +21,6 @@ from bksdm.data.names import (
     readable_kinds,
 )
 from bksdm.data.pictures import open_picture
-from bksdm.errors import InputError
 
 
 def filled(folder: Path, *files: str) -> Path:

@@ -8,15 +8,15 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from bksdm.common.randomness import Draws
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.losses import LossWeights
 from bksdm.distill.noise import Corrupted, NoiseSchedule
 from bksdm.distill.objective import Distillation
-from bksdm.losses import LossWeights
+from bksdm.families.recipe import Tap, load_recipe
 from bksdm.options import Taps
-from bksdm.prune import prune_unet
-from bksdm.randomness import Draws
-from bksdm.recipe import Tap, load_recipe
+from bksdm.pruning.run import prune_unet
 from published import RECIPES, taps
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE
 

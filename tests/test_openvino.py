@@ -19,10 +19,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from bksdm.adapters.lora import merge_lora
-from bksdm.adapters.lora_files import LoraWeights
-from bksdm.adapters.lora_out import write_lora
-from bksdm.decoder import fresh_autoencoder, with_decoder
 from bksdm.export import to_openvino
 from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import UNET, components
@@ -32,10 +28,14 @@ from bksdm.export.layout import write_scheduler
 from bksdm.export.parity import TorchNetworks, check_parity
 from bksdm.export.run import export
 from bksdm.export.to_openvino import write_graph
-from bksdm.models import save_pipeline
+from bksdm.generate.sampling import scheduler_config, scheduler_named
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.adapters.lora_files import LoraWeights
+from bksdm.models.adapters.lora_out import write_lora
+from bksdm.models.decoder import fresh_autoencoder, with_decoder
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
-from bksdm.sampling import scheduler_config, scheduler_named
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, V2_UNET, build_pipeline
 
 pytest.importorskip("openvino")

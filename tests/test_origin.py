@@ -13,18 +13,18 @@ import torch
 from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from bksdm.adapters.controlnet import load_controlnet
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.errors import InputError
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.run import distill
-from bksdm.errors import InputError
 from bksdm.export.ldm import write_single_file
+from bksdm.export.push import push
 from bksdm.export.run import export
-from bksdm.models import load_pipeline
+from bksdm.models.adapters.controlnet import load_controlnet
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import DistillOptions, ExportOptions, LcmOptions, PersonalizeOptions, PruneOptions, PushOptions
 from bksdm.personalize.run import personalize
-from bksdm.prune import prune
-from bksdm.push import push
+from bksdm.pruning.run import prune
 from hub_cache import in_hub_cache
 from published import RECIPES
 from tiny_models import CONTEXT, PICTURE, age, write_json

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sd_parsers import ParserManager
 
-from bksdm.generate import save_picture
+from bksdm.generate.run import save_picture
 from bksdm.runtime import png
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.parameters import sampler_name, texts

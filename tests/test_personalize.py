@@ -10,19 +10,19 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from bksdm.adapters.kinds import LORA_FILE
-from bksdm.adapters.lora import merge_lora
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import Draws
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints
-from bksdm.errors import InputError
-from bksdm.models import load_pipeline
+from bksdm.models.adapters.kinds import LORA_FILE
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
-from bksdm.prune import read_recipe
-from bksdm.randomness import Draws
+from bksdm.pruning.run import read_recipe
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
 from verbs import Run, mtimes, read_lines
 

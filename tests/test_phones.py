@@ -17,7 +17,7 @@ from bksdm.export import sd_cpp, to_executorch, to_gguf
 from bksdm.export.formats import Source
 from bksdm.export.parity import check_parity
 from bksdm.families import derive
-from bksdm.recipe import load_recipe
+from bksdm.families.recipe import load_recipe
 from tiny_models import V1_UNET, V2_UNET, build_pipeline, build_tokenizer
 
 SD14 = json.loads((Path(__file__).parent / "data" / "unet_sd_v1.4.json").read_text())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from bksdm.common.errors import InputError
+from bksdm.data.prepare import prepare
 from bksdm.distill.pair import Formats
 from bksdm.distill.plan import Memory, Plan
 from bksdm.distill.run import foresee
-from bksdm.errors import InputError
 from bksdm.options import DistillOptions, PrepareOptions
-from bksdm.prepare import prepare
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS
 from verbs import Run
 
@@ -104,12 +104,12 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
 ) -> None:
     """The same step on real tensors, whose bytes are followed in the same way."""
+    from bksdm.common.randomness import Draws
     from bksdm.distill import plan as module
     from bksdm.distill.data import open_data
     from bksdm.families import derive
-    from bksdm.models import load_config, load_unet_config
-    from bksdm.prune import read_recipe
-    from bksdm.randomness import Draws
+    from bksdm.models.pipelines import load_config, load_unet_config
+    from bksdm.pruning.run import read_recipe
 
     options = DistillOptions(str(v1_folder), str(v1_student), str(pictures), "nowhere", precision="fp32")
     teacher, vae, text = load_unet_config(v1_folder), *(load_config(v1_folder, p) for p in ("vae", "text_encoder"))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
 from bksdm.data.folder import read_captions
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
 

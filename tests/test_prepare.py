@@ -17,14 +17,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from bksdm.common.errors import InputError
 from bksdm.data.pictures import open_picture, to_pixels
+from bksdm.data.prepare import prepare
 from bksdm.data.prepared import PreparedSamples, read_prepared
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.run import distill
-from bksdm.errors import InputError
-from bksdm.models import save_pipeline
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import DistillOptions, PrepareOptions
-from bksdm.prepare import prepare
 from tiny_models import CAPTIONS, LATENT, PICTURE, V1_UNET, build_pipeline, tokenize
 from verbs import Run, captioned, mtimes, read_lines
 

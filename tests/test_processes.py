@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
+from bksdm.common.processes import Processes, processes
 from bksdm.data.prepared import read_prepared
-from bksdm.processes import Processes, processes
 from verbs import read_lines
 
 pytest_plugins = ["verbs_fixtures"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from rich.cells import cell_len
 
-from bksdm.progress import bar
+from bksdm.common.progress import bar
 
 LOSSES = "task 0.0123  output_kd 0.00456  feature_kd 12.3"
 WORKS = [

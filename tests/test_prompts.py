@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bksdm.common.errors import InputError
 from bksdm.data.prompts import read_prompts
-from bksdm.errors import InputError
 from tiny_models import CAPTIONS
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import published
-from bksdm.errors import InputError
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.common.errors import InputError
+from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import PruneOptions
-from bksdm.prune import prune, prune_unet, read_recipe, with_unet
-from bksdm.recipe import Recipe, load_recipe
+from bksdm.pruning.run import prune, prune_unet, read_recipe, with_unet
 from published import RECIPES
 from tiny_models import (
     CAPTIONS,

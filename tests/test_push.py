@@ -9,10 +9,10 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 
-from bksdm.errors import InputError
-from bksdm.models import drawing
+from bksdm.common.errors import InputError
+from bksdm.export.push import push
+from bksdm.models.pipelines import drawing
 from bksdm.options import PushOptions
-from bksdm.push import push
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from verbs import Run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bksdm import quickstart as story
-from bksdm.assets import asset
+from bksdm.common.assets import asset
 from bksdm.options import DistillOptions, EvaluateOptions, QuickstartOptions
+from bksdm.quickstart import run as story
 from verbs import copy_pictures, mtimes
 
 

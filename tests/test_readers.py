@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from bksdm.assets import asset
-from bksdm.describe import describe_config
+from bksdm.common.assets import asset
 from bksdm.families import derive
 from bksdm.families.readers import readers
-from bksdm.recipe import Recipe, load_recipe
+from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.pruning.describe import describe_config
 from published import TEACHERS, UNETS, XL
 from tiny_models import V1_UNET
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bksdm.errors import InputError
-from bksdm.recipe import Pruning, Recipe, load_recipe, published_recipes
+from bksdm.common.errors import InputError
+from bksdm.families.recipe import Pruning, Recipe, load_recipe, published_recipes
 
 PUBLISHED = {
     "base": Recipe("base", down=(0,), up=(0, -1)),

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from bksdm.describe import Description, describe
 from bksdm.distill.record import Record, read_metrics
 from bksdm.distill.report import write_run_report
+from bksdm.pruning.describe import Description, describe
 
 
 def values(step: int, loss: float, loss_max: float | None = None) -> dict[str, float]:

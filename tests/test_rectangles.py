@@ -8,21 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from bksdm.cost import unet_cost
 from bksdm.data.pictures import to_pixels
+from bksdm.data.prepare import prepare
 from bksdm.data.prepared import read_prepared
 from bksdm.data.source import read_source
-from bksdm.demo import Drawer, Wish, draw
 from bksdm.distill.data import open_data
 from bksdm.distill.run import distill
 from bksdm.evaluate.output_error import probes
+from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.export import run
-from bksdm.models import load_config, load_pipeline, load_unet_config, save_pipeline
+from bksdm.generate.demo import Drawer, Wish, draw
+from bksdm.models.pipelines import load_config, load_pipeline, load_unet_config, save_pipeline
 from bksdm.options import DemoOptions, DistillOptions, ExportOptions, PersonalizeOptions, PrepareOptions
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
-from bksdm.prepare import prepare
-from bksdm.rivals import Drawing, TorchRival
+from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
 from tiny_models import MAX_TOKENS, V1_UNET, build_pipeline, write_json
 from verbs import Run, make_student

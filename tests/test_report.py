@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from bksdm import quickstart as story
-from bksdm.describe import Description, describe
+from bksdm.common.page import GRID_ROWS
 from bksdm.evaluate.scores import KINDS
-from bksdm.page import GRID_ROWS
-from bksdm.recipe import load_recipe
-from bksdm.report import Model, write_report
+from bksdm.families.recipe import load_recipe
+from bksdm.pruning.describe import Description, describe
+from bksdm.quickstart import run as story
+from bksdm.quickstart.report import Model, write_report
 
 NUMBERS = {"frechet_distance": 12.5, "clip_score": 0.25, "retrieval_r1": 0.5, "output_error": 0.125}
 NASTY = ["<script>alert(1)</script>", '" onerror="alert(1)', "fish & chips", "été ☂", "{{ 7 * 7 }}"]

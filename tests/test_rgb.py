@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bksdm.common.errors import InputError
 from bksdm.data.pictures import open_picture
-from bksdm.errors import InputError
 from bksdm.evaluate.preparation import prepare_real
 from bksdm.runtime.rgb import as_rgb
 

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from bksdm.errors import InputError
-from bksdm.runs import check_free, open_run, provenance, replace_folder, run_files, write_text
+from bksdm.common.errors import InputError
+from bksdm.common.runs import check_free, open_run, provenance, replace_folder, run_files, write_text
 
 OPTIONS = {"teacher": "emoji", "steps": 100, "lr": 1e-4, "flip": True, "prompts": None, "names": ["a", "b"]}
 
@@ -221,7 +221,7 @@ def test_a_failure_in_the_last_move_leaves_the_earlier_folder(tmp_path: Path, mo
 def test_a_kill_leaves_the_earlier_folder_and_the_next_run_succeeds(tmp_path: Path) -> None:
     made(tmp_path / "target", "old")
     script = (
-        "import os, sys, pathlib; from bksdm.runs import replace_folder\n"
+        "import os, sys, pathlib; from bksdm.common.runs import replace_folder\n"
         "with replace_folder(pathlib.Path(sys.argv[1])) as partial:\n"
         "    (partial / 'half.txt').write_text('half'); os._exit(9)\n"
     )

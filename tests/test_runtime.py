@@ -22,9 +22,10 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 import bksdm.runtime
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export.run import export
-from bksdm.models import load_pipeline
+from bksdm.generate.sampling import Request, sample, scheduler_named
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import ExportOptions
 from bksdm.runtime import png
 from bksdm.runtime.__main__ import main
@@ -35,7 +36,6 @@ from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.pipeline import Pixels
 from bksdm.runtime.schedulers import SCHEDULERS
 from bksdm.runtime.tokens import Tokenizer
-from bksdm.sampling import Request, sample, scheduler_named
 from tiny_models import MAX_TOKENS, build_tokenizer, write_json
 from verbs import told
 
@@ -379,7 +379,7 @@ def test_the_package_imports_little() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
-                own = name == "bksdm.errors" or name.startswith("bksdm.runtime")
+                own = name == "bksdm.common.errors" or name.startswith("bksdm.runtime")
                 on_use = name == "PIL" and file.name in {"__main__.py", "rgb.py"}
                 assert own or on_use or name.split(".")[0] in MAY_IMPORT, f"{file.name} imports {name}"
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.generate.sampling import scheduler_config, scheduler_named
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.schedulers import SCHEDULERS, check_scheduler, trajectory, with_scheduler
-from bksdm.sampling import scheduler_config, scheduler_named
 
 SHAPE = (2, 4, 4, 4)
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from bksdm import runtimes
-from bksdm.benchmark import benchmark
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.evaluate.benchmark import benchmark
 from bksdm.export.formats import FORMATS, format_named
 from bksdm.export.run import export
-from bksdm.exported import export_facts, is_exported, open_exported
-from bksdm.generate import generate
-from bksdm.models import fingerprint, load_pipeline
+from bksdm.generate import runtimes
+from bksdm.generate.exported import export_facts, is_exported, open_exported
+from bksdm.generate.run import generate
+from bksdm.generate.runtimes import Choice, choose, converted, open_drawer
+from bksdm.models.pipelines import fingerprint, load_pipeline
 from bksdm.options import BenchmarkOptions, ExportOptions, GenerateOptions
-from bksdm.runtimes import Choice, choose, converted, open_drawer
 from tiny_models import add_safety_checker
 
 CPU = torch.device("cpu")
@@ -182,8 +182,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("measured")
 def test_a_conversion_has_to_save_more_than_it_takes(v1_folder: Path) -> None:
-    from bksdm.cost import unet_cost
-    from bksdm.models import load_unet_config
+    from bksdm.models.pipelines import load_unet_config
+    from bksdm.pruning.cost import unet_cost
 
     config = load_unet_config(v1_folder)
     saved_by_call = unet_cost(config).gmacs_all  # 2 GFLOP a GMAC, half of it saved

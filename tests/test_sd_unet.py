@@ -10,9 +10,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import published
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.families import derive, difference
-from bksdm.recipe import Pruning, Recipe, Stage, load_recipe
+from bksdm.families.recipe import Pruning, Recipe, Stage, load_recipe
 from published import FACTS, RECIPES, STUDENTS, TEACHERS, UNETS, XL
 
 WHOLE = Recipe("whole")

@@ -23,14 +23,22 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.output_error import output_error
 from bksdm.evaluate.scores import clip_score, frechet_distance
 from bksdm.families import units
-from bksdm.models import save_pipeline
+from bksdm.families.recipe import Recipe
+from bksdm.generate.sampling import Request, decode, sample, sample_latents
+from bksdm.models.pipelines import save_pipeline
 from bksdm.options import SensitivityOptions
-from bksdm.prune import prune_unet, with_unet
-from bksdm.recipe import Recipe
-from bksdm.sampling import Request, decode, sample, sample_latents
-from bksdm.sensitivity.measures import Score, _frechet, _moments, clip_fall, frechet_rise, latent_shift, output_loss
-from bksdm.sensitivity.outcome import correlation, ranks
-from bksdm.sensitivity.run import sensitivity
+from bksdm.pruning.run import prune_unet, with_unet
+from bksdm.pruning.sensitivity.measures import (
+    Score,
+    _frechet,
+    _moments,
+    clip_fall,
+    frechet_rise,
+    latent_shift,
+    output_loss,
+)
+from bksdm.pruning.sensitivity.outcome import correlation, ranks
+from bksdm.pruning.sensitivity.run import sensitivity
 from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, read_lines
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageChops
 
+from bksdm.common.errors import InputError
 from bksdm.data.source import read_source
 from bksdm.data.tars import TarPicture, read_tars
-from bksdm.errors import InputError
 from tiny_models import CAPTIONS
 
 datasets.disable_progress_bars()

@@ -13,10 +13,10 @@ from torch import nn
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.distill.run import distill
-from bksdm.models import load_pipeline, tokenizing
+from bksdm.families.recipe import load_recipe
+from bksdm.models.pipelines import load_pipeline, tokenizing
 from bksdm.options import DistillOptions
-from bksdm.prune import prune_unet
-from bksdm.recipe import load_recipe
+from bksdm.pruning.run import prune_unet
 from tiny_models import PICTURE
 from verbs import make_student, read_lines
 

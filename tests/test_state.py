@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
-from bksdm.errors import InputError
 
 
 def model(seed: int = 0) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.evaluate import statistics
 from bksdm.evaluate.scores import frechet_distance
 from bksdm.evaluate.statistics import (

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from bksdm.decoder import fresh_autoencoder
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export.run import export
-from bksdm.models import load_pipeline, save_pipeline
+from bksdm.models.decoder import fresh_autoencoder
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import ExportOptions
 from tiny_models import TWO_STAGES, build_pipeline
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bksdm.timing import Interval, Spread, take_turns
+from bksdm.evaluate.timing import Interval, Spread, take_turns
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from bksdm.common.prompts import cut_line, say_cut
 from bksdm.export.components import components
 from bksdm.export.layout import component_folder, write_layout
 from bksdm.export.to_openvino import MODEL_FILE, write_graph
-from bksdm.models import cutting, hidden_words, save_pipeline, tokenizing
-from bksdm.prompts import cut_line, say_cut
+from bksdm.models.pipelines import cutting, hidden_words, save_pipeline, tokenizing
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 from bksdm.runtime.tokens import Tokenizer

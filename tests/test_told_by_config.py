@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export.ldm import write_single_file
 from bksdm.families import derive, recipes_between
-from bksdm.models import load_pipeline, load_unet_config
-from bksdm.prune import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
-from bksdm.recipe import Recipe, load_recipe
+from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.models.pipelines import load_pipeline, load_unet_config
+from bksdm.pruning.run import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
 from hub_cache import in_hub_cache
 from published import STUDENTS, TEACHERS, UNETS, XL, student_config
 from verbs import Run

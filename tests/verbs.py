@@ -11,10 +11,10 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bksdm.card import model_card
-from bksdm.describe import describe_config
-from bksdm.prune import prune_unet, save_student, with_unet
-from bksdm.recipe import load_recipe
+from bksdm.families.recipe import load_recipe
+from bksdm.models.card import model_card
+from bksdm.pruning.describe import describe_config
+from bksdm.pruning.run import prune_unet, save_student, with_unet
 
 BAR = re.compile(r"━|─|\d+/\d+ \d:\d\d:\d\d")
 

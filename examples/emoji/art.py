@@ -20,7 +20,7 @@ from typing import Any
 import resvg_py
 from PIL import Image
 
-from bksdm.runs import replace_folder
+from bksdm.common.runs import replace_folder
 
 Icons = dict[str, Any]
 

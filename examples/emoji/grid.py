@@ -17,10 +17,10 @@ from bksdm.data.pictures import open_picture
 from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import clip_score, retrieval_r1
-from bksdm.generate import generate
-from bksdm.models import quiet_libraries
+from bksdm.generate.run import generate
+from bksdm.generate.sampling import side_by_side
+from bksdm.models.pipelines import quiet_libraries
 from bksdm.options import GenerateOptions
-from bksdm.sampling import side_by_side
 
 PICTURES, SIDE = 100, 8
 

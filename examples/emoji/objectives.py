@@ -8,9 +8,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel
 
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.noise import NoiseSchedule
-from bksdm.randomness import Draws
 
 
 class Reconstruction:

@@ -13,7 +13,7 @@ from pathlib import Path
 from art import SIZE, STYLES, draw, fetch
 from PIL import Image
 
-from bksdm.runs import replace_folder
+from bksdm.common.runs import replace_folder
 
 SUBJECT = "pinata"
 VIEWS = ((0, 1.0, "white"), (-12, 0.9, "white"), (10, 0.8, "#fff4d6"), (-5, 0.75, "#e3f0ff"), (6, 0.95, "#e8f7e4"))

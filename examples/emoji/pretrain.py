@@ -29,17 +29,17 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.devices import choose_precision, plain_attention_is_faster
+from bksdm.common.runs import replace_folder
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch, Samples, Stream
-from bksdm.devices import choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Objective, Schedule, train
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, Ema, TrainState
-from bksdm.models import load_pipeline, save_vocabulary, tokenizing
-from bksdm.runs import replace_folder
+from bksdm.models.pipelines import load_pipeline, save_vocabulary, tokenizing
 
 HERE = Path(__file__).parent
 SIZE = 64

@@ -25,14 +25,14 @@ from pretrain import (
     trained,
 )
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.runs import replace_folder
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import to_pixels
 from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
-from bksdm.models import save_pipeline, save_vocabulary, tokenizing
-from bksdm.runs import replace_folder
+from bksdm.models.pipelines import save_pipeline, save_vocabulary, tokenizing
 from bksdm.runtime.defaults import Defaults, as_files
 
 DRAWS_BEST = Defaults(steps=25, guidance=2.5)  # docs/log.md

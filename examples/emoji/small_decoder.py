@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.runs import replace_folder
 from bksdm.distill.decoder import distill_decoder, newest_decoder
-from bksdm.models import quiet_libraries
+from bksdm.models.pipelines import quiet_libraries
 from bksdm.options import DecoderOptions
-from bksdm.runs import replace_folder
 
 HERE = Path(__file__).parent
 OPTIONS = DecoderOptions(

@@ -25,18 +25,18 @@ from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
 from units import damages
 
+from bksdm.common.page import write_png
+from bksdm.common.runs import provenance, write_bytes, write_text
 from bksdm.data.folder import data_folder, read_captions
-from bksdm.describe import describe
+from bksdm.data.prepare import prepare
 from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
-from bksdm.models import load_pipeline, quiet_libraries
+from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions, SensitivityOptions
-from bksdm.page import write_png
-from bksdm.prepare import prepare
-from bksdm.prune import prune, read_recipe, save_student, with_unet
-from bksdm.runs import provenance, write_bytes, write_text
-from bksdm.sensitivity.outcome import correlation, ranks
-from bksdm.sensitivity.run import sensitivity as measure
+from bksdm.pruning.describe import describe
+from bksdm.pruning.run import prune, read_recipe, save_student, with_unet
+from bksdm.pruning.sensitivity.outcome import correlation, ranks
+from bksdm.pruning.sensitivity.run import sensitivity as measure
 
 TEACHER, TRAIN, HELD_OUT = "emoji", "emoji/train", "emoji/heldout"
 BATCH = 16

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
+from bksdm.common.runs import write_text
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.stream import Stream
 from bksdm.distill.conditions import Conditions
@@ -21,10 +22,9 @@ from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.evaluate.output_error import output_errors
 from bksdm.families import bypassed, units
+from bksdm.families.recipe import Tap
 from bksdm.families.units import Unit
-from bksdm.models import load_pipeline
-from bksdm.recipe import Tap
-from bksdm.runs import write_text
+from bksdm.models.pipelines import load_pipeline
 
 
 def taps(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> list[Tap]:

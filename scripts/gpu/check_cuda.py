@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from bksdm.distill.run import distill
-from bksdm.models import quiet_libraries
+from bksdm.models.pipelines import quiet_libraries
 from bksdm.options import DistillOptions, PruneOptions
-from bksdm.prune import prune
+from bksdm.pruning.run import prune
 
 
 def retrain(

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from train_throughput import SIZES, Bench
 
+from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema
-from bksdm.models import quiet_libraries
-from bksdm.randomness import Draws
+from bksdm.models.pipelines import quiet_libraries
 
 
 def main() -> None:

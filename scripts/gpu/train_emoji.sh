@@ -12,4 +12,4 @@ python3 examples/emoji/pretrain.py encoder --device cuda --steps 6000 --batch-si
 python3 examples/emoji/pretrain.py teacher --device cuda --steps "$steps" --batch-size 256
 python3 examples/emoji/ship.py
 python3 examples/emoji/grid.py --out "$result/emoji.png" --guidance 2.5
-tar -cf "$result/emoji.tar" -C src/bksdm/assets emoji/model emoji/encoder
+tar -cf "$result/emoji.tar" -C src/bksdm/common/assets emoji/model emoji/encoder

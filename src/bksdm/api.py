@@ -8,31 +8,34 @@
 Everything that raises `InputError` says in one line what to mend.
 """
 
-from bksdm.adapt import Adapted, adapt
-from bksdm.adapters.controlnet import load_controlnet
-from bksdm.adapters.lora import merge_lora
-from bksdm.adapters.motion import motion_unet
-from bksdm.benchmark import Benchmark, benchmark, latencies
-from bksdm.decoder import with_decoder
-from bksdm.demo import demo
-from bksdm.describe import Description, describe
+from bksdm.common.errors import InputError
+from bksdm.data.prepare import prepare
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.consistency import Consistency, few_step_scheduler
 from bksdm.distill.decoder import distill_decoder
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.loop import Interrupted
+from bksdm.distill.losses import LossWeights
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.plan import Plan
 from bksdm.distill.run import distill, foresee
-from bksdm.errors import InputError
+from bksdm.evaluate.benchmark import Benchmark, benchmark, latencies
 from bksdm.evaluate.run import evaluate
+from bksdm.export.push import Pushed, push
 from bksdm.export.run import Exported, export
 from bksdm.families import derive
-from bksdm.generate import generate
-from bksdm.losses import LossWeights
-from bksdm.models import Origin, load_pipeline, save_pipeline
+from bksdm.families.recipe import Pruning, Recipe, load_recipe
+from bksdm.generate.demo import demo
+from bksdm.generate.run import generate
+from bksdm.generate.sampling import Request, sample
+from bksdm.models.adapters.controlnet import load_controlnet
+from bksdm.models.adapters.lora import merge_lora
+from bksdm.models.adapters.motion import motion_unet
+from bksdm.models.adapters.run import Adapted, adapt
+from bksdm.models.decoder import with_decoder
+from bksdm.models.pipelines import Origin, load_pipeline, save_pipeline
 from bksdm.options import (
     AdaptOptions,
     BenchmarkOptions,
@@ -53,14 +56,11 @@ from bksdm.options import (
 )
 from bksdm.personalize.fidelity import fidelity
 from bksdm.personalize.run import personalize
-from bksdm.prepare import prepare
-from bksdm.prune import prune, prune_unet
-from bksdm.push import Pushed, push
-from bksdm.quickstart import quickstart
-from bksdm.recipe import Pruning, Recipe, load_recipe
-from bksdm.sampling import Request, sample
-from bksdm.sensitivity.outcome import Sensitivity
-from bksdm.sensitivity.run import sensitivity
+from bksdm.pruning.describe import Description, describe
+from bksdm.pruning.run import prune, prune_unet
+from bksdm.pruning.sensitivity.outcome import Sensitivity
+from bksdm.pruning.sensitivity.run import sensitivity
+from bksdm.quickstart.run import quickstart
 
 __all__ = [
     "AdaptOptions",

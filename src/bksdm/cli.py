@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from bksdm import options as verbs
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 
 BAD_INPUT, FAILURE = 2, 1
 _UNFIT = re.compile(r'Parser key "(?P<name>\w+)": .*(Given value|Got value): (?P<value>.*)')
@@ -30,14 +30,14 @@ _KINDS = (
 
 
 def _describe(options: verbs.DescribeOptions) -> None:
-    from bksdm.describe import describe
+    from bksdm.pruning.describe import describe
 
     description = describe(options.model, options.recipe)
     _answer(description.to_dict(), options.json, description.text())
 
 
 def _prune(options: verbs.PruneOptions) -> None:
-    from bksdm.prune import prune
+    from bksdm.pruning.run import prune
 
     description = prune(options)
     result = {"out": options.out, **description.to_dict()}
@@ -45,7 +45,7 @@ def _prune(options: verbs.PruneOptions) -> None:
 
 
 def _prepare(options: verbs.PrepareOptions) -> None:
-    from bksdm.prepare import prepare
+    from bksdm.data.prepare import prepare
 
     made = prepare(options)
     text = (
@@ -88,14 +88,14 @@ def _personalize(options: verbs.PersonalizeOptions) -> None:
 
 
 def _push(options: verbs.PushOptions) -> None:
-    from bksdm.push import push
+    from bksdm.export.push import push
 
     made = push(options)
     _answer(made.to_dict(), options.json, made.text())
 
 
 def _demo(options: verbs.DemoOptions) -> None:
-    from bksdm.demo import demo
+    from bksdm.generate.demo import demo
 
     demo(options)
 
@@ -108,14 +108,14 @@ def _fidelity(options: verbs.FidelityOptions) -> None:
 
 
 def _adapt(options: verbs.AdaptOptions) -> None:
-    from bksdm.adapt import adapt
+    from bksdm.models.adapters.run import adapt
 
     made = adapt(options)
     _answer(made.to_dict(), options.json, made.text())
 
 
 def _generate(options: verbs.GenerateOptions) -> None:
-    from bksdm.generate import generate
+    from bksdm.generate.run import generate
 
     paths = [str(path) for path in generate(options)]
     _answer({"pictures": paths}, options.json, f"{len(paths)} pictures in {options.out}")
@@ -130,7 +130,7 @@ def _evaluate(options: verbs.EvaluateOptions) -> None:
 
 
 def _benchmark(options: verbs.BenchmarkOptions) -> None:
-    from bksdm.benchmark import benchmark
+    from bksdm.evaluate.benchmark import benchmark
 
     result = benchmark(options)
     _answer(
@@ -139,7 +139,7 @@ def _benchmark(options: verbs.BenchmarkOptions) -> None:
 
 
 def _sensitivity(options: verbs.SensitivityOptions) -> None:
-    from bksdm.sensitivity.run import sensitivity
+    from bksdm.pruning.sensitivity.run import sensitivity
 
     found = sensitivity(options)
     recipe = f"\nrecipe in {options.out}/recipe.yaml" if found.choice else ""
@@ -155,7 +155,7 @@ def _export(options: verbs.ExportOptions) -> None:
 
 
 def _quickstart(options: verbs.QuickstartOptions) -> None:
-    from bksdm.quickstart import quickstart
+    from bksdm.quickstart.run import quickstart
 
     print(f"report in {quickstart(options)}")
 
@@ -220,8 +220,8 @@ def _run(given: list[str]) -> int:
             f"{given[0]} is done by one process; run it without the launcher, or launch {', '.join(SHARED)}"
         )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from bksdm.models import quiet_libraries
-    from bksdm.processes import join
+    from bksdm.common.processes import join
+    from bksdm.models.pipelines import quiet_libraries
 
     quiet_libraries()
     with _sigterm_raises():

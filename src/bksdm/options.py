@@ -738,7 +738,7 @@ class ExportOptions:
         to: Format; diffusers turns a single file back into a folder, or a folder into one of another precision.
         out: Folder, or file for the formats that are one file (ldm, taesd: .safetensors, gguf: .gguf).
         precision: Of the weights; by default the first that the format has. onnx fp32 fp16 int8; openvino fp32 fp16
-            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp16 fp32;
+            int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp32 fp16;
             taesd fp32 fp16; tensorrt fp16 fp32; diffusers keep (each network as it is) fp32 fp16 bf16.
         height: Height in pixels of the pictures that a format of fixed size makes; the model's own by default.
         width: Width in pixels; the model's own by default.

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
+from bksdm.common.runs import digest
 from bksdm.data.captions import CAPTION_FILES, caption_suffix, read_caption
 from bksdm.data.names import files_in, kind, picture_names, stem
 from bksdm.data.pictures import Captioned, open_unflagged, was_flagged
-from bksdm.errors import InputError
-from bksdm.progress import say
-from bksdm.runs import digest
 
 _REPEATS = re.compile(r"([1-9]\d*)_([^/]+)")
 

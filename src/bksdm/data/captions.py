@@ -8,7 +8,7 @@ asked for is then the suffix or the entry.
 import json
 from collections.abc import Collection, Iterable, Sequence
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 
 CAPTION_FILES = ("txt", "caption")
 _CAPTIONS = ("text", "caption", "prompt")

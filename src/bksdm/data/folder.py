@@ -9,15 +9,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
+from bksdm.common.runs import digest
+from bksdm.common.tables import listed
 from bksdm.data.captions import caption_column, chosen_column
 from bksdm.data.names import PICTURES, files_in, in_order, kind
 from bksdm.data.pictures import Captioned
 from bksdm.data.table_files import read_marked
-from bksdm.errors import InputError
-from bksdm.progress import say
-from bksdm.runs import digest
-from bksdm.tables import listed
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FLAGGED = "flagged"  # what `bksdm generate` writes of pictures that a safety checker has made black

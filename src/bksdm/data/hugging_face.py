@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
+from bksdm.common.errors import InputError
 from bksdm.data.captions import caption_column, chosen_column
 from bksdm.data.names import chosen_part
 from bksdm.data.pictures import open_unflagged
-from bksdm.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

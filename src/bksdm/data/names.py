@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from bksdm.errors import InputError
-from bksdm.progress import say
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
 
 _PICTURES = """
     png apng jpg jpeg jpe jfif mpo webp avif avifs gif bmp dib tif tiff jp2 j2k jpf jpx jxl heic heif hif

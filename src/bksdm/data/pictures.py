@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from bksdm.common.errors import InputError
 from bksdm.data.names import how_to_read, readable_kinds
 from bksdm.data.stream import Batch
-from bksdm.errors import InputError
 from bksdm.runtime.parameters import KEY
 from bksdm.runtime.rgb import as_rgb
 

@@ -28,10 +28,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from bksdm.common.errors import InputError
+from bksdm.common.runs import digest, replace_file, write_text
 from bksdm.data.pictures import Size, flips
 from bksdm.data.stream import Batch
-from bksdm.errors import InputError
-from bksdm.runs import digest, replace_file, write_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+from bksdm.common.errors import InputError
 from bksdm.data.captions import caption_column
 from bksdm.data.folder import data_folder
 from bksdm.data.names import kind
 from bksdm.data.source import read_source
 from bksdm.data.table_files import TABLES, read_columns, read_text
-from bksdm.errors import InputError
 
 
 def read_prompts(source: str | Path) -> list[str]:

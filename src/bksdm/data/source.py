@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bksdm.common.errors import InputError
+from bksdm.common.hub import is_id
+from bksdm.common.runs import digest
 from bksdm.data.beside import beside_digest, read_beside
 from bksdm.data.folder import METADATA, captions_digest, data_folder, metadata_file, read_captions
 from bksdm.data.hugging_face import TablePictures, hub_table, is_saved, parquet_table, saved_table
 from bksdm.data.names import PICTURES, chosen_part, files_in, in_order, in_parts, kind, list_pictures
 from bksdm.data.pictures import Captioned, Picture
 from bksdm.data.tars import read_tars
-from bksdm.errors import InputError
-from bksdm.hub import is_id
-from bksdm.runs import digest
 
 _PACKED = {"gz", "tgz", "zst", "bz2", "xz", "zip", "7z", "rar"}
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bksdm.errors import InputError
-from bksdm.randomness import derived_seed, permutation
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import derived_seed, permutation
 
 Batch = dict[str, Tensor]
 

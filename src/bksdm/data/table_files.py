@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bksdm.common.errors import InputError
 from bksdm.data.names import kind
-from bksdm.errors import InputError
 
 TABLES = ("csv", "tsv", "jsonl", "parquet")
 _QUOTED = re.compile(r'"([^"]|"")*"')

@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
 from bksdm.data.captions import CAPTION_FILES, caption_suffix, read_caption
 from bksdm.data.names import PICTURES, kind
 from bksdm.data.pictures import open_unflagged
-from bksdm.errors import InputError
-from bksdm.progress import say
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bksdm.randomness import Draws
+from bksdm.common.randomness import Draws
 
 _CHUNK = 32
 

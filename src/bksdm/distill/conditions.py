@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
-from bksdm.randomness import Draws
 
 
 class Conditions:

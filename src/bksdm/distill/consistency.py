@@ -18,13 +18,13 @@ from diffusers import LCMScheduler, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.losses import guided, pseudo_huber
 from bksdm.distill.noise import NoiseSchedule
-from bksdm.errors import InputError
-from bksdm.losses import guided, pseudo_huber
-from bksdm.models import said
-from bksdm.randomness import Draws
+from bksdm.models.pipelines import said
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
+from bksdm.common.errors import InputError
+from bksdm.common.progress import bar
+from bksdm.common.tables import listed
 from bksdm.data.beside import Beside
 from bksdm.data.cache import CachedSamples, cache_bytes
 from bksdm.data.pictures import Captioned, PictureSamples, Size, sides
@@ -13,11 +16,8 @@ from bksdm.data.prepared import Prepared, PreparedSamples, is_prepared, open_cap
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
-from bksdm.errors import InputError
-from bksdm.models import config_size, network_digest, tokenizing
-from bksdm.progress import bar
-from bksdm.recipe import Config
-from bksdm.tables import listed
+from bksdm.families.recipe import Config
+from bksdm.models.pipelines import config_size, network_digest, tokenizing
 
 Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
+from bksdm.common.devices import VAE_LAYOUT, choose_device, choose_precision
+from bksdm.common.errors import InputError
+from bksdm.common.progress import bar
+from bksdm.common.randomness import derived_seed
+from bksdm.common.runs import check_free, open_run, replace_folder, write_text
 from bksdm.data.stream import Samples
-from bksdm.decoder import fresh_autoencoder
-from bksdm.devices import VAE_LAYOUT, choose_device, choose_precision
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, taught_bytes
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
-from bksdm.errors import InputError
-from bksdm.models import fingerprint, load_pipeline
+from bksdm.models.decoder import fresh_autoencoder
+from bksdm.models.pipelines import fingerprint, load_pipeline
 from bksdm.options import DecoderOptions
-from bksdm.progress import bar
-from bksdm.randomness import derived_seed
-from bksdm.runs import check_free, open_run, replace_folder, write_text
 
 STEPS_FILE = "training.json"
 _MAY_CHANGE = ("batch_size", "device", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "json")

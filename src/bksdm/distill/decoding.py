@@ -13,11 +13,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
+from bksdm.common.randomness import Draws
 from bksdm.data.pictures import flips
 from bksdm.data.stream import Batch, Samples
 from bksdm.distill.conditions import Conditions
-from bksdm.losses import edge_loss
-from bksdm.randomness import Draws
+from bksdm.distill.losses import edge_loss
 
 _CHUNK = 16
 _HALF = 127.5  # of 255 levels, the middle

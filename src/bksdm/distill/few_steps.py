@@ -5,15 +5,15 @@ from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
 
+from bksdm.common.errors import InputError
 from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler
 from bksdm.distill.follow import check_training
+from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.errors import InputError
-from bksdm.losses import output_kd_loss, pseudo_huber
-from bksdm.models import drawing, tokenizing
+from bksdm.models.pipelines import drawing, tokenizing
 from bksdm.options import LcmOptions
-from bksdm.prune import with_unet
+from bksdm.pruning.run import with_unet
 from bksdm.runtime.defaults import Defaults
 
 _ON_CARD = (

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bksdm.common.errors import InputError
+from bksdm.common.processes import processes
+from bksdm.common.progress import bar
 from bksdm.data.stream import Samples, Stream
 from bksdm.distill.loop import Objective, Schedule, train
 from bksdm.distill.record import Record
 from bksdm.distill.state import Checkpoints, TrainState
-from bksdm.errors import InputError
-from bksdm.models import check_resolution
+from bksdm.models.pipelines import check_resolution
 from bksdm.options import TrainingOptions
-from bksdm.processes import processes
-from bksdm.progress import bar
 
 _AT_LEAST_ONE = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
 _NOT_NEGATIVE = ("lr", "warmup", "weight_decay", "max_grad_norm", "cache_gb", "workers", "sample_every")

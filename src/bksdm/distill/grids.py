@@ -6,13 +6,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from bksdm.common.errors import InputError
+from bksdm.common.processes import processes
+from bksdm.common.progress import say
 from bksdm.distill.pair import Pair
 from bksdm.distill.state import TrainState, averaged
-from bksdm.errors import InputError
-from bksdm.processes import processes
-from bksdm.progress import say
+from bksdm.generate.sampling import Request, sample, side_by_side
 from bksdm.runtime.defaults import Defaults
-from bksdm.sampling import Request, sample, side_by_side
 
 
 class SampleGrids:

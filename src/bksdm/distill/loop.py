@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bksdm.common.devices import peak_memory
+from bksdm.common.processes import Processes, processes
+from bksdm.common.randomness import Draws, derived_seed
 from bksdm.data.stream import Batch, Stream
-from bksdm.devices import peak_memory
 from bksdm.distill.state import Checkpoints, TrainState
-from bksdm.processes import Processes, processes
-from bksdm.randomness import Draws, derived_seed
 
 Losses = Mapping[str, Tensor]
 

@@ -10,8 +10,8 @@ from typing import Literal
 from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
-from bksdm.errors import InputError
-from bksdm.randomness import Draws
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import Draws
 
 PredictionType = Literal["epsilon", "v_prediction"]
 

@@ -13,14 +13,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
 from bksdm.distill.noise import NoiseSchedule
-from bksdm.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
-from bksdm.randomness import Draws
-from bksdm.recipe import Tap
-from bksdm.taps import Features
+from bksdm.families.recipe import Tap
+from bksdm.pruning.taps import Features
 
 
 @dataclass(frozen=True)

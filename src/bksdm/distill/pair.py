@@ -8,8 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from bksdm.describe import Description, describe_config
-from bksdm.devices import (
+from bksdm.common.devices import (
     PRECISIONS,
     VAE_LAYOUT,
     channels_last_is_faster,
@@ -17,15 +16,16 @@ from bksdm.devices import (
     choose_precision,
     plain_attention_is_faster,
 )
+from bksdm.common.processes import shard
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.losses import LossWeights
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
-from bksdm.losses import LossWeights
+from bksdm.families.recipe import Pruning
 from bksdm.options import DistillOptions, StudentOptions
-from bksdm.processes import shard
-from bksdm.recipe import Pruning
+from bksdm.pruning.describe import Description, describe_config
 
 
 @dataclass(frozen=True)

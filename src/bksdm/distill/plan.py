@@ -23,18 +23,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bksdm.common.devices import peak_inside
+from bksdm.common.processes import processes
+from bksdm.common.progress import bar
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
-from bksdm.devices import peak_inside
 from bksdm.distill.captions import Captions
 from bksdm.distill.data import Fields, Latents, Pictures
 from bksdm.distill.loop import optimize
 from bksdm.distill.pair import Formats, Pair, changes_captions
-from bksdm.models import load_config, load_unet_config
+from bksdm.families.recipe import Config, Pruning
+from bksdm.models.pipelines import load_config, load_unet_config
 from bksdm.options import DistillOptions
-from bksdm.processes import processes
-from bksdm.progress import bar
-from bksdm.randomness import Draws
-from bksdm.recipe import Config, Pruning
 
 _MEASURED_STEPS = 3
 _UTILISATION = 0.4  # of a device's peak; what retraining reaches on tensor cores

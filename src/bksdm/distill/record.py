@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from bksdm.progress import say
-from bksdm.runs import read_lines, write_text
+from bksdm.common.progress import say
+from bksdm.common.runs import read_lines, write_text
 
 _RECENT = 20  # records
 _STANDS_OUT = 3.0

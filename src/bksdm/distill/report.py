@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bksdm.describe import Description
+from bksdm.common.page import curves, write_page
 from bksdm.distill.record import read_metrics
-from bksdm.page import curves, write_page
+from bksdm.pruning.describe import Description
 
 _GRIDS = 12
 _TERMS = ("loss", "task", "output_kd", "guided_kd", "feature_kd")

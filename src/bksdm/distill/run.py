@@ -6,6 +6,10 @@ from pathlib import Path
 
 import torch
 
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
+from bksdm.common.randomness import Draws
+from bksdm.common.runs import digest
 from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples, Stream
 from bksdm.distill.captions import Captions
@@ -16,13 +20,9 @@ from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.errors import InputError
-from bksdm.models import drawing, drawing_defaults, load_unet_config, tokenizing
+from bksdm.models.pipelines import drawing, drawing_defaults, load_unet_config, tokenizing
 from bksdm.options import DistillOptions
-from bksdm.progress import say
-from bksdm.prune import checked_pruning, with_unet
-from bksdm.randomness import Draws
-from bksdm.runs import digest
+from bksdm.pruning.run import checked_pruning, with_unet
 from bksdm.runtime.defaults import Defaults
 
 # Largest relative difference of a compiled network from itself that is rounding.

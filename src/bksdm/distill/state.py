@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bksdm.errors import InputError
-from bksdm.runs import replace_folder
+from bksdm.common.errors import InputError
+from bksdm.common.runs import replace_folder
 
 
 class Ema:

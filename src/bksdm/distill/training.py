@@ -15,7 +15,10 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from bksdm.card import model_card
+from bksdm.common.processes import processes
+from bksdm.common.progress import say
+from bksdm.common.prompts import cut_line
+from bksdm.common.runs import check_free, open_run
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples
@@ -26,13 +29,10 @@ from bksdm.distill.loop import Objective, replicate
 from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
-from bksdm.models import Origin, check_text_to_image, cutting, fingerprint, load_pipeline
+from bksdm.models.card import model_card
+from bksdm.models.pipelines import Origin, check_text_to_image, cutting, fingerprint, load_pipeline
 from bksdm.options import StudentOptions
-from bksdm.processes import processes
-from bksdm.progress import say
-from bksdm.prompts import cut_line
-from bksdm.prune import checked_pruning, save_student
-from bksdm.runs import check_free, open_run
+from bksdm.pruning.run import checked_pruning, save_student
 from bksdm.runtime.defaults import Defaults, as_files
 
 STEPS_FILE = "retraining.json"

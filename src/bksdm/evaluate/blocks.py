@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bksdm.errors import InputError
-from bksdm.processes import processes
-from bksdm.progress import bar
-from bksdm.runs import replace_file
+from bksdm.common.errors import InputError
+from bksdm.common.processes import processes
+from bksdm.common.progress import bar
+from bksdm.common.runs import replace_file
 
 BLOCK = 64  # pictures
 

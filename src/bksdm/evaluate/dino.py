@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.common.hub import is_id, missing
 from bksdm.evaluate.encoder import LOADING_ERRORS, colour_statistics, standardized
-from bksdm.hub import is_id, missing
 
 _BATCH = 32
 _SIDE = 224

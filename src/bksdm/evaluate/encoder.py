@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from bksdm.assets import asset
+from bksdm.common.assets import asset
+from bksdm.common.errors import InputError
+from bksdm.common.hub import HUB_ERRORS, is_id, missing
 from bksdm.data.pictures import to_pixels
-from bksdm.errors import InputError
-from bksdm.hub import HUB_ERRORS, is_id, missing
-from bksdm.models import EMBEDDED, tokenizing
+from bksdm.models.pipelines import EMBEDDED, tokenizing
 
 _BATCH = 64
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.common.runs import digest
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import FEATURES as INCEPTION_FEATURES
 from bksdm.evaluate.inception import Inception
-from bksdm.models import network_digest
-from bksdm.runs import digest
+from bksdm.models.pipelines import network_digest
 
 _BATCH = 32
 

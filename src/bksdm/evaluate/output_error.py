@@ -7,11 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from bksdm.common.randomness import Draws
 from bksdm.data.pictures import Picture, to_pixels
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.noise import NoiseSchedule
-from bksdm.models import image_size, tokenizing
-from bksdm.randomness import Draws
+from bksdm.models.pipelines import image_size, tokenizing
 
 _BATCH = 32
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import Inception
 from bksdm.evaluate.networks import Networks
 from bksdm.evaluate.scores import KINDS
-from bksdm.models import EMBEDDED
+from bksdm.models.pipelines import EMBEDDED
 from bksdm.options import EvaluateOptions
 
 INCEPTION = "inception"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.common.runs import files_digest
 from bksdm.evaluate.blocks import BlockRows, Blocks
 from bksdm.evaluate.networks import FEATURES, IMAGE, TEXT, Networks
 from bksdm.evaluate.sources import Finished
 from bksdm.evaluate.statistics import Gaussian
-from bksdm.runs import files_digest
 
 
 @dataclass(frozen=True)

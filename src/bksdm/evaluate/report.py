@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from bksdm.common.page import svg, write_page, write_png
+from bksdm.common.runs import write_text
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell, columns, csv_table
-from bksdm.page import svg, write_page, write_png
-from bksdm.runs import write_text
 
 _COSTS = {
     "params": ("U-Net parameters, million", 1e-6),

@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bksdm.common.devices import choose_device
+from bksdm.common.errors import InputError
+from bksdm.common.page import shown
+from bksdm.common.processes import processes
+from bksdm.common.progress import say
+from bksdm.common.prompts import cut_line
+from bksdm.common.runs import check_free, digest, open_run, provenance, write_text
+from bksdm.common.tables import listed
 from bksdm.data.prompts import read_prompts
-from bksdm.decoder import decoder_fingerprint
-from bksdm.devices import choose_device
-from bksdm.errors import InputError
 from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.networks import FEATURES, PLAIN, Networks
 from bksdm.evaluate.output_error import output_errors
@@ -28,15 +33,10 @@ from bksdm.evaluate.scoring import Scoring
 from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
 from bksdm.evaluate.statistics import Gaussian
 from bksdm.evaluate.worth import worth
-from bksdm.generate import check, numbered
-from bksdm.models import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config, say_unlike
+from bksdm.generate.run import check, numbered
+from bksdm.models.decoder import decoder_fingerprint
+from bksdm.models.pipelines import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config, say_unlike
 from bksdm.options import EvaluateOptions, GenerateOptions
-from bksdm.page import shown
-from bksdm.processes import processes
-from bksdm.progress import say
-from bksdm.prompts import cut_line
-from bksdm.runs import check_free, digest, open_run, provenance, write_text
-from bksdm.tables import listed
 
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "latency", "json")
 _SAID = (

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from bksdm.common.progress import bar
 from bksdm.evaluate.blocks import BlockRows, Blocks
 from bksdm.evaluate.networks import FEATURES, IMAGE, LOGITS, TEXT, Networks
 from bksdm.evaluate.reference import RealFeatures
@@ -23,7 +24,6 @@ from bksdm.evaluate.scores import (
     retrieval_hits,
 )
 from bksdm.evaluate.sources import Source
-from bksdm.progress import bar
 
 RETRIEVAL_AMONG = 100
 _BOOTSTRAP = 0  # its seed; that of the pictures is an option

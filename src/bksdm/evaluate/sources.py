@@ -11,23 +11,23 @@ from typing import Protocol
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from bksdm.common.devices import choose_device, choose_precision
+from bksdm.common.errors import InputError
+from bksdm.common.prompts import cut_line
+from bksdm.common.runs import digest, write_text
+from bksdm.common.tables import listed
 from bksdm.data.folder import captions_digest
 from bksdm.data.names import check_order, holds_pictures, picture_names
 from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of, was_flagged
 from bksdm.data.source import read_pictures
-from bksdm.decoder import decoder_fingerprint, load_model
-from bksdm.devices import choose_device, choose_precision
-from bksdm.errors import InputError
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
-from bksdm.generate import save_picture
-from bksdm.models import check_text_to_image, cutting, fingerprint, image_size
+from bksdm.generate.run import save_picture
+from bksdm.generate.sampling import Request, sample, scheduler_config, scheduler_named
+from bksdm.models.decoder import decoder_fingerprint, load_model
+from bksdm.models.pipelines import check_text_to_image, cutting, fingerprint, image_size
 from bksdm.options import Precision
-from bksdm.prompts import cut_line
-from bksdm.runs import digest, write_text
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.rgb import as_rgb
-from bksdm.sampling import Request, sample, scheduler_config, scheduler_named
-from bksdm.tables import listed
 
 PAPER = "paper"
 _NAME = re.compile(r"[\w.-]+")

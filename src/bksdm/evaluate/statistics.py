@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bksdm.errors import InputError
-from bksdm.randomness import generator
-from bksdm.runs import replace_file
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import generator
+from bksdm.common.runs import replace_file
 
 _BLOCK = 2048  # rows in memory at once: 32 MiB of Inception's features
 

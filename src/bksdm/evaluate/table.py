@@ -5,8 +5,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from bksdm.common.tables import aligned
 from bksdm.evaluate.scores import KINDS
-from bksdm.tables import aligned
 
 _WAY = ("steps", "guidance")
 _FIELDS = ("value", "deviation", "low", "high")

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bksdm.benchmark import whole_pictures
-from bksdm.cost import unet_cost
-from bksdm.decoder import load_model
-from bksdm.devices import choose_device, choose_precision
-from bksdm.models import context_tokens, load_unet_config
+from bksdm.common.devices import choose_device, choose_precision
+from bksdm.evaluate.benchmark import whole_pictures
+from bksdm.evaluate.rivals import Drawing, TorchRival
+from bksdm.models.decoder import load_model
+from bksdm.models.pipelines import context_tokens, load_unet_config
 from bksdm.options import Precision
-from bksdm.rivals import Drawing, TorchRival
+from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
 
 

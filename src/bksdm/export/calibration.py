@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bksdm.common.progress import bar
 from bksdm.export.formats import Source
-from bksdm.progress import bar
+from bksdm.generate.sampling import Request, sample_latents
 from bksdm.runtime.networks import Array
-from bksdm.sampling import Request, sample_latents
 
 PROMPTS = (
     "red apple, noto style",

@@ -13,9 +13,9 @@ from typing import cast
 
 from diffusers import StableDiffusionPipeline
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.export.parity import Parity
-from bksdm.recipe import Recipe
+from bksdm.families.recipe import Recipe
 from bksdm.runtime.networks import Networks
 
 FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")

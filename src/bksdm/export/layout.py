@@ -12,13 +12,13 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.common.runs import write_text
 from bksdm.export.components import Component
 from bksdm.export.formats import Source
-from bksdm.models import save_vocabulary
-from bksdm.runs import write_text
+from bksdm.generate.sampling import scheduler_config
+from bksdm.models.pipelines import save_vocabulary
 from bksdm.runtime.schedulers import check_scheduler
-from bksdm.sampling import scheduler_config
 
 # What readers of model_index.json compare with: the networks' own classes, not those of a runtime.
 _CLASSES = {

@@ -17,13 +17,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
+from bksdm.common.runs import replace_file
 from bksdm.families import sd_ldm
-from bksdm.models import said
-from bksdm.recipe import Recipe
-from bksdm.runs import replace_file
+from bksdm.families.recipe import Recipe
+from bksdm.models.pipelines import said
+from bksdm.models.single_file import KEY, TOKENIZER_FILES, packed
 from bksdm.runtime.defaults import Defaults
-from bksdm.single_file import KEY, TOKENIZER_FILES, packed
 
 
 def write_single_file(

@@ -15,21 +15,21 @@ from typing import Any
 
 import psutil
 
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
+from bksdm.common.runs import check_free, digest, files_digest, replace_file, replace_folder, run_files, write_text
 from bksdm.data.prompts import read_prompts
-from bksdm.decoder import decoder_fingerprint, load_model
-from bksdm.errors import InputError
 from bksdm.export.components import components
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
 from bksdm.export.unpickle import pickled, unpickle
-from bksdm.exported import EXPORT_FILE, export_facts, is_exported
-from bksdm.models import check_text_to_image, drawing_defaults, fingerprint, image_size
+from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
+from bksdm.generate.sampling import scheduler_named
+from bksdm.models.decoder import decoder_fingerprint, load_model
+from bksdm.models.pipelines import check_text_to_image, drawing_defaults, fingerprint, image_size
 from bksdm.options import ExportOptions
-from bksdm.progress import say
-from bksdm.prune import recipe_of
-from bksdm.runs import check_free, digest, files_digest, replace_file, replace_folder, run_files, write_text
+from bksdm.pruning.run import recipe_of
 from bksdm.runtime.defaults import as_files
-from bksdm.sampling import scheduler_named
 
 _MOST_DIFFERENT = 2  # of 255, in float32
 _SPARE = 1.05

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bksdm.common.progress import bar
+from bksdm.common.runs import write_text
 from bksdm.export import components as parts
 from bksdm.export.components import Component, components
 from bksdm.export.formats import Format, Source
 from bksdm.export.mil import Program, quiet_coremltools
 from bksdm.export.split_einsum import split_attention
 from bksdm.export.swift import RESOURCES, guide, script
-from bksdm.models import save_vocabulary
-from bksdm.progress import bar
-from bksdm.runs import write_text
+from bksdm.models.pipelines import save_vocabulary
 from bksdm.runtime.networks import Array, Networks, Tokens
 
 NAMES = {

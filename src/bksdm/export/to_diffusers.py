@@ -6,8 +6,8 @@ import yaml
 
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import TorchNetworks
-from bksdm.models import Origin, formats_of, load_pipeline, save_pipeline
-from bksdm.prune import RECIPE_FILE
+from bksdm.models.pipelines import Origin, formats_of, load_pipeline, save_pipeline
+from bksdm.pruning.run import RECIPE_FILE
 from bksdm.runtime.networks import Networks
 
 

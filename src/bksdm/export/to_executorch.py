@@ -15,11 +15,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from bksdm.common.progress import bar
+from bksdm.common.runs import write_text
 from bksdm.export.components import DECODER, ENCODER, TEXT_ENCODER, UNET, Component, components
 from bksdm.export.formats import Format, Source
 from bksdm.export.layout import component_folder, write_layout
-from bksdm.progress import bar
-from bksdm.runs import write_text
 from bksdm.runtime.networks import Array, Networks, Tokens
 
 MODEL_FILE, README_FILE = "model.pte", "README.md"

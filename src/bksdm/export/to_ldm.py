@@ -7,7 +7,7 @@ import torch
 from bksdm.export.formats import Format, Source
 from bksdm.export.ldm import why_not, write_single_file
 from bksdm.export.parity import TorchNetworks
-from bksdm.models import drawing_defaults, load_pipeline
+from bksdm.models.pipelines import drawing_defaults, load_pipeline
 from bksdm.runtime.networks import Networks
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bksdm.common.progress import bar
 from bksdm.export.components import Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.layout import component_folder, why_not, write_layout
-from bksdm.progress import bar
 from bksdm.runtime.networks import Networks
 
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"

@@ -15,15 +15,15 @@ from typing import Any
 from diffusers import SchedulerMixin
 from transformers import CLIPTokenizer
 
+from bksdm.common.progress import bar, say
 from bksdm.export.calibration import Step, denoising_steps
 from bksdm.export.components import UNET, Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.genai import for_genai, genai_draws
 from bksdm.export.layout import component_folder, why_not, write_layout, write_scheduler
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
-from bksdm.progress import bar, say
+from bksdm.generate.sampling import scheduler_config
 from bksdm.runtime.networks import Networks
-from bksdm.sampling import scheduler_config
 
 MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
-from bksdm.decoder import SmallDecoder, with_autoencoder
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import TorchNetworks
+from bksdm.models.decoder import SmallDecoder, with_autoencoder
 from bksdm.runtime.networks import Networks
 
 _SCALE, _SHIFT = "vae_scale", "vae_shift"  # what the VAE's latents are multiplied by and moved for the decoder

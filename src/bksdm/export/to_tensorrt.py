@@ -10,10 +10,10 @@ NVIDIA's documentation.
 from collections.abc import Mapping
 from pathlib import Path
 
+from bksdm.common.runs import write_text
 from bksdm.export import to_onnx
 from bksdm.export.components import Component, components
 from bksdm.export.formats import Format, Source
-from bksdm.runs import write_text
 
 _FLAGS = {"10": " --stronglyTyped", "11": ""}
 

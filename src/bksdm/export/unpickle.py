@@ -13,11 +13,11 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bksdm.errors import InputError
-from bksdm.hub import HUB_ERRORS, is_id, missing, not_on_hub
-from bksdm.models import load_contents, load_pipeline, part_names
-from bksdm.parts import PAPERS, copy_papers, copy_part, find_weights, plain_name, write_index
-from bksdm.prune import RECIPE_FILE
+from bksdm.common.errors import InputError
+from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.models.parts import PAPERS, copy_papers, copy_part, find_weights, plain_name, write_index
+from bksdm.models.pipelines import load_contents, load_pipeline, part_names
+from bksdm.pruning.run import RECIPE_FILE
 from bksdm.runtime.defaults import SAMPLING_FILE
 
 _WANTED = (

@@ -6,10 +6,10 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.families import sd_bypass, sd_unet, sd_units
+from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.units import Names, Removals, Unit
-from bksdm.recipe import Config, Pruning, Recipe
 
 
 def derive(recipe: Recipe, teacher_config: Config) -> Pruning:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bksdm.recipe import Config
+from bksdm.families.recipe import Config
 
 DOWN, UP = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
 Counts = tuple[int, ...]

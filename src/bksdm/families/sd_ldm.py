@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 
 UNET, VAE, TEXT, OPEN_CLIP = (
     "model.diffusion_model.",

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.families import depth
 from bksdm.families.depth import Depths, listed
-from bksdm.recipe import Config, Depth, Pruning, Recipe, Stage, Tap, each_stage, of_attentions
+from bksdm.families.recipe import Config, Depth, Pruning, Recipe, Stage, Tap, each_stage, of_attentions
 
 _DOWN_TYPES = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_TYPES = ("CrossAttnUpBlock2D", "UpBlock2D")

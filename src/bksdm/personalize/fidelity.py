@@ -16,23 +16,23 @@ import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bksdm.common.devices import choose_device
+from bksdm.common.errors import InputError
+from bksdm.common.runs import check_free, digest, files_digest, open_run, provenance, write_text
+from bksdm.common.tables import aligned
 from bksdm.data.names import list_pictures
 from bksdm.data.pictures import Captioned
 from bksdm.data.prompts import read_prompts
-from bksdm.devices import choose_device
-from bksdm.errors import InputError
 from bksdm.evaluate.dino import Dino
 from bksdm.evaluate.encoder import DualEncoder, cosine
 from bksdm.evaluate.scores import Resampling, differences, mean_of
 from bksdm.evaluate.sources import check_not_flagged, named
 from bksdm.evaluate.table import cell
-from bksdm.generate import generate
-from bksdm.models import drawings, say_unlike
+from bksdm.generate.run import generate
+from bksdm.generate.sampling import side_by_side
+from bksdm.models.pipelines import drawings, say_unlike
 from bksdm.options import FidelityOptions, GenerateOptions
 from bksdm.personalize.subject import read_subject
-from bksdm.runs import check_free, digest, files_digest, open_run, provenance, write_text
-from bksdm.sampling import side_by_side
-from bksdm.tables import aligned
 
 TITLES = {"dino": "subject, DINO", "clip_i": "subject, CLIP-I", "clip_t": "prompt, CLIP-T"}
 _PLACE = "{subject}"

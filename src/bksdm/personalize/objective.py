@@ -11,10 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
+from bksdm.distill.losses import task_loss
 from bksdm.distill.noise import Corrupted, NoiseSchedule
-from bksdm.losses import task_loss
-from bksdm.randomness import Draws
 
 
 class Personalization:

@@ -12,18 +12,21 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-from bksdm.adapters.training import add_lora, check_peft, save_lora
-from bksdm.card import personal_card
+from bksdm.common.devices import channels_last_is_faster, choose_device, choose_precision, plain_attention_is_faster
+from bksdm.common.errors import InputError
+from bksdm.common.progress import bar, say
+from bksdm.common.prompts import say_cut
+from bksdm.common.runs import check_free, files_digest, open_run, replace_folder, write_text
 from bksdm.data.names import list_pictures
 from bksdm.data.pictures import open_picture, to_pixels, was_flagged
-from bksdm.devices import channels_last_is_faster, choose_device, choose_precision, plain_attention_is_faster
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, TrainState
-from bksdm.errors import InputError
-from bksdm.generate import generate
-from bksdm.models import (
+from bksdm.generate.run import generate
+from bksdm.models.adapters.training import add_lora, check_peft, save_lora
+from bksdm.models.card import personal_card
+from bksdm.models.pipelines import (
     Origin,
     check_text_to_image,
     cutting,
@@ -38,10 +41,7 @@ from bksdm.models import (
 from bksdm.options import GenerateOptions, PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.subject import SubjectSamples, encoded, read_subject, view
-from bksdm.progress import bar, say
-from bksdm.prompts import say_cut
-from bksdm.prune import recipe_of, save_student
-from bksdm.runs import check_free, files_digest, open_run, replace_folder, write_text
+from bksdm.pruning.run import recipe_of, save_student
 from bksdm.runtime.defaults import as_files
 
 STEPS_FILE = "training.json"

@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from bksdm.common.randomness import generator
 from bksdm.data.names import list_pictures
 from bksdm.data.pictures import Size, name_in, open_unflagged, sides, to_pixels
 from bksdm.data.stream import Batch
-from bksdm.randomness import generator
 
 SMALLEST_CUT = 0.8  # side of a view over that of the largest that its picture has room for
 _CHUNK = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.folder import open_folder
 from bksdm.runtime.parameters import texts
 from bksdm.runtime.pipeline import Pipeline, Pixels

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 
 SAMPLING_FILE = "sampling.json"
 _STEPS, _GUIDANCE = "num_inference_steps", "guidance_scale"

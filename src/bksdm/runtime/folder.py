@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.defaults import Defaults, read_defaults
 from bksdm.runtime.folder_networks import FolderNetworks
 from bksdm.runtime.onnx_networks import OnnxNetworks

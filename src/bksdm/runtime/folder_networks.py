@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.networks import Array, Tokens
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
 
 

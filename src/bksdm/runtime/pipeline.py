@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.networks import Array, Networks
 from bksdm.runtime.noise import Generator

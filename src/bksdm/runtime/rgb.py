@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 
 _LEVELS = 65535
 

@@ -6,7 +6,7 @@ Whatever a configuration asks for and is not done here is refused.
 from collections.abc import Mapping
 from typing import Any
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.sigma_samplers import Euler, EulerAncestral, Heun, Lms
 from bksdm.runtime.solvers import DpmSolver, UniPc
 from bksdm.runtime.timestep_samplers import Ddim, Ddpm, Lcm, Pndm

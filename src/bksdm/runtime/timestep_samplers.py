@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.networks import Array
 from bksdm.runtime.noise_schedule import Numbers, spaced
 from bksdm.runtime.trajectory import OFF, SCHEDULE, Draw, Trajectory

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bksdm.errors import InputError
+from bksdm.common.errors import InputError
 from bksdm.runtime.networks import Tokens
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What is small and shared by all rooms."""

@@ -1,0 +1,1 @@
+"""Pictures: in torch, by exported folders, as files, on a page."""

@@ -1,0 +1,1 @@
+"""Models as they lie on the disk: pipelines, single files, decoders, and what others made for them."""

@@ -1,0 +1,161 @@
+"""A ControlNet (arXiv 2302.05543) of a teacher in front of its student.
+
+A ControlNet adds to each skip connection of the U-Net, and to what comes out of its middle. A student has fewer of
+those, so that of the ControlNet's residuals it takes the ones of the layers that it kept. The ControlNet stays whole,
+for what it computes late depends on what it computes early.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from diffusers.models.controlnets.controlnet import ControlNetOutput
+from torch import Tensor
+
+from bksdm.common.errors import InputError
+from bksdm.families import skip_connections
+from bksdm.families.recipe import Config, Pruning
+from bksdm.models.adapters.kinds import read_tensors
+from bksdm.models.pipelines import load_network
+
+SELECTION_FILE = "residuals.json"
+_HINT = re.compile(
+    r"((control_model\.)?input_hint_block\.|controlnet_cond_embedding\.(blocks\.)?)(?P<place>\d+|conv_in|conv_out)\.weight"
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a ControlNet's residuals a student takes.
+
+    Attributes:
+        skips: Of its skip connections, in their order, the numbers of the teacher's.
+        mid: Whether it takes the one of the middle.
+        taps: The teacher's modules that those are the outputs of.
+    """
+
+    skips: tuple[int, ...]
+    mid: bool
+    taps: tuple[str, ...]
+
+    @classmethod
+    def of(cls, pruning: Pruning, teacher: Config) -> "Selection":
+        """By the layers that a recipe keeps.
+
+        A student without the middle block takes the middle's residual all the same where the stage around it stays:
+        it is added in the same place.
+
+        Arguments:
+            pruning: What the recipe does.
+            teacher: The config of the teacher's U-Net.
+        """
+        whole = skip_connections(teacher)
+        taps = tuple(pruning.teacher_key(path) for path in skip_connections(pruning.student_config))
+        stays = len(pruning.student_config["block_out_channels"]) == len(teacher["block_out_channels"])
+        return cls(tuple(whole.index(tap) for tap in taps), stays, taps)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"skips": list(self.skips), "mid": self.mid, "taps": list(self.taps)}
+
+    @classmethod
+    def read(cls, file: Path) -> "Selection":
+        """What `bksdm adapt` wrote.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return cls(tuple(map(int, values["skips"])), bool(values["mid"]), tuple(map(str, values["taps"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}); run bksdm adapt again") from error
+
+
+class StudentControlNet(ControlNetModel):  # type: ignore[misc]
+    """A ControlNet that gives the residuals which a student takes; stock pipelines take it for one of theirs."""
+
+    selection: Selection | None = None
+
+    def forward(self, *given: Any, return_dict: bool = True, **more: Any) -> Any:
+        """As that of `ControlNetModel`, with the residuals that are selected."""
+        downs, mid = super().forward(*given, return_dict=False, **more)
+        if self.selection is not None:
+            downs, mid = selected(downs, mid, self.selection)
+        if not return_dict:
+            return downs, mid
+        return ControlNetOutput(down_block_res_samples=downs, mid_block_res_sample=mid)
+
+
+def selected(downs: Sequence[Tensor], mid: Tensor, selection: Selection) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Of the residuals of skip connections, each (B, C, h, w), and of the middle those of a selection.
+
+    A middle that takes none gets a zero, without which a U-Net of diffusers would leave out all the others.
+    """
+    nothing = torch.zeros_like(mid[:, :1, :1, :1])
+    return tuple(downs[number] for number in selection.skips), mid if selection.mid else nothing
+
+
+def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetModel:
+    """The ControlNet in one file, in the names of its authors or of diffusers, for a teacher whose config it shares.
+
+    Arguments:
+        file: With the tensors.
+        teacher: Its U-Net; the weights are not used and may be on the meta device.
+
+    Raises:
+        InputError: It is damaged, or was not made for a U-Net of this shape.
+    """
+    tensors, _ = read_tensors(file)
+    if "difference" in tensors:
+        raise InputError(f"controlnet {file} holds differences from a U-Net; give a whole ControlNet")
+    hint = _hint_convolutions(tensors)
+    with torch.device("meta"):
+        made = ControlNetModel.from_unet(
+            teacher,
+            conditioning_embedding_out_channels=tuple(shape[0] for shape in hint[:-1:2]),
+            load_weights_from_unet=False,
+            conditioning_channels=hint[0][1],
+        )
+    try:
+        converted = convert_controlnet_checkpoint(tensors, made.config)
+        whole = {name: tensor.float() for name, tensor in converted.items() if isinstance(tensor, Tensor)}
+        made.load_state_dict(whole, strict=True, assign=True)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
+    taken = {tensor.data_ptr() for tensor in converted.values() if isinstance(tensor, Tensor)}
+    left = next((name for name, tensor in tensors.items() if tensor.data_ptr() not in taken), None)
+    if left is not None:
+        raise InputError(f"controlnet {file} has {left}, which is no part of a ControlNet; give one by itself")
+    return made.eval()
+
+
+def _hint_convolutions(tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """The shapes of the convolutions that the picture goes through, in their order."""
+    found = {match["place"]: tuple(t.shape) for name, t in tensors.items() if (match := _HINT.fullmatch(name))}
+    ends = {"conv_in": -math.inf, "conv_out": math.inf}
+    return [found[place] for place in sorted(found, key=lambda place: ends.get(place) or int(place))]
+
+
+def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> StudentControlNet:
+    """The ControlNet in a folder that `bksdm adapt` wrote, or any other, on the CPU and in eval mode.
+
+    Raises:
+        InputError: There is none, it is damaged, or its weights are not safetensors.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise InputError(f"controlnet {folder} has no config.json; give the folder of a ControlNetModel")
+    network = load_network(path, ControlNetModel, dtype)
+    network.__class__ = StudentControlNet  # the same network, of which `forward` gives less
+    made: StudentControlNet = network
+    file = path / SELECTION_FILE
+    made.selection = Selection.read(file) if file.is_file() else None
+    return made

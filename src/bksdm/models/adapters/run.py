@@ -1,0 +1,265 @@
+"""`bksdm adapt`: what was made for a teacher, such as a LoRA or a ControlNet, for its student.
+
+A student's layers are numbered anew. What was made for the teacher names layers by its numbers, so that stock loading
+leaves some of it out and puts some on other layers, without a word.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
+from bksdm.common.runs import check_free, files_digest, replace_folder, run_files, write_text
+from bksdm.families import skip_connections
+from bksdm.families.recipe import Config, Pruning
+from bksdm.models.adapters import ip_adapter, kinds, motion
+from bksdm.models.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
+from bksdm.models.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_tensors
+from bksdm.models.adapters.lora import carried, check_fits
+from bksdm.models.adapters.lora_files import check_made_for, lora_files, read_lora
+from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
+from bksdm.models.adapters.t2i_adapter import stage_widths
+from bksdm.models.adapters.words import check_width, read_words, write_words
+from bksdm.models.parts import copy_part
+from bksdm.models.pipelines import load_config, load_unet_config
+from bksdm.options import AdaptOptions
+from bksdm.pruning.run import as_list, checked_pruning
+
+RESULT_FILE = "adapted.json"
+_OF_THE_ENCODER = ("in_channels", "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What became of an adapter.
+
+    Attributes:
+        kind: What it is, as `bksdm.models.adapters.kinds` calls it.
+        out: Where it lies.
+        kept: How many modules it changes in the student; of what gives residuals, how many the student takes.
+        dropped: The teacher's modules that it changed and the student has not.
+        moved: The teacher's module -> the student's, where they differ.
+    """
+
+    kind: str
+    out: Path
+    kept: int
+    dropped: tuple[str, ...] = ()
+    moved: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def by_places(cls, kind: str, out: Path, places: Mapping[str, str | None]) -> "Adapted":
+        """From the teacher's modules with the student's, or None."""
+        kept = {there: here for there, here in places.items() if here is not None}
+        gone = tuple(there for there, here in places.items() if here is None)
+        return cls(kind, out, len(kept), gone, {there: here for there, here in kept.items() if there != here})
+
+    def to_dict(self) -> dict[str, Any]:
+        kind = self.kind.lower().replace(" ", "_").replace("-", "_")
+        return dataclasses.asdict(self) | {"kind": kind, "out": str(self.out), "dropped": list(self.dropped)}
+
+    def text(self) -> str:
+        lines = [f"{self.kind} in {self.out}: {self.kept} kept, {len(self.dropped)} dropped"]
+        lines += [f"  moved    {there} -> {here}" for there, here in self.moved.items()]
+        return "\n".join(lines + [f"  dropped  {name}" for name in self.dropped])
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Teacher and student, without their weights."""
+
+    options: AdaptOptions
+    teacher: Config
+    pruning: Pruning
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        return _bare(self.teacher)
+
+    @cached_property
+    def student(self) -> UNet2DConditionModel:
+        return _bare(self.pruning.student_config)
+
+    @cached_property
+    def text_encoder(self) -> nn.Module:
+        """The teacher's, which is the student's too."""
+        with torch.device("meta"):
+            made: nn.Module = CLIPTextModel(CLIPTextConfig(**self.text_config))
+        return made
+
+    @cached_property
+    def text_config(self) -> dict[str, Any]:
+        return load_config(self.options.model, "text_encoder")
+
+
+def adapt(options: AdaptOptions) -> Adapted:
+    """Carry an adapter over to a student.
+
+    Raises:
+        InputError: The adapter, the teacher or the student is unfit; see the message.
+    """
+    teacher = load_unet_config(options.teacher)
+    pruning = checked_pruning(options.teacher, options.model, teacher, load_unet_config(options.model))
+    source, out = Path(options.adapter).expanduser(), Path(options.out)
+    kind = kind_of(source)
+    _check_teachers(source, kind)
+    if kind not in _CARRY:
+        raise InputError(
+            f"adapter {source} is {kinds.named(kind)}, which no student of this teacher takes; it is of another family"
+        )
+    settings = dataclasses.asdict(options) | {"adapter_content": files_digest(_files(source, kind))}
+    check_free(out, "adapt", settings, ("json",))
+    try:
+        with replace_folder(out) as partial:
+            made = _CARRY[kind](source, _Pair(options, teacher, pruning), partial)
+            for name, text in run_files("adapt", settings).items():
+                write_text(partial / name, text)
+            made = dataclasses.replace(made, out=out)
+            write_text(partial / RESULT_FILE, json.dumps(made.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    return made
+
+
+def _check_teachers(source: Path, kind: str) -> None:
+    """Refuse what was carried over before: its layers have a student's numbers. Words have none."""
+    file = (source if source.is_dir() else source.parent) / RESULT_FILE
+    if file.is_file() and kind != kinds.WORDS:
+        raise InputError(f"adapter {source} was carried over to a student already; give the one of the teacher")
+
+
+def _files(source: Path, kind: str) -> list[Path]:
+    if kinds.class_name(source):
+        return sorted(file for file in source.glob("*") if file.is_file())
+    return lora_files(source) if kind == kinds.LORA else [adapter_file(source)]
+
+
+def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
+    networks: dict[str, nn.Module] = {"unet": pair.unet, "text_encoder": pair.text_encoder}
+    check_made_for(source, None)
+    weights = read_lora(source, networks)
+    check_fits(weights, networks, source, "give one of this teacher")
+    kept, dropped = carried(weights, pair.pruning)
+    if not kept.layers and not kept.words:
+        raise InputError(
+            f"lora {source} changes none of the layers that the student has kept; train one on the student"
+        )
+    for word, vectors in kept.words.items():
+        check_width(word, vectors, pair.text_config["hidden_size"])
+    if kept.words:
+        say(f"it brings the words {kinds.listed(kept.words)}")
+    if not kept.layers:
+        write_words(kept.words, folder)
+        return Adapted(kinds.WORDS, folder, len(kept.words), tuple(dropped))
+    write_lora(kept, folder / LORA_FILE, pair.pruning.recipe)
+    if diffusers_leaves_out(kept.layers):
+        say("stock diffusers reads this LoRA without its DoRA magnitudes; bksdm, ComfyUI and InvokeAI read it whole")
+    places = dict(zip((layer for layer in weights.layers if layer not in dropped), kept.layers, strict=True))
+    return Adapted.by_places(kinds.LORA, folder, places | dict.fromkeys(dropped))
+
+
+def _words(source: Path, pair: _Pair, folder: Path) -> Adapted:
+    """A student has its teacher's text encoder, so that vectors of words go over as they are."""
+    words = read_words(adapter_file(source))
+    for word, vectors in words.items():
+        check_width(word, vectors, pair.text_config["hidden_size"])
+    write_words(words, folder)
+    return Adapted(kinds.WORDS, folder, len(words))
+
+
+def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
+    if kinds.class_name(source):
+        network = load_controlnet(source)
+        _check_config("controlnet", source, network.config, pair.teacher, _OF_THE_ENCODER)
+        copy_part(source, folder)
+    else:
+        network = read_single_file(adapter_file(source), pair.unet)
+        network.save_pretrained(folder)
+    selection = Selection.of(pair.pruning, pair.teacher)
+    write_text(folder / SELECTION_FILE, json.dumps(selection.to_dict(), indent=2) + "\n")
+    whole, own = skip_connections(pair.teacher), skip_connections(pair.pruning.student_config)
+    places: dict[str, str | None] = dict.fromkeys(whole) | dict(zip(selection.taps, own, strict=True))
+    return Adapted.by_places(kinds.CONTROLNET, folder, places | {"mid_block": "mid_block" if selection.mid else None})
+
+
+def _t2i_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
+    file = adapter_file(source)
+    widths, stages = list(pair.teacher["block_out_channels"]), len(pair.pruning.student_config["block_out_channels"])
+    own = stage_widths(read_tensors(file)[0], len(widths))
+    if own != widths:
+        raise InputError(
+            f"T2I-Adapter {source} gives residuals of {own} channels, and the teacher's stages have {widths}; it is of "
+            f"another family"
+        )
+    copy_part(source, folder) if kinds.class_name(source) else shutil.copyfile(file, folder / file.name)
+    places = {f"down_blocks.{n}": f"down_blocks.{n}" if n < stages else None for n in range(len(widths))}
+    return Adapted.by_places(kinds.T2I_ADAPTER, folder, places)
+
+
+def _ip_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
+    file = adapter_file(source)
+    tensors, header = read_tensors(file)
+    theirs, ours = (ip_adapter.attentions(unet.attn_processors) for unet in (pair.unet, pair.student))
+    try:
+        ip_adapter.check_widths(tensors, theirs, pair.unet.state_dict())
+        kept, places = ip_adapter.renumbered(tensors, theirs, ours, pair.pruning)
+    except InputError as error:
+        raise InputError(f"IP-Adapter {file} does not fit this teacher: {error}") from error
+    _save(kept, folder / file.name, header)
+    return Adapted.by_places(kinds.IP_ADAPTER, folder, places)
+
+
+def _motion(source: Path, pair: _Pair, folder: Path) -> Adapted:
+    file, student = adapter_file(source), pair.pruning.student_config
+    tensors, header = read_tensors(file)
+    if kinds.class_name(source):
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        _check_config("motion module", source, config, pair.teacher, ("block_out_channels",))
+        write_text(folder / "config.json", json.dumps(motion.student_config(config, student), indent=2) + "\n")
+    motion.check_layers(tensors, pair.unet.state_dict(), file)
+    try:
+        kept, places = motion.renumbered(tensors, pair.pruning)
+    except InputError as error:
+        raise InputError(f"motion module {file} is not read: {error}") from error
+    _save(kept, folder / (_WEIGHTS if source.is_dir() else file.name), header)
+    return Adapted.by_places(kinds.MOTION, folder, places)
+
+
+_CARRY: dict[str, Callable[[Path, _Pair, Path], Adapted]] = {
+    kinds.LORA: _lora,
+    kinds.WORDS: _words,
+    kinds.CONTROLNET: _controlnet,
+    kinds.T2I_ADAPTER: _t2i_adapter,
+    kinds.IP_ADAPTER: _ip_adapter,
+    kinds.MOTION: _motion,
+}
+
+
+def _bare(config: Config) -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
+
+
+def _check_config(what: str, source: Path, own: Mapping[str, Any], teacher: Config, keys: Iterable[str]) -> None:
+    """Refuse what was made for a U-Net of another config."""
+    for key in keys:
+        ours, theirs = own.get(key), teacher.get(key)
+        if as_list(ours) != as_list(theirs):
+            raise InputError(f"{what} {source} is not of this teacher: its {key} is {ours}, and the teacher's {theirs}")
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=dict(header) or None)

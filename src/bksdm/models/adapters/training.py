@@ -1,0 +1,87 @@
+"""LoRA matrices beside the attentions of a network that is trained (arXiv 2106.09685), by peft."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import cast_training_params
+from torch import nn
+
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import derived_seed
+from bksdm.families.recipe import Recipe
+from bksdm.models.adapters.kinds import LORA_FILE
+from bksdm.models.adapters.lora_files import LoraWeights
+from bksdm.models.adapters.lora_out import write_lora
+from bksdm.models.adapters.names import TEXT_PREFIX
+
+_TARGETS = {
+    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+_SIDES = {"lora_A": "lora_down", "lora_B": "lora_up"}
+
+
+class Learnt(nn.Module):
+    """Of networks that are frozen for the most part, what learns; the rest stays out of checkpoints."""
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for part, network in networks.items():
+            for name, parameter in network.named_parameters():
+                if parameter.requires_grad:
+                    self.register_parameter(f"{part}/{name}".replace(".", "/"), parameter)
+
+
+def check_peft() -> None:
+    """Say what to install where peft is missing.
+
+    Raises:
+        InputError: Naming the command.
+    """
+    try:
+        import peft  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise InputError("a LoRA needs peft; run pip install 'bksdm[lora]'") from error
+
+
+def add_lora(networks: Mapping[str, nn.Module], rank: int, seed: int) -> Learnt:
+    """Freeze networks and put matrices beside the projections of their attentions, which change nothing yet.
+
+    Arguments:
+        networks: `unet`, and `text_encoder` where it learns too.
+        rank: Of the matrices; their scale is 1.
+        seed: Of the first of each two matrices; the second is zero.
+
+    Raises:
+        InputError: peft is not installed.
+    """
+    check_peft()
+    from peft import LoraConfig  # noqa: PLC0415
+
+    for part, network in networks.items():
+        network.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=_TARGETS[part])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "lora"))
+            network.add_adapter(config)  # type: ignore[operator]
+        cast_training_params(network, torch.float32)
+    return Learnt(networks)
+
+
+def save_lora(networks: Mapping[str, nn.Module], folder: Path, recipe: Recipe | None = None) -> None:
+    """Write the matrices as `pytorch_lora_weights.safetensors` in kohya's names, which all programs read.
+
+    Arguments:
+        networks: As `add_lora` left them.
+        folder: Where to.
+        recipe: Of the model, where it is a student.
+    """
+    from peft.utils import get_peft_model_state_dict  # noqa: PLC0415
+
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for part, network in networks.items():
+        for name, tensor in get_peft_model_state_dict(network).items():
+            path, _, side = name.removesuffix(".weight").rpartition(".")
+            layers.setdefault(f"{part}.{path.removeprefix(TEXT_PREFIX)}", {})[f"{_SIDES[side]}.weight"] = tensor
+    write_lora(LoraWeights(layers), folder / LORA_FILE, recipe)

@@ -1,0 +1,51 @@
+"""The model card of a student: what was removed, what is left, how it was made."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from bksdm.pruning.describe import Description
+from bksdm.runtime.defaults import Defaults
+
+
+def model_card(
+    description: Description, teacher: str, retraining: Mapping[str, Any] | None = None, own: Defaults | None = None
+) -> str:
+    """The text of `README.md` for a student's folder.
+
+    Arguments:
+        description: What the recipe does to the teacher.
+        teacher: The MODEL that was pruned.
+        retraining: Options of the retraining; None for a student that was only pruned.
+        own: What the student draws best with, where that is known.
+    """
+    return _template("model_card.md.jinja").render(
+        description=description,
+        recipe=description.pruning.recipe,
+        teacher=teacher,
+        retraining=retraining,
+        call=own.call() if own else "",
+        drawing=description.drawing(),
+    )
+
+
+def personal_card(
+    model: str, prompt: str, options: Mapping[str, Any], *, lora: bool, own: Defaults | None = None
+) -> str:
+    """The text of `README.md` for what `bksdm personalize` made.
+
+    Arguments:
+        model: The MODEL that learnt.
+        prompt: What brings the subject out.
+        options: Of the making.
+        lora: Whether it is a LoRA.
+        own: What the model draws best with, where that is known.
+    """
+    call = own.call() if own else ""
+    return _template("personal_card.md.jinja").render(model=model, prompt=prompt, options=options, lora=lora, call=call)
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=False)
+    return environment.get_template(name)

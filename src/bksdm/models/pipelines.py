@@ -1,0 +1,748 @@
+"""Loading and saving text-to-image pipelines in diffusers' format.
+
+A MODEL is the name of an embedded model (`emoji`), a folder, a `.safetensors` checkpoint or a
+Hugging Face Hub id. Weights come from safetensors only, and no code from a model folder is run.
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from tokenizers import Encoding
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from bksdm.common.assets import asset
+from bksdm.common.devices import PRECISIONS
+from bksdm.common.errors import InputError
+from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.common.progress import say
+from bksdm.common.runs import files_digest, replace_folder, write_text
+from bksdm.data.pictures import Size, sides
+from bksdm.families import sd_ldm
+from bksdm.families.recipe import Config
+from bksdm.families.sd_unet import ADDED
+from bksdm.models.parts import (
+    Tensors,
+    copy_papers,
+    copy_part,
+    find_weights,
+    half_format,
+    load_in_float32,
+    rewrite_weights,
+)
+from bksdm.models.single_file import Contents, read_contents, read_pipeline
+from bksdm.pruning.cost import TOKENS, latent_sides
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
+from bksdm.runtime.tokens import beyond, encoded, saved_words
+
+EMBEDDED = ("emoji",)
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+_NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+_OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
+_ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
+_EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
+_UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_MODELS = "a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
+
+
+def load_pipeline(
+    model: str | Path, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
+) -> StableDiffusionPipeline:
+    """The pipeline that MODEL stands for, on the CPU, its networks in `dtype` and in eval mode.
+
+    Arguments:
+        model: The MODEL.
+        dtype: Number format of the weights.
+        with_unet: Whether its U-Net is wanted; without it, `unet` is None.
+
+    Raises:
+        InputError: There is no such model, it is incomplete, or its weights are not safetensors.
+    """
+    path = located(model)
+    try:
+        load = _single_file if path.is_file() else _folder
+        pipeline = load(path, dtype, with_unet)
+    except InputError:
+        raise
+    except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_to_config(_name_or_path=str(path))
+    if with_unet:
+        check_parts(pipeline.text_encoder, pipeline.unet.config, model)
+    for word in hidden_words(pipeline.tokenizer):
+        say_hidden(word)
+    return pipeline
+
+
+def located(model: str | Path) -> Path:
+    """The folder or file that MODEL stands for; what is on the Hub and not here yet is downloaded.
+
+    Raises:
+        InputError: There is no such model, or it has no safetensors.
+    """
+    path = _local(model)
+    if path is not None:
+        return path
+    for variant in (None, "fp16"):
+        try:
+            return Path(StableDiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
+        except (*HUB_ERRORS, OSError, ValueError) as error:
+            reason = error.__cause__ or error
+            if isinstance(reason, HUB_ERRORS):
+                raise not_on_hub("model", str(model), reason) from error
+            if "variant=" not in str(error):  # it is not that files of this variant are lacking
+                raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+    raise InputError(f"model {model} has no safetensors for some of its parts; {_conversion(model)}")
+
+
+def load_contents(file: str | Path) -> Contents:
+    """What a single-file checkpoint says about itself; no weights are read.
+
+    Raises:
+        InputError: It is not there, damaged, no safetensors file or no Stable Diffusion checkpoint.
+    """
+    path = _local(Path(file))
+    assert path is not None  # a Path is never taken for a hub id
+    _check_safetensors(path)
+    return read_contents(path)
+
+
+def _folder(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
+    check_folder(path)
+    arguments = {"dtype": dtype, "use_safetensors": True}
+    networks = {
+        name: _network(path / name, kind, arguments) if with_unet or name != "unet" else None
+        for name, kind in _NETWORKS.items()
+    }
+    networks |= _others(path, arguments)
+    return StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
+
+
+def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks that a pipeline may have besides, where a variant stands in: diffusers takes one variant for all."""
+    found = {}
+    for name, kind in _OTHERS.items():
+        weights = find_weights(path / name) if (path / name).is_dir() else None
+        if weights and weights.variant:
+            found[name] = kind.from_pretrained(path / name, variant=weights.variant, **arguments)
+    return found
+
+
+def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
+    contents = load_contents(path)
+    if not contents.is_stock:
+        return read_pipeline(path, contents, dtype, with_unet)
+    pipeline = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
+    pipeline.unet = pipeline.unet if with_unet else None
+    return pipeline
+
+
+def fingerprint(model: str | Path) -> str | None:
+    """A digest of a local MODEL's networks, tokenizer and scheduler: changed files make another model.
+
+    None for a model on the hub, whose id and revision are its own.
+    """
+    path = _local(model)
+    if path is None:
+        return None
+    parts = (*_NETWORKS, "tokenizer", "scheduler", *_EXPORTED)
+    files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
+    return files_digest(files if path.is_dir() else [path])
+
+
+def drawing_defaults(model: str | Path) -> Defaults | None:
+    """What MODEL, or an exported folder, says that it draws best with; None where it does not tell.
+
+    Raises:
+        InputError: There is no such model, or what it says means nothing here.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent)
+        except (*HUB_ERRORS, OSError) as error:
+            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
+                _say_unknown(str(model), type(error).__name__)
+            return None
+    return read_defaults(path) if path.is_dir() else load_contents(path).sampling
+
+
+@functools.cache  # so that it is said once
+def _say_unknown(model: str, reason: str) -> None:
+    usual = Defaults()
+    say(
+        f"whether {model} has a {SAMPLING_FILE} could not be asked ({reason}); it draws in {usual.steps} "
+        f"steps with guidance {usual.guidance:g} unless --steps and --guidance say otherwise"
+    )
+
+
+def drawing(model: str | Path, steps: int | None = None, guidance: float | None = None) -> Defaults:
+    """How MODEL draws: as is asked for, else as it draws best, else as usual.
+
+    Raises:
+        InputError: As `drawing_defaults` does.
+    """
+    return (drawing_defaults(model) or Defaults()).chosen(steps, guidance)
+
+
+def drawings(models: Mapping[str, str], steps: int | None, guidance: float | None) -> dict[str, Defaults]:
+    """How each of several models draws, by name.
+
+    Arguments:
+        models: MODELs by name.
+        steps, guidance: For all of them, where they are asked for.
+
+    Raises:
+        InputError: As `drawing_defaults` does.
+    """
+    return {name: drawing(model, steps, guidance) for name, model in models.items()}
+
+
+def say_unlike(ways: Mapping[str, Defaults]) -> None:
+    """A line where models, by name, do not draw alike."""
+    if len(set(ways.values())) > 1:
+        told = "; ".join(f"{name}: steps {how.steps}, guidance {how.guidance:g}" for name, how in ways.items())
+        say(f"each model draws as it draws best ({told}); --steps and --guidance hold for all")
+
+
+def network_digest(network: nn.Module) -> str:
+    """A short name for what a network computes: its weights, and the factor by which a VAE scales its latents.
+
+    Weights count by value, so that a copy in another file, or in a wider number format, is the same network.
+    """
+    whole = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(tensor.float().cpu().contiguous().numpy())
+    return whole.hexdigest()[:16]
+
+
+def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
+    """Refuse a U-Net that takes more than noisy latents, as those for inpainting and depth do.
+
+    Raises:
+        InputError: Naming the numbers of channels.
+    """
+    takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != latent:
+        raise InputError(
+            f"model {model} has a U-Net of {takes} channels, and its latents have {latent}; give a text-to-image "
+            f"model, not one for inpainting or depth"
+        )
+
+
+def check_drawing(pipeline: StableDiffusionPipeline, model: str | Path, *, masked: bool) -> None:
+    """Refuse a U-Net that cannot draw: with a mask, one for in-painting can too.
+
+    Raises:
+        InputError: Saying what it takes.
+    """
+    takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != 2 * latent + 1:
+        check_text_to_image(pipeline, model)
+    elif not masked:
+        raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
+
+
+def check_parts(text_encoder: CLIPTextModel, unet: Config, model: str | Path) -> None:
+    """Refuse a U-Net that takes more than a caption, and a text encoder whose embeddings it does not take.
+
+    Raises:
+        InputError: Naming the conditions, or both widths.
+    """
+    added = unet.get(ADDED)
+    if added:
+        raise InputError(
+            f"model {model} has a U-Net that takes added conditions, as SDXL does ({ADDED} is {added}); "
+            f"bksdm describe takes it, the other verbs want Stable Diffusion 1.x or 2.x"
+        )
+    width, takes = text_encoder.config.hidden_size, unet["cross_attention_dim"]
+    if width not in (takes if isinstance(takes, (list, tuple)) else (takes,)):
+        raise InputError(
+            f"model {model} does not fit together: its text encoder gives embeddings of width {width}, and its U-Net "
+            f"takes {takes}; copy the whole pipeline"
+        )
+
+
+def _network(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:
+    """A network of a pipeline; diffusers and transformers would fill what its file lacks with random numbers."""
+    weights = find_weights(folder)
+    network, report = kind.from_pretrained(
+        folder,
+        variant=weights.variant if weights else None,
+        local_files_only=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    _check_complete(folder, report["missing_keys"])
+    return network
+
+
+def _check_complete(folder: Path, lacking: Collection[str]) -> None:
+    if lacking:
+        raise InputError(f"{folder} lacks {len(lacking)} of its tensors, first {min(lacking)}; copy or make it again")
+
+
+def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A single network from a folder of its own, on the CPU and in eval mode.
+
+    Arguments:
+        folder: With `config.json` and safetensors.
+        kind: Its class in diffusers.
+        dtype: Number format of the weights.
+
+    Raises:
+        InputError: It is of another kind, incomplete or damaged, or its weights are not safetensors.
+    """
+    found = _read_json(folder / "config.json").get("_class_name")
+    if found != kind.__name__:
+        raise InputError(f"{folder} holds {found}; give the folder of {kind.__name__}")
+    _check_weights(folder, folder)
+    try:
+        return _network(folder, kind, {"dtype": dtype, "use_safetensors": True}).eval()
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+
+
+def load_unet_config(model: str | Path) -> dict[str, Any]:
+    """The U-Net config of MODEL; no weights are read. A folder may hold no more than `unet/config.json`.
+
+    Raises:
+        InputError: There is no such model, or it has no U-Net config.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            path = Path(hf_hub_download(str(model), "unet/config.json"))
+        except (*HUB_ERRORS, OSError) as error:
+            raise not_on_hub("model", str(model), error) from error
+    elif path.is_dir():
+        candidates = [path / "unet" / "config.json", path / "config.json"]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise InputError(f"{path} has no unet/config.json; give a diffusers pipeline folder")
+        path = found
+    elif path.suffix == ".safetensors":
+        return load_config(path, "unet")
+    config = _read_json(path)
+    if "block_out_channels" not in config:
+        raise InputError(f"{path} is not the config of a U-Net (it has no block_out_channels)")
+    return config
+
+
+def read_unet(folder: Path) -> tuple[Config, Tensors]:
+    """Config and weights of the U-Net of a pipeline's folder; a tensor is read, in its own format, when asked for.
+
+    Raises:
+        InputError: Its weights are not those that its config names.
+    """
+    weights = find_weights(folder / "unet")
+    assert weights, "the folder was checked"
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(_read_json(folder / "unet" / "config.json"))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise InputError(f"model {folder} cannot be loaded: {_one_line(error)}") from error
+    wanted, tensors = unet.state_dict(), Tensors(weights)
+    _check_complete(folder / "unet", wanted.keys() - tensors.keys())
+    for name, tensor in wanted.items():
+        if tensors.shape(name) != tuple(tensor.shape):
+            raise InputError(
+                f"{folder / 'unet'}: {name} has shape {tensors.shape(name)}, and its config wants "
+                f"{tuple(tensor.shape)}; copy or make it again"
+            )
+    return cast(Config, unet.config), tensors
+
+
+def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
+    """Number formats of the parts of what is made from MODEL, for `save_pipeline`.
+
+    Arguments:
+        model: The MODEL.
+        precision: keep, for that which each of its networks has, or the one for all of them.
+    """
+    if precision != "keep":
+        return dict.fromkeys(_ALL_NETWORKS, PRECISIONS[precision])
+    path = located(model)
+    if path.is_dir():
+        return {}  # files are copied
+    prefixes = {"unet": sd_ldm.UNET, "vae": sd_ldm.VAE, "text_encoder": "cond_stage_model."}
+    found = {name: half_format([path], prefix) for name, prefix in prefixes.items()}
+    return {name: half for name, half in found.items() if half}
+
+
+def load_config(model: str | Path, part: str) -> dict[str, Any]:
+    """The config of a network of MODEL, by the name of its folder; no weights are read.
+
+    Raises:
+        InputError: There is no such model, or it has no such network.
+    """
+    path = _local(model)
+    if path is None:
+        try:
+            return _read_json(Path(hf_hub_download(str(model), f"{part}/config.json")))
+        except (*HUB_ERRORS, OSError) as error:
+            raise not_on_hub("model", str(model), error) from error
+    if path.is_dir():
+        return _read_json(path / part / "config.json")
+    contents = load_contents(path)
+    if not contents.is_stock:
+        return contents.configs[part]
+    config = getattr(load_pipeline(path), part).config
+    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+
+
+def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
+    """What the scheduler_config.json of a local MODEL says, or its single file; None where there is none.
+
+    Raises:
+        InputError: There is no such model, or the file cannot be read.
+    """
+    path = _local(model)
+    if path is not None and path.is_file():
+        return load_contents(path).scheduler
+    file = path / "scheduler" / "scheduler_config.json" if path else None
+    return _read_json(file) if file and file.is_file() else None
+
+
+def context_tokens(model: str | Path) -> int:
+    """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
+    path = _local(model)
+    if path is not None and path.is_file():
+        return int(load_contents(path).configs["text_encoder"]["max_position_embeddings"])
+    config = path / "text_encoder" / "config.json" if path else None
+    found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
+    return found if isinstance(found, int) else TOKENS
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is not a whole Stable Diffusion pipeline with safetensors weights.
+
+    Raises:
+        InputError: Naming what is missing or damaged.
+    """
+    for name in part_names(path):
+        _check_weights(path / name, path)
+    for name in (*_NETWORKS, "tokenizer", "scheduler"):
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
+    _check_tokenizer(path / "tokenizer")
+
+
+def has_safety_checker(model: str | Path) -> bool:
+    """Whether MODEL is a folder whose pipeline has a safety checker; of what is on the Hub, nothing is said."""
+    path = _local(model)
+    index = path / "model_index.json" if path else None
+    return index is not None and index.is_file() and "safety_checker" in dict(_parts(_read_json(index)))
+
+
+def part_names(path: Path) -> list[str]:
+    """The names of the folders that a Stable Diffusion pipeline consists of.
+
+    Raises:
+        InputError: It is none, or a part is missing or wants code of its own.
+    """
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
+    values = _read_json(index)
+    if values.get("_class_name") not in _PIPELINES:
+        raise InputError(f"{path} holds a {values.get('_class_name')}; give a StableDiffusionPipeline")
+    for name, kind in _parts(values):
+        if len(kind) != 2:
+            raise InputError(f"{index} names {name} as {kind}, not as a library and a class; copy it again")
+        if name in _NETWORKS and kind[1] != _NETWORKS[name].__name__ and kind[0] in _LIBRARIES:
+            raise InputError(f"{path} has a {kind[1]} as its {name}; give one with a {_NETWORKS[name].__name__}")
+        if kind[0] not in _LIBRARIES:
+            raise InputError(f"{path} wants code of its own for {name} ({kind[0]}), which is never run")
+        if not (path / name).is_dir():
+            raise InputError(f"{path} has no folder {name}, which its model_index.json names; copy the whole pipeline")
+    return [name for name, _ in _parts(values)]
+
+
+def _parts(index: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Name, and library and class, of the parts that a `model_index.json` names."""
+    for name, kind in index.items():
+        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
+            continue
+        if not name.isidentifier():
+            raise InputError(f"model_index.json names a part {name!r}, which is no name of a folder; copy it again")
+        yield name, kind
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pipeline came from.
+
+    Attributes:
+        folder: Of the pipeline that it was made from.
+        changed: Names of the parts that are not in that folder.
+    """
+
+    folder: Path
+    changed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loaded: StableDiffusionPipeline, changed: tuple[str, ...] = ("unet",)) -> "Origin | None":
+        """The folder that `load_pipeline` read; None where it read a single file."""
+        path = Path(loaded.config["_name_or_path"])
+        return cls(path, changed) if path.is_dir() else None
+
+
+def save_pipeline(
+    pipeline: StableDiffusionPipeline,
+    folder: Path,
+    extra: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
+    formats: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Write a pipeline so that diffusers, and tools with older habits, load it; whole or not at all.
+
+    What did not change is copied from where it came from, for a saved copy would say more than its original: the
+    scheduler's defaults of today, which other schedulers would then take over. transformers 5 leaves out the prefix
+    `text_model.` and the files `vocab.json` and `merges.txt`, which transformers 4 and other runtimes look for; what
+    lacks them gets them here.
+
+    Arguments:
+        pipeline: The pipeline.
+        folder: Where to; an existing folder is replaced.
+        extra: Text files to put beside it, name -> content.
+        origin: What the parts that did not change are copied from; without one, all is written from the pipeline.
+        formats: Number formats of the weights by part; the others stay as they are.
+
+    Raises:
+        InputError: The folder cannot be written, or the VAE has a decoder that no config describes.
+    """
+    if not isinstance(pipeline.vae.decoder, Decoder):
+        raise InputError(
+            f"cannot write {folder}: the pipeline has a small decoder, which such a folder cannot hold; save it without"
+        )
+    try:
+        with replace_folder(folder) as partial:
+            if origin:
+                _copy_parts(pipeline, origin, partial)
+            else:
+                _write_parts(pipeline, partial)
+            _complete(pipeline, partial, formats or {})
+            for name, content in (extra or {}).items():
+                write_text(partial / name, content)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def _write_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    text = json.dumps(said(pipeline.scheduler), indent=2, sort_keys=True)
+    write_text(folder / "scheduler" / "scheduler_config.json", text + "\n")
+
+
+def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path) -> None:
+    """The papers and parts of where the pipeline came from, and its own parts that changed."""
+    copy_papers(origin.folder, folder)
+    index = _read_json(origin.folder / "model_index.json")
+    named = dict(_parts(index))
+    for name in named:
+        if name not in origin.changed:
+            copy_part(origin.folder / name, folder / name)
+    for name in origin.changed:
+        part = getattr(pipeline, name)
+        part.save_pretrained(folder / name)
+        named[name] = [named[name][0], type(part).__name__]
+    if index | named == index:
+        shutil.copyfile(origin.folder / "model_index.json", folder / "model_index.json")
+    else:
+        write_text(folder / "model_index.json", json.dumps(index | named, indent=2) + "\n")
+
+
+def _complete(pipeline: StableDiffusionPipeline, folder: Path, formats: Mapping[str, torch.dtype]) -> None:
+    """What readers of the folder look for, where it lacks that."""
+    for part in folder.iterdir():
+        if part.is_dir():
+            rewrite_weights(part, formats.get(part.name), "text_model." if part.name == "text_encoder" else "")
+            load_in_float32(part)
+    if not (folder / "tokenizer" / "vocab.json").is_file() or not (folder / "tokenizer" / "merges.txt").is_file():
+        save_vocabulary(pipeline.tokenizer, folder / "tokenizer")
+
+
+def said(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """The config of a scheduler without what it was not told: another scheduler has defaults of its own there."""
+    values: dict[str, Any] = json.loads(scheduler.to_json_string())
+    untold = scheduler.config.get("_use_default_values", [])
+    return {name: value for name, value in values.items() if name not in untold}
+
+
+def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write `vocab.json` and `merges.txt` from a fast tokenizer."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
+
+
+def with_parts(pipeline: StableDiffusionPipeline, **parts: nn.Module) -> StableDiffusionPipeline:
+    """The same pipeline with other parts, by their names; everything else is shared."""
+    components = pipeline.components | parts
+    needs_checker = pipeline.config.get("requires_safety_checker", components.get("safety_checker") is not None)
+    made = StableDiffusionPipeline(**components, requires_safety_checker=needs_checker)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def quiet_libraries() -> None:
+    """Keep diffusers and transformers from printing bars and notices of their own."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+
+
+def image_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that a pipeline was made for."""
+    return sides(config_size(pipeline.unet.config, pipeline.vae_scale_factor))
+
+
+def config_size(unet: Config, factor: int) -> Size:
+    """The size in pixels of the pictures that a U-Net was made for: the side, where they are squares.
+
+    Arguments:
+        unet: Its config.
+        factor: Pixels to a side of a latent.
+
+    Raises:
+        InputError: The config does not say.
+    """
+    height, width = (side * factor for side in latent_sides(unet))
+    return height if height == width else (height, width)
+
+
+def check_resolution(resolution: int | None) -> None:
+    """Refuse a side in pixels that does not become latents.
+
+    Raises:
+        InputError: Naming it.
+    """
+    if resolution is not None and (resolution < 8 or resolution % 8):
+        raise InputError(f"resolution is {resolution}; give a multiple of 8")
+
+
+def tokenizing(tokenizer: CLIPTokenizer) -> Callable[[str], Tensor]:
+    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length.
+
+    Saved words of several vectors are written out, as diffusers' pipelines do.
+    """
+    encode = _encoding(tokenizer)
+    return lambda text: torch.tensor(encode(text)[1].ids)
+
+
+def cutting(tokenizer: CLIPTokenizer) -> Callable[[str], str]:
+    """A function from a caption to its end that `tokenizing` cuts off; nothing where all of it fits."""
+    encode = _encoding(tokenizer)
+    return lambda text: beyond(*encode(text))
+
+
+def hidden_words(tokenizer: CLIPTokenizer) -> list[str]:
+    """Saved words of several vectors that diffusers, and we with it, reads as their first vector.
+
+    Their names have capital letters, and their tokens small ones, by which diffusers does not find them.
+    """
+    return [word for word in saved_words(tokenizer.added_tokens_encoder) if word not in tokenizer.tokenize(word)]
+
+
+@functools.cache  # so that it is said once
+def say_hidden(word: str) -> None:
+    """A line about a word of `hidden_words`."""
+    say(f"of the saved word {word} of the model, the first vector counts alone: give it a name in small letters")
+
+
+def _encoding(tokenizer: CLIPTokenizer) -> Callable[[str], tuple[str, Encoding]]:
+    words, length = saved_words(tokenizer.added_tokens_encoder), tokenizer.model_max_length
+
+    def encode(text: str) -> Encoding:
+        made = tokenizer(text, padding="max_length", truncation=True, max_length=length)
+        return cast(Encoding, made.encodings[0])
+
+    return lambda text: encoded(text, encode, words)
+
+
+def _local(model: str | Path) -> Path | None:
+    """The path of a local MODEL, or None where it can only be a hub id."""
+    if str(model) in EMBEDDED:
+        return asset(str(model), "model")
+    path = Path(model).expanduser()
+    if path.is_file() and path.suffix in _UNPICKLED:
+        raise InputError(f"{path} is a pickle, which can run code and is not loaded; {_conversion(path, 'ldm')}")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"{path} is not a .safetensors file or a folder; other files are not loaded")
+    if path.exists():
+        return path
+    if not is_id(model):
+        raise missing("model", model, _MODELS)
+    return None
+
+
+def _conversion(model: str | Path, to: str = "diffusers") -> str:
+    """What to do about a MODEL that is pickled."""
+    out = "NEW.safetensors" if to == "ldm" else "NEW"
+    return f"convert it, once, by bksdm export {model} --to {to} --unpickle --out {out}"
+
+
+def _check_weights(folder: Path, model: Path) -> None:
+    weights = find_weights(folder)
+    for file in weights.files if weights else ():
+        _check_safetensors(file)
+    pickled = [file for file in sorted(folder.iterdir()) if file.suffix in _UNPICKLED]
+    if pickled and not weights:
+        mend = _conversion(model) if find_weights(folder, "bin") else "convert it to safetensors"
+        raise InputError(f"{pickled[0]} is a pickle, which can run code and is not loaded; {mend}")
+    if not weights and folder.name in _NETWORKS:
+        raise InputError(f"{folder} has no weights (*.safetensors); copy the whole pipeline")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """transformers would make an empty tokenizer where the files are missing."""
+    has = {file.name for file in folder.iterdir()}
+    if "tokenizer.json" not in has and not {"vocab.json", "merges.txt"} <= has:
+        raise InputError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy the whole pipeline")
+    if "tokenizer_config.json" not in has:
+        raise InputError(f"{folder} has no tokenizer_config.json; copy the whole pipeline")
+
+
+def _check_safetensors(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError, struct.error) as error:
+        raise InputError(f"{file} is cut short or damaged ({_one_line(error)}); copy or make it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return values
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

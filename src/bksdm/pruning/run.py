@@ -1,0 +1,206 @@
+"""A student that inherits the weights of its teacher (BK-SDM, arXiv 2305.15798, section 3.1)."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from bksdm.common.errors import InputError
+from bksdm.common.hub import fetched, is_id
+from bksdm.common.progress import say
+from bksdm.common.runs import check_free, digest, run_files
+from bksdm.families import derive, difference, recipes_between
+from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
+from bksdm.models.card import model_card
+from bksdm.models.pipelines import (
+    Origin,
+    check_parts,
+    drawing_defaults,
+    fingerprint,
+    formats_of,
+    load_contents,
+    load_pipeline,
+    located,
+    read_unet,
+    save_pipeline,
+    with_parts,
+)
+from bksdm.options import PruneOptions
+from bksdm.pruning.describe import Description, describe, describe_config
+from bksdm.runtime.defaults import as_files
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def prune(options: PruneOptions) -> Description:
+    """Make a student's folder: the teacher's pipeline with the smaller U-Net, the recipe and a model card.
+
+    A folder that the same options made is left as it is.
+
+    Raises:
+        InputError: The teacher, the recipe or the folder is unfit; see the message.
+    """
+    recipe, folder = load_recipe(options.recipe), Path(options.out)
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"out is {options.out}, the folder that you are in; name a new one")
+    own = drawing_defaults(options.teacher)
+    settings = dataclasses.asdict(options) | {
+        "recipe_content": digest(recipe.to_dict()),
+        "teacher_content": fingerprint(options.teacher),
+        "sampling": as_files(own),
+    }
+    check_free(folder, "prune", settings, may_change=("json",))
+    if (folder / RECIPE_FILE).exists():  # folders appear whole
+        return describe(options.teacher, recipe)
+    files = run_files("prune", settings) | as_files(own)
+    path = located(options.teacher)
+    teacher = load_pipeline(options.teacher, with_unet=path.is_file())
+    config, weights = (teacher.unet.config, teacher.unet.state_dict()) if path.is_file() else read_unet(path)
+    check_parts(teacher.text_encoder, config, options.teacher)
+    unet, _ = inherited(config, weights, recipe)
+    description = describe_config(dict(config), recipe, teacher.text_encoder.config.max_position_embeddings)
+    save_student(
+        with_unet(teacher, unet),
+        recipe,
+        model_card(description, options.teacher, own=own),
+        folder,
+        files,
+        Origin.of(teacher),
+        formats_of(options.teacher, options.precision),
+    )
+    return description
+
+
+def save_student(
+    student: StableDiffusionPipeline,
+    recipe: Recipe,
+    card: str,
+    folder: Path,
+    files: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
+    formats: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Write a student's pipeline with its recipe, its card and other text files; see `save_pipeline`."""
+    texts = {RECIPE_FILE: yaml.safe_dump(recipe.to_dict(), sort_keys=False), "README.md": card, **(files or {})}
+    save_pipeline(student, folder, texts, origin, formats)
+
+
+def read_recipe(student: str | Path) -> Recipe:
+    """The recipe that a student's folder, or its single file, was made with.
+
+    Raises:
+        InputError: There is none.
+    """
+    recipe = recipe_of(student)
+    if recipe is None and Path(student).is_file():
+        raise InputError(f"{student} names no recipe in its header, so it is no student that bksdm export wrote")
+    if recipe is None:
+        raise InputError(f"{student} has no {RECIPE_FILE}, so it was not made by bksdm prune; run that first")
+    return recipe
+
+
+def recipe_of(model: str | Path) -> Recipe | None:
+    """The recipe that MODEL was pruned by, as far as it tells.
+
+    Raises:
+        InputError: What tells is no recipe.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        values = load_contents(path).recipe
+        return None if values is None else Recipe.from_dict(values, str(model))
+    file = fetched(str(model), RECIPE_FILE) if not path.is_dir() and is_id(model) else path / RECIPE_FILE
+    return load_recipe(file) if file and file.is_file() else None
+
+
+def checked_pruning(teacher: str, student: str, teacher_config: Config, student_config: Config) -> Pruning:
+    """What a student's recipe says, held against what the student is; without one, the recipe that its config tells.
+
+    Arguments:
+        teacher, student: The MODELs.
+        teacher_config, student_config: Of their U-Nets.
+
+    Raises:
+        InputError: The student was not made from the teacher, or its config does not tell how.
+    """
+    recipe = recipe_of(student) or _told_by_config(teacher, student, teacher_config, student_config)
+    pruning = derive(recipe, teacher_config)
+    differs = difference(pruning.student_config, student_config)
+    if differs:
+        key, expected, actual = differs
+        raise InputError(
+            f"student {student} was not made from teacher {teacher}: "
+            f"its {key} is {actual}, and its recipe gives {expected}"
+        )
+    return pruning
+
+
+def _told_by_config(teacher: str, student: str, teacher_config: Config, student_config: Config) -> Recipe:
+    """The recipe of a student that names none: the published one that gives its config, or else the only one."""
+    without = f"student {student} names no recipe"
+    if difference(dict(teacher_config), student_config) is None:
+        raise InputError(f"{without} and has the U-Net of its teacher; run bksdm prune first")
+    for recipe in map(load_recipe, published_recipes()):
+        if _gives(recipe, teacher_config, student_config):
+            say(f"{without}; its config is the one that recipe {recipe.name!r} gives")
+            return recipe
+    found = recipes_between(teacher_config, student_config, Path(student).name.removesuffix(".safetensors"))
+    if not found:
+        raise InputError(f"{without}, and none makes its U-Net out of that of teacher {teacher}; give its own teacher")
+    example = yaml.safe_dump(found[0].to_dict(), default_flow_style=True, sort_keys=False, width=1000).strip()
+    if len(found) > 1:
+        raise InputError(
+            f"{without}, and several give its config; write the one that it was made by into the file "
+            f"{RECIPE_FILE} of its folder, such as {example}"
+        )
+    say(f"{without}; its config is the one that this gives: {example}")
+    return found[0]
+
+
+def _gives(recipe: Recipe, teacher: Config, student: Config) -> bool:
+    """Whether the recipe makes a U-Net with the student's config out of one with the teacher's."""
+    try:
+        return difference(derive(recipe, teacher).student_config, student) is None
+    except InputError:
+        return False
+
+
+def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
+    """The smaller U-Net, every tensor of it a copy of the teacher's tensor that the recipe names.
+
+    Raises:
+        InputError: The teacher cannot satisfy the recipe.
+    """
+    return inherited(teacher.config, teacher.state_dict(), recipe)
+
+
+def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
+    """The same from the config of the teacher's U-Net and its tensors by name, of which only those that stay are read.
+
+    Raises:
+        InputError: The teacher cannot satisfy the recipe.
+    """
+    pruning = derive(recipe, teacher)
+    with torch.device("meta"):
+        student = UNet2DConditionModel.from_config(pruning.student_config)
+    own = {}
+    for key, wanted in student.state_dict().items():
+        source = weights[pruning.teacher_key(key)]
+        assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
+        own[key] = source.detach().clone()
+    student.load_state_dict(own, strict=True, assign=True)
+    return student.eval(), pruning
+
+
+def with_unet(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+    """The same pipeline around another U-Net; everything else is shared."""
+    return with_parts(pipeline, unet=unet)
+
+
+def as_list(value: object) -> object:
+    """An entry of a config as its file has it: files know no tuples."""
+    return list(value) if isinstance(value, tuple) else value
