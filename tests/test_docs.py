@@ -64,3 +64,21 @@ def test_equations_need_no_script(hooks: ModuleType) -> None:
 def test_every_public_name_is_on_the_page_of_the_library() -> None:
     named = re.findall(r"^::: bksdm\.api\.(\w+)$", (DOCS / "reference" / "api.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(api.__all__)
+
+
+PACKAGE = Path(api.__file__).parent
+NAMED = re.findall(r"`((?:[a-z_]+[./])+[\w.*]+)`", (DOCS / "method.md").read_text().split("## Paper to code")[1])
+
+
+@pytest.mark.parametrize("name", [name for name in dict.fromkeys(NAMED) if name != "src/bksdm"])
+def test_the_table_from_paper_to_code_names_what_is_there(name: str) -> None:
+    if "/" in name:
+        assert list(PACKAGE.glob(name))
+        return
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        folder = PACKAGE.joinpath(*parts[:length])
+        file = next((file for file in (folder.with_suffix(".py"), folder / "__init__.py") if file.is_file()), None)
+        if file is not None:
+            break
+    assert all(re.search(rf"\b(class|def) {part}\b", file.read_text()) for part in parts[length:])
