@@ -469,7 +469,8 @@ def test_a_t2i_adapter_gives_each_stage_what_it_gave_the_teachers(
 ) -> None:
     torch.manual_seed(4)
     widths = list(v1_teacher.unet.config.block_out_channels)
-    adapter = T2IAdapter(channels=widths, num_res_blocks=1, downscale_factor=4, adapter_type=f"{kind}_adapter")
+    own = widths if kind == "full" else widths[:-1]  # light ones repeat the last
+    adapter = T2IAdapter(channels=own, num_res_blocks=1, downscale_factor=4, adapter_type=f"{kind}_adapter")
     adapter.save_pretrained(tmp_path / "adapter")
     made = adapt(AdaptOptions(str(tmp_path / "adapter"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
     residuals = T2IAdapter.from_pretrained(made.out)(torch.rand(2, 3, PICTURE, PICTURE))

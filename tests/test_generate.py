@@ -158,7 +158,7 @@ def test_latents_are_never_clipped(v1_teacher: StableDiffusionPipeline) -> None:
 # Seeds
 
 
-@pytest.mark.parametrize("batch_size", [2, 8])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_batch_size_does_not_matter(emoji: Emoji, batch_size: int) -> None:
     assert_same(emoji("--batch_size", batch_size, name="many"), emoji("--batch_size", 1, name="one"))
 

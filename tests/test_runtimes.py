@@ -223,6 +223,7 @@ def test_without_the_packages_torch_is_chosen(v1_folder: Path, monkeypatch: pyte
 # Benchmark
 
 
+@pytest.mark.slow
 def test_exported_folders_are_measured_beside_their_model(openvino_folder: Path, exported_model: Path) -> None:
     options = BenchmarkOptions(
         [str(exported_model), str(openvino_folder)], batch_sizes=[1], rounds=2, warmup=0, steps=2

@@ -81,7 +81,7 @@ def test_a_word_that_diffusers_does_not_find_is_named(
     assert hidden_words(speaking.tokenizer) == ["Glob"]
     said = done("generate", speaking_folder, "--prompt", "Glob", "--steps", 1, "--out", tmp_path / "o").said
     assert said == [
-        f"of the saved word Glob of {speaking_folder}, the first vector counts alone: give it a name in small letters"
+        "of the saved word Glob of the model, the first vector counts alone: give it a name in small letters"
     ]
 
 
