@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from bksdm.common.assets import asset
 from bksdm.common.runs import write_bytes, write_text
 
 GRID_ROWS = 16
@@ -26,7 +27,7 @@ Lines = Sequence[Mapping[str, float]]
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Render a template of the package into a file that needs no other."""
-    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=True)
+    environment = Environment(loader=FileSystemLoader(asset()), undefined=StrictUndefined, autoescape=True)
     environment.filters |= {"inline": _inline, "thumbnail": _thumbnail}
     write_text(path, environment.get_template(template).render(**values))
 

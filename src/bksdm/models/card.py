@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from bksdm.common.assets import asset
 from bksdm.pruning.describe import Description
 from bksdm.runtime.defaults import Defaults
 
@@ -47,5 +48,5 @@ def personal_card(
 
 
 def _template(name: str) -> Template:
-    environment = Environment(loader=PackageLoader("bksdm", "assets"), undefined=StrictUndefined, autoescape=False)
+    environment = Environment(loader=FileSystemLoader(asset()), undefined=StrictUndefined, autoescape=False)
     return environment.get_template(name)
