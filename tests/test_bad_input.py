@@ -840,7 +840,7 @@ def stopped(done: Run, world: World) -> Path:
     return world.out / "checkpoints"
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", pytest.param("state.json", marks=pytest.mark.slow)])
 def test_a_checkpoint_that_is_cut_short_is_named(run: Run, done: Run, world: World, stopped: Path, name: str) -> None:
     newest = stopped / "step-00000002"
     cut(newest / name)

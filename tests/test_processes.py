@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bksdm.common.processes import Processes, processes
 from bksdm.data.prepared import read_prepared
-from verbs import Run, read_lines
+from verbs import Run, done_here, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -75,7 +75,7 @@ def assert_near(first: Path, second: Path) -> None:
 def alone(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process. Not to be changed."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    launch(1, *retraining(v1_folder, v1_student, pictures, out, batch_size=4))
+    done_here(*retraining(v1_folder, v1_student, pictures, out, batch_size=4))
     return out
 
 

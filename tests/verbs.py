@@ -1,5 +1,7 @@
 """Helpers of the tests of the verbs."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -8,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from bksdm.cli import main
 from bksdm.families.recipe import load_recipe
 from bksdm.models.card import model_card
 from bksdm.pruning.describe import describe_config
@@ -82,3 +86,10 @@ def told(picture: Path) -> dict[str, Any]:
 
 def mtimes(paths: Sequence[Path]) -> list[int]:
     return [path.stat().st_mtime_ns for path in paths]
+
+
+def done_here(*words: object) -> None:
+    """Run a command line that must succeed, where there is no fixture for it; what it says is lost."""
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert not stop.value.code
