@@ -209,6 +209,9 @@ def test_a_score_of_such_pictures_is_refused(
         f"00001.png, 00002.png, 00003.png, 00004.png and 3 more), and are worth nothing in a score; bksdm evaluate "
         f"MODEL draws without it"
     ]
+    outcome = run("evaluate", flagging, *words, "--reference", tmp_path / "made", "--out", tmp_path / "q")
+    assert outcome.code == 2
+    assert f"8 of 8 pictures of {tmp_path / 'made'} were made black by the model's safety checker" in outcome.said[0]
     drawn = done("evaluate", flagging, *words, "--limit", 2, "--out", tmp_path / "p", "--json").json
     assert drawn["models"][f"{flagging.parent.name}-model"]["of_one_colour"] == []
 

@@ -79,6 +79,8 @@ def test_a_word_that_diffusers_does_not_find_is_named(
     done: Run, speaking: StableDiffusionPipeline, speaking_folder: Path, tmp_path: Path
 ) -> None:
     assert hidden_words(speaking.tokenizer) == ["Glob"]
+    write_layout(speaking, tmp_path)
+    assert Tokenizer(tmp_path / "tokenizer", MAX_TOKENS).hidden_words() == ["Glob"]
     said = done("generate", speaking_folder, "--prompt", "Glob", "--steps", 1, "--out", tmp_path / "o").said
     assert said == [
         "of the saved word Glob of the model, the first vector counts alone: give it a name in small letters"

@@ -17,7 +17,7 @@ from bksdm.common.prompts import cut_line
 from bksdm.common.runs import digest, write_text
 from bksdm.common.tables import listed
 from bksdm.data.folder import captions_digest
-from bksdm.data.names import check_order, holds_pictures, picture_names
+from bksdm.data.names import check_order, holds_pictures, kind, picture_names
 from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of, was_flagged
 from bksdm.data.source import read_pictures
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
@@ -212,8 +212,8 @@ class Finished:
         else:
             entries = _captioned(Path(data), prompts)
             found = cls(data, entries, list(prompts), captions_digest(entries), real)
+        check_not_flagged(found.entries, data)
         if not real:
-            check_not_flagged(found.entries, data)
             found.check_one_size()
         return found
 
@@ -275,7 +275,8 @@ def check_not_flagged(pictures: Sequence[Picture], whose: str) -> None:
     Raises:
         InputError: Naming them.
     """
-    flagged = [picture.name for picture in pictures if was_flagged(picture.content())]
+    files = (picture for picture in pictures if kind(picture.name) == "png")  # others hold no text of ours
+    flagged = [picture.name for picture in files if was_flagged(picture.content())]
     if flagged:
         raise InputError(
             f"{len(flagged)} of {len(pictures)} pictures of {whose} were made black by the model's safety checker "

@@ -35,6 +35,7 @@ from bksdm.models.pipelines import (
     image_size,
     load_scheduler_config,
     load_unet_config,
+    say_hidden,
 )
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.pruning.cost import unet_cost
@@ -249,6 +250,8 @@ def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str |
     pipeline = open_exported(model, arithmetic, scheduler)
     _check_arithmetic(str(facts["format"]), precision)
     weights = str(facts.get("precision"))
+    for word in pipeline.tokenizer.hidden_words():
+        say_hidden(word)
     return Drawer(
         str(facts["format"]),
         weights if arithmetic == "f32" else f"{weights}, computed in {precision}",

@@ -95,6 +95,10 @@ class Tokenizer:
         """The end of a prompt that the text encoder does not see; nothing where it sees all."""
         return beyond(*self._encoded(prompt))
 
+    def hidden_words(self) -> list[str]:
+        """Saved words of which the first vector counts alone: their names have capital letters, no token has."""
+        return [word for word in self._words if word not in self._tokenizer.encode(word).tokens]
+
     def _encoded(self, prompt: str) -> tuple[str, "Encoding"]:
         return encoded(prompt, self._tokenizer.encode, self._words)
 
