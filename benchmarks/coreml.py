@@ -22,7 +22,6 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from plan import TEXT_ENCODER, VAE
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.export.formats import Source
 from bksdm.export.to_coreml import NAMES, write
@@ -30,7 +29,7 @@ from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import load_pipeline
 
-ROOT = asset().parents[2]
+ROOT = Path(__file__).parents[1]
 FULL_SIZE = ("fp16", "6bit", "4bit")
 
 

@@ -29,7 +29,6 @@ from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, StableDiffus
 from full_size import DATA, NOISE_SCHEDULE, folders, stable_diffusion
 from plan import VAE
 
-from bksdm.common.assets import asset
 from bksdm.common.devices import peak_inside
 from bksdm.common.runs import provenance, read_lines, write_text
 from bksdm.evaluate.timing import Interval, Spread, take_turns
@@ -46,7 +45,7 @@ from bksdm.runtime.networks import Networks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 
-RESULT = asset().parents[2] / "benchmarks" / "results" / "cpu_speed.md"
+RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu_speed.md"
 SIDE, TOKENS, WIDTH = 64, 77, 768
 MODELS = ("teacher", "base", "small", "tiny")
 EXPORTED, EXPORTED_SMALL, EXPORTED_FEW = "tiny-openvino", "tiny-openvino-small-decoder", "tiny-openvino-few-steps"

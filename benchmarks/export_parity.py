@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bksdm.common.assets import asset
 from bksdm.common.errors import InputError
 from bksdm.common.runs import provenance, read_lines, write_text
 from bksdm.distill.run import distill
@@ -26,7 +25,7 @@ from bksdm.models.pipelines import quiet_libraries, save_pipeline
 from bksdm.options import DistillOptions, ExportOptions, PruneOptions
 from bksdm.pruning.run import prune
 
-ROOT = asset().parents[2]
+ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "export_parity.md"
 RECIPES = ("base", "small", "tiny")
 FORMATS = ("ldm", "openvino", "onnx", "coreml")

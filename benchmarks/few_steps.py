@@ -24,8 +24,9 @@ from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.timing import Interval, take_turns
 from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
-from bksdm.options import DistillOptions, EvaluateOptions, LcmOptions, PruneOptions
+from bksdm.options import EvaluateOptions, LcmOptions, PruneOptions, QuickstartOptions
 from bksdm.pruning.run import prune
+from bksdm.quickstart.run import distillation
 
 TEACHER, GUIDANCE, MANY = "emoji", 2.5, 25
 SCORES = ("frechet_distance", "retrieval_r1")
@@ -37,24 +38,8 @@ def students(recipe: str, steps: int, options: LcmOptions, runs: Path) -> tuple[
     """The folders of the retrained student, of the same with the scheduler for few steps, and of the one taught it."""
     pruned = runs / recipe
     prune(PruneOptions(TEACHER, recipe, str(pruned)))
-    retrained = distill(
-        DistillOptions(
-            TEACHER,
-            str(pruned),
-            "emoji/train",
-            str(runs / "retrained"),
-            steps=steps,
-            batch_size=32,
-            accumulation=1,
-            lr=1e-3,
-            warmup=10,
-            cosine=True,
-            ema_decay=0.97,
-            flip=False,
-            sample_every=0,
-            checkpoint_every=50,
-        )
-    )
+    paced = distillation(QuickstartOptions(steps=steps), runs)
+    retrained = distill(dataclasses.replace(paced, student=str(pruned), out=str(runs / "retrained"), sample_every=0))
     taught = dataclasses.replace(options, student=str(retrained))
     untaught = dataclasses.replace(taught, out=f"{options.out}-untaught", steps=1, lr=0.0, warmup=0)
     return str(retrained), str(lcm(untaught)), str(lcm(taught))

@@ -20,7 +20,7 @@ from bksdm.models.pipelines import save_pipeline
 from bksdm.options import PruneOptions
 from bksdm.pruning.run import prune
 
-DATA = asset().parents[2] / "tests" / "data"
+DATA = Path(__file__).parents[1] / "tests" / "data"
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 

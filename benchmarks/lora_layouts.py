@@ -8,38 +8,34 @@ the difference between the change of a weight and its definition, over layers of
 """
 
 import argparse
-import runpy
+import importlib
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
-from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.families import derive
-from bksdm.families.recipe import Pruning, load_recipe
+from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.run import adapt
 from bksdm.models.pipelines import load_pipeline, quiet_libraries, save_pipeline
 from bksdm.options import AdaptOptions, PruneOptions
 from bksdm.pruning.run import prune
 
-ROOT = asset().parents[2]
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+layouts, shapes = map(importlib.import_module, ("lora_layouts", "tiny_models"))
+
 RECIPES = ("base", "small", "tiny")
 
 
-def parameters(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    networks: dict[str, nn.Module] = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return {
-        f"{part}.{name.removeprefix('text_model.')}": parameter.detach().clone()
-        for part, network in networks.items()
-        for name, parameter in network.named_parameters()
-    }
+def copies(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    return {name: parameter.clone() for name, parameter in layouts.parameters(pipeline).items()}
 
 
 def apart(was: Mapping[str, Tensor], now: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
@@ -49,26 +45,17 @@ def apart(was: Mapping[str, Tensor], now: Mapping[str, Tensor], wanted: Mapping[
     return max(float((now[name] - was[name] - delta).norm() / delta.norm()) for name, delta in wanted.items())
 
 
-def kept(wanted: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
-    found = {}
-    for name, delta in wanted.items():
-        part, _, path = name.partition(".")
-        if here := pruning.student_key(path) if part == "unet" else path:
-            found[f"{part}.{here}"] = delta
-    return found
-
-
 def by_diffusers(model: Path, lora: Path, wanted: Mapping[str, Tensor]) -> str:
     """What stock diffusers makes of a carried file."""
     pipeline = load_pipeline(model, torch.float64)
-    was = parameters(pipeline)
+    was = copies(pipeline)
     try:
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     except (ValueError, RuntimeError, KeyError) as error:
         return f"refuses it ({type(error).__name__})"
-    far = apart(was, parameters(pipeline), wanted)
+    far = apart(was, layouts.parameters(pipeline), wanted)
     return f"{far:.0e}" if far < 1e-4 else f"reads it wrongly ({far:.0e})"
 
 
@@ -77,21 +64,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "lora_layouts.md")
     arguments = parser.parse_args()
     quiet_libraries()
-    sys.path.insert(0, str(ROOT / "tests"))
-    shapes, layouts = (runpy.run_path(str(ROOT / "tests" / f"{name}.py")) for name in ("tiny_models", "lora_layouts"))
-    made: Mapping[str, Any] = layouts["LAYOUTS"]
     lines = [
         "| layout | a name in the file | teacher | base | small | tiny | small, carried, by stock diffusers |",
         "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as root:
-        teacher = shapes["build_pipeline"](shapes["V1_UNET"])
+        teacher = shapes.build_pipeline(shapes.V1_UNET)
         folders = {"teacher": Path(root, "teacher")}
         save_pipeline(teacher, folders["teacher"])
         for recipe in RECIPES:
             folders[recipe] = Path(root, recipe)
             prune(PruneOptions(str(folders["teacher"]), recipe, str(folders[recipe])))
-        for number, (layout, make) in enumerate(made.items()):
+        for number, (layout, make) in enumerate(layouts.LAYOUTS.items()):
             torch.manual_seed(number)
             lora = make(teacher)
             file, cells = lora.write(Path(root, f"lora{number}")), []
@@ -100,11 +84,11 @@ def main() -> None:
                 if name != "teacher":
                     source = Path(root, f"{number}-{name}")
                     adapt(AdaptOptions(str(file), str(folder), str(folders["teacher"]), str(source)))
-                    wanted = kept(wanted, derive(load_recipe(name), teacher.unet.config))
+                    wanted = layouts.kept(wanted, derive(load_recipe(name), teacher.unet.config))
                 pipeline = load_pipeline(folder, torch.float64)
-                was = parameters(pipeline)
-                cells.append(f"{apart(was, parameters(merge_lora(pipeline, source)), wanted):.0e}")
-            wanted = kept(lora.changes, derive(load_recipe("small"), teacher.unet.config))
+                was = copies(pipeline)
+                cells.append(f"{apart(was, layouts.parameters(merge_lora(pipeline, source)), wanted):.0e}")
+            wanted = layouts.kept(lora.changes, derive(load_recipe("small"), teacher.unet.config))
             cells.append(by_diffusers(folders["small"], Path(root, f"{number}-small"), wanted))
             key = next((name for name in lora.tensors if "to_q" in name or "conv1" in name), next(iter(lora.tensors)))
             lines.append(f"| {layout} | `{key}` | " + " | ".join(cells) + " |")

@@ -27,7 +27,6 @@ from export_parity import export_path
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.export.calibration import Step, denoising_steps
@@ -43,7 +42,7 @@ from bksdm.pruning.run import prune
 from bksdm.runtime.networks import Array
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 
-ROOT = asset().parents[2]
+ROOT = Path(__file__).parents[1]
 LATENT, TOKENS, CONTEXT = 32, 77, 768
 RECIPES = ("tiny", "small", "base")
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from full_size import stable_diffusion
 
-from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.models.pipelines import quiet_libraries, save_pipeline
 
-RESULT = asset().parents[2] / "benchmarks" / "results" / "personalize_full_size.md"
+RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "personalize_full_size.md"
 WAYS = {"as it is": [], "gradient checkpointing": ["--gradient_checkpointing"]}
 
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import yaml
 
-from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 
-ROOT = asset().parents[2]
+ROOT = Path(__file__).parents[1]
 RECIPES = ("base", "small", "tiny")
 VAE = {
     "block_out_channels": [128, 256, 512, 512],

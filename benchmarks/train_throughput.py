@@ -29,7 +29,6 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from published_loop import PublishedLoop
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from bksdm.common.assets import asset
 from bksdm.common.devices import (
     VAE_LAYOUT,
     channels_last_is_faster,
@@ -365,7 +364,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=asset().parents[2] / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "benchmarks" / "results")
     parser.add_argument("--memory-of", type=int, help="print the peak memory of one variant and stop")
     arguments = parser.parse_args()
     quiet_libraries()

@@ -6,7 +6,7 @@ are those of the formats' own papers and trainers, in double precision, and use 
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from bksdm.families.recipe import Pruning
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0"
 MOVED = "up_blocks.1.attentions.2.transformer_blocks.0"
@@ -196,21 +198,18 @@ def tucker(pipeline: StableDiffusionPipeline) -> Made:
 
 
 def dora_by_output(pipeline: StableDiffusionPipeline) -> Made:
-    made = kohya(pipeline)
-    for layer in layers(pipeline):
-        dims = tuple(range(1, layer.weight.ndim))
-        magnitude = 1 + torch.rand(layer.weight.shape[0], *[1 for _ in dims])
-        made.tensors[f"{layer.kohya}.dora_scale"] = magnitude
-        name = f"{layer.name}.weight"
-        made.changes[name] = renormed(layer.weight, made.changes[name], magnitude, dims)
-    return made
+    return with_magnitudes(kohya(pipeline), pipeline)
 
 
 def dora_by_input(pipeline: StableDiffusionPipeline) -> Made:
-    made = kohya(pipeline)
+    return with_magnitudes(kohya(pipeline), pipeline, axis=1)
+
+
+def with_magnitudes(made: Made, pipeline: StableDiffusionPipeline, axis: int = 0) -> Made:
+    """The same with DoRA, by output or by input."""
     for layer in layers(pipeline):
-        dims = (0, *range(2, layer.weight.ndim))
-        magnitude = 1 + torch.rand(1, layer.weight.shape[1], *[1 for _ in dims[1:]])
+        dims = tuple(dim for dim in range(layer.weight.ndim) if dim != axis)
+        magnitude = 1 + torch.rand([count if dim == axis else 1 for dim, count in enumerate(layer.weight.shape)])
         made.tensors[f"{layer.kohya}.dora_scale"] = magnitude
         name = f"{layer.name}.weight"
         made.changes[name] = renormed(layer.weight, made.changes[name], magnitude, dims)
@@ -274,14 +273,7 @@ def lokr(pipeline: StableDiffusionPipeline) -> Made:
 
 
 def lokr_dora(pipeline: StableDiffusionPipeline) -> Made:
-    made = lokr(pipeline)
-    for layer in layers(pipeline):
-        dims = tuple(range(1, layer.weight.ndim))
-        magnitude = 1 + torch.rand(layer.weight.shape[0], *[1 for _ in dims])
-        made.tensors[f"{layer.kohya}.dora_scale"] = magnitude
-        name = f"{layer.name}.weight"
-        made.changes[name] = renormed(layer.weight, made.changes[name], magnitude, dims)
-    return made
+    return with_magnitudes(lokr(pipeline), pipeline)
 
 
 def whole_differences(pipeline: StableDiffusionPipeline) -> Made:
@@ -483,3 +475,23 @@ LAYOUTS: dict[str, Callable[[StableDiffusionPipeline], Made]] = {
     "(IA)^3, peft": pefts_ia3,
     "8-bit floats": eight_bit_floats,
 }
+
+
+def parameters(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    """Those of U-Net and text encoder themselves, by the names that `Made.changes` has."""
+    networks: dict[str, nn.Module] = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    return {
+        f"{part}.{name.removeprefix('text_model.')}": parameter.detach()
+        for part, network in networks.items()
+        for name, parameter in network.named_parameters()
+    }
+
+
+def kept(wanted: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
+    """Changes of a teacher's parameters as those of its student, of what stays there."""
+    found = {}
+    for name, tensor in wanted.items():
+        part, _, path = name.partition(".")
+        if here := pruning.student_key(path) if part == "unet" else path:
+            found[f"{part}.{here}"] = tensor
+    return found

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bksdm.common.errors import InputError
 from bksdm.families import derive, skip_connections
-from bksdm.families.recipe import Pruning, Recipe, load_recipe
+from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.families.sd_ldm import UNET, unet_places
 from bksdm.models.adapters.controlnet import StudentControlNet, load_controlnet
 from bksdm.models.adapters.kinds import LORA_FILE
@@ -34,7 +34,7 @@ from bksdm.models.adapters.training import add_lora, save_lora
 from bksdm.models.pipelines import load_pipeline
 from bksdm.options import AdaptOptions
 from bksdm.pruning.run import prune_unet
-from lora_layouts import LAYOUTS, Made
+from lora_layouts import LAYOUTS, Made, kept, parameters
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
 from verbs import Run, make_student
 
@@ -73,34 +73,16 @@ def controlnet(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
     return folder
 
 
-def parts(pipeline: StableDiffusionPipeline) -> dict[str, torch.nn.Module]:
-    return {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-
-
 def merged_by_diffusers(model: Path, lora: Path) -> dict[str, Tensor]:
     """By how much stock diffusers changes the weights of a model."""
     pipeline = load_pipeline(model, torch.float64)
-    was = {
-        f"{part}.{name}": p.detach().clone()
-        for part, net in parts(pipeline).items()
-        for name, p in net.named_parameters()
-    }
+    was = {name: parameter.clone() for name, parameter in parameters(pipeline).items()}
     pipeline.load_lora_weights(lora)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-    now = {f"{part}.{name}": p.detach() for part, net in parts(pipeline).items() for name, p in net.named_parameters()}
+    now = parameters(pipeline)
     assert now.keys() == was.keys()
     return {name: p - was[name] for name, p in now.items() if not torch.equal(p, was[name])}
-
-
-def kept(wanted: dict[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
-    """Changes of a teacher's parameters as those of its student, of what stays there."""
-    found = {}
-    for name, tensor in wanted.items():
-        part, _, path = name.partition(".")
-        if here := pruning.student_key(path) if part == "unet" else path:
-            found[f"{part}.{here}"] = tensor
-    return found
 
 
 # LoRAs

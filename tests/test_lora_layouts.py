@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
@@ -14,7 +14,7 @@ from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.run import adapt
 from bksdm.models.pipelines import load_pipeline
 from bksdm.options import AdaptOptions
-from lora_layouts import LAYOUTS, Made
+from lora_layouts import LAYOUTS, Made, parameters
 from verbs import make_student
 
 RECIPES = ("base", "small", "tiny")
@@ -41,15 +41,6 @@ def made(
     torch.manual_seed(zlib.crc32(request.param.encode()))
     lora = LAYOUTS[request.param](v1_teacher)
     return lora, lora.write(tmp_path_factory.mktemp("lora") / "it")
-
-
-def parameters(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    networks: dict[str, nn.Module] = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return {
-        f"{part}.{name.removeprefix('text_model.')}": parameter.detach()
-        for part, network in networks.items()
-        for name, parameter in network.named_parameters()
-    }
 
 
 def check(pipeline: StableDiffusionPipeline, lora: Path, wanted: dict[str, Tensor]) -> None:
