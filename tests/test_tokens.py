@@ -14,10 +14,10 @@ from bksdm.common.prompts import cut_line, say_cut
 from bksdm.export.components import components
 from bksdm.export.layout import component_folder, write_layout
 from bksdm.export.to_openvino import MODEL_FILE, write_graph
-from bksdm.models.pipelines import cutting, hidden_words, save_pipeline, tokenizing
+from bksdm.models.pipelines import cutting, save_pipeline, tokenizing
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
-from bksdm.runtime.tokens import Tokenizer
+from bksdm.runtime.tokens import Tokenizer, hidden_words, saved_words
 from tiny_models import CONTEXT, MAX_TOKENS, V1_UNET, build_pipeline, tokenize
 from verbs import Run, captioned
 
@@ -78,7 +78,8 @@ def test_saved_words_become_all_of_their_vectors_as_in_diffusers(
 def test_a_word_that_diffusers_does_not_find_is_named(
     done: Run, speaking: StableDiffusionPipeline, speaking_folder: Path, tmp_path: Path
 ) -> None:
-    assert hidden_words(speaking.tokenizer) == ["Glob"]
+    words = saved_words(speaking.tokenizer.added_tokens_encoder)
+    assert hidden_words(words, speaking.tokenizer.tokenize) == ["Glob"]
     write_layout(speaking, tmp_path)
     assert Tokenizer(tmp_path / "tokenizer", MAX_TOKENS).hidden_words() == ["Glob"]
     said = done("generate", speaking_folder, "--prompt", "Glob", "--steps", 1, "--out", tmp_path / "o").said

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 
 HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -53,8 +53,9 @@ def missing(what: str, name: str | Path, give: str) -> InputError:
 
 def not_on_hub(what: str, name: str, error: BaseException) -> InputError:
     """The refusal of an id that the Hub does not know, or that cannot be asked for."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return InputError(f"{what} {name} is no folder here{_spelled_alike(name)} and not on the hub: {reason}")
+    return InputError(
+        f"{what} {name} is no folder here{_spelled_alike(name)} and not on the hub: {one_line(error, 300)}"
+    )
 
 
 def _spelled_alike(name: str | Path) -> str:

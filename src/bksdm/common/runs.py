@@ -22,7 +22,7 @@ import yaml
 from bksdm.common.errors import InputError
 
 _SHOWN = 80
-_RUNS = 0o111  # a script stays one
+_RUNS, _OTHERS = 0o111, 0o077  # a script stays one
 _PACKAGES = ("bksdm", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -48,7 +48,8 @@ def replace_file(target: Path, suffix: str = "") -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.partial{suffix}")
     try:
         yield partial
-        partial.chmod(usual_mode(partial.parent))
+        if not stat.S_IMODE(partial.stat().st_mode) & _OTHERS:
+            partial.chmod(_usual_mode(partial.parent))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        mode = usual_mode(partial)
+        mode = _usual_mode(partial)
         for file in partial.rglob("*"):
             if file.is_file():
                 file.chmod(mode | stat.S_IMODE(file.stat().st_mode) & _RUNS)
@@ -93,7 +94,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def usual_mode(folder: Path) -> int:
+def _usual_mode(folder: Path) -> int:
     """The mode that a new file in `folder` gets; safetensors writes files that only their owner can read."""
     probe = folder / f".mode-{os.getpid()}"
     with probe.open("w") as opened:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.data.names import how_to_read, readable_kinds
 from bksdm.data.stream import Batch
 from bksdm.runtime.parameters import KEY
@@ -163,7 +163,7 @@ def _opened(source: Path | bytes, name: str | None) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise InputError(f"{shown} does not exist") from error
     except Exception as error:  # on damaged files, Pillow's decoders raise errors of any kind
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error, None)
         if isinstance(error, UnidentifiedImageError):  # whose own words have the address of an object
             reason = "of no kind that is known here"
         mend = how_to_read(shown) or "replace or remove it"

@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.common.runs import digest, replace_file, write_text
 from bksdm.data.pictures import Size, flips
 from bksdm.data.stream import Batch
@@ -218,7 +218,7 @@ def open_rows(folder: Path, about: Prepared) -> "Dataset":
     try:
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:  # Arrow and datasets have many ways to say that a file is damaged
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"prepared data {folder} cannot be read ({reason}); prepare it again") from error
     if len(rows) != about.pictures or rows.column_names != about.schema.names:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.data.names import kind
 
 TABLES = ("csv", "tsv", "jsonl", "parquet")
@@ -107,7 +107,7 @@ def _parquet_rows(file: Path, choose: Choose) -> Iterator[_Row]:
                     yield f"row {number}", row
                     number += 1
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise InputError(f"{file} is cut short or no parquet file ({reason}); copy or make it again") from error
 
 

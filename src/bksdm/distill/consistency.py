@@ -25,6 +25,7 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import guided, pseudo_huber
 from bksdm.distill.noise import NoiseSchedule
 from bksdm.models.pipelines import said
+from bksdm.runtime.schedulers import with_scheduler
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,9 +40,9 @@ def few_step_scheduler(scheduler: SchedulerMixin, solver_steps: int) -> LCMSched
     Raises:
         InputError: They do not divide the noise schedule.
     """
-    # Clipping suits pixels and not latents, and some schedulers do it by default.
-    known = {key: value for key, value in said(scheduler).items() if key in signature(LCMScheduler).parameters}
-    few = LCMScheduler.from_config({"clip_sample": False, **known}, original_inference_steps=solver_steps)
+    given = with_scheduler(said(scheduler), LCMScheduler.__name__)
+    known = {key: value for key, value in given.items() if key in signature(LCMScheduler).parameters}
+    few = LCMScheduler.from_config(known, original_inference_steps=solver_steps)
     timesteps = few.config.num_train_timesteps
     if timesteps % solver_steps:
         raise InputError(

@@ -20,7 +20,7 @@ from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import drawing, drawing_defaults, load_unet_config, tokenizing
+from bksdm.models.pipelines import drawing_defaults, load_unet_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import checked_pruning, with_unet
 from bksdm.runtime.defaults import Defaults
@@ -68,12 +68,13 @@ def distill(options: DistillOptions) -> Path:
         Interrupted: The run was asked to stop and can go on.
     """
     _check(options)
-    how = drawing(options.teacher, guidance=options.sample_guidance)
+    own = drawing_defaults(options.teacher)
+    how = (own or Defaults()).chosen(None, options.sample_guidance)
     options = dataclasses.replace(options, sample_guidance=how.guidance)
-    return teach(options, _lesson(options, how))
+    return teach(options, _lesson(options, how, own))
 
 
-def _lesson(options: DistillOptions, how: Defaults) -> Lesson:
+def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Lesson:
     pool = options.caption_pool
     usual = {field.name: field.default for field in dataclasses.fields(options)}
     on_card = (*_ON_CARD, *(name for name in _CHOICES if getattr(options, name) != usual[name]))
@@ -86,7 +87,7 @@ def _lesson(options: DistillOptions, how: Defaults) -> Lesson:
         on_card={name: getattr(options, name) for name in on_card},
         teacher_drawing=how,
         student_drawing=how,
-        own=drawing_defaults(options.teacher),
+        own=own,
         contents={"pool_content": None if pool is None else digest(read_prompts(pool))},
         fixed_steps=options.cosine or options.feature_decay,  # these fall by the number of steps
     )

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
 from bksdm.common.assets import asset
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import HUB_ERRORS, is_id, missing
 from bksdm.data.pictures import to_pixels
 from bksdm.models.pipelines import EMBEDDED, tokenizing
@@ -52,7 +52,7 @@ class DualEncoder:
             tokenizer = CLIPTokenizer.from_pretrained(where)
             statistics = colour_statistics(where)
         except LOADING_ERRORS as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise InputError(f"encoder {source} is not a CLIP folder or hub id: {reason}") from error
         return cls(clip.eval(), tokenizer, *statistics)
 

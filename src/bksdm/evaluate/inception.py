@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.common.randomness import generator
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -173,7 +173,7 @@ def published_file() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL, str(target), hash_prefix=SHA256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:  # no network or no room; another checksum
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise InputError(f"Inception's weights cannot be downloaded to {target} ({reason}); {_mend()}") from error
     return target
 

@@ -22,9 +22,9 @@ from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of, was_flagg
 from bksdm.data.source import read_pictures
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
 from bksdm.generate.run import save_picture
-from bksdm.generate.sampling import Request, sample, scheduler_config, scheduler_named
+from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import check_text_to_image, cutting, fingerprint, image_size
+from bksdm.models.pipelines import check_text_to_image, cutting, fingerprint, image_size, scheduler_config
 from bksdm.options import Precision
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.rgb import as_rgb

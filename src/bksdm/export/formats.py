@@ -16,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from bksdm.common.errors import InputError
 from bksdm.export.parity import Parity
 from bksdm.families.recipe import Recipe
+from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.networks import Networks
 
 FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")
@@ -37,6 +38,7 @@ class Source:
         batch_size: Pictures at a time, of an export with fixed sizes.
         attention: How attention is written down, original or split_einsum.
         calibration: Prompts whose denoising steps a quantiser looks at; empty where none were given.
+        sampling: What it draws best with, where that is known.
         other_scheduler: Whether the pipeline's scheduler is not the model's own.
     """
 
@@ -49,6 +51,7 @@ class Source:
     batch_size: int = 1
     attention: str = "original"
     calibration: tuple[str, ...] = ()
+    sampling: Defaults | None = None
     other_scheduler: bool = False
 
 

@@ -16,8 +16,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.runs import write_text
 from bksdm.export.components import Component
 from bksdm.export.formats import Source
-from bksdm.generate.sampling import scheduler_config
-from bksdm.models.pipelines import save_vocabulary
+from bksdm.models.pipelines import save_vocabulary, scheduler_config
 from bksdm.runtime.schedulers import check_scheduler
 
 # What readers of model_index.json compare with: the networks' own classes, not those of a runtime.

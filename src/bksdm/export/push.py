@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
 from bksdm.common.assets import asset
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import HUB_ERRORS
 from bksdm.common.runs import replace_folder, write_text
 from bksdm.evaluate.scores import KINDS
@@ -224,7 +224,7 @@ def _upload(options: PushOptions, folder: Path) -> str:
         api.create_repo(options.repo, private=options.private, exist_ok=True)
         return str(api.upload_folder(repo_id=options.repo, folder_path=folder, commit_message="bksdm push"))
     except (*HUB_ERRORS, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(
             f"the Hub did not take {options.repo} ({reason}); what would go there is whole in {folder}: sign in with "
             f"hf auth login, or try again"

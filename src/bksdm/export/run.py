@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.pipelines import check_text_to_image, drawing_defaults, fingerprint, image_size
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import recipe_of
-from bksdm.runtime.defaults import as_files
+from bksdm.runtime.defaults import Defaults, as_files
 
 _MOST_DIFFERENT = 2  # of 255, in float32
 _SPARE = 1.05
@@ -74,20 +74,17 @@ def export(options: ExportOptions) -> Exported:
     _check(options, kind)
     if options.unpickle:
         return _unpickled(options, kind)
-    out = Path(options.out)
+    out, own = Path(options.out), drawing_defaults(options.model)
     settings = dataclasses.asdict(options) | {
         "model_content": fingerprint(options.model),
         "decoder_content": decoder_fingerprint(options.decoder),
         "calibration_content": digest(read_prompts(options.calibration)) if options.calibration else None,
-        "sampling": as_files(drawing_defaults(options.model)),
+        "sampling": as_files(own),
     }
-    if kind.suffix:
-        _check_new(out, kind)
-    else:
-        check_free(out, "export", settings, may_change=("json",))
-        if (out / "config.yaml").exists():  # folders appear whole
-            return _found(out)
-    source = _source(options, kind)
+    earlier = _earlier(out, kind, settings)
+    if earlier:
+        return earlier
+    source = _source(options, kind, own)
     _check_source(source, kind, out)
     if source.pipeline.safety_checker is not None and not (kind.is_model or kind.needs_decoder):
         say_unchecked(options.model, kind.name)
@@ -97,8 +94,7 @@ def export(options: ExportOptions) -> Exported:
         if not kind.suffix:
             if not kind.is_model:
                 _describe(source, kind, parity, partial)
-            for name, text in (run_files("export", settings) | as_files(drawing_defaults(options.model))).items():
-                write_text(partial / name, text)
+            _write_texts(run_files("export", settings) | as_files(own), partial)
     return Exported(out, _size(out), parity)
 
 
@@ -116,17 +112,13 @@ def _unpickled(options: ExportOptions, kind: Format) -> Exported:
         raise InputError(f"precision is {options.precision}, and --unpickle changes none; export once more for that")
     content = files_digest([source] if source.is_file() else sorted(source.rglob("*.bin")))
     settings = dataclasses.asdict(options) | {"model_content": content}
-    if kind.suffix:
-        _check_new(out, kind)
-    else:
-        check_free(out, "export", settings, may_change=("json",))
-        if (out / "config.yaml").exists():
-            return _found(out)
+    earlier = _earlier(out, kind, settings)
+    if earlier:
+        return earlier
     with _appears(out, kind) as partial:
         unpickle(source, partial)
         if not kind.suffix:
-            for name, text in run_files("export", settings).items():
-                write_text(partial / name, text)
+            _write_texts(run_files("export", settings), partial)
     return Exported(out, _size(out), None)
 
 
@@ -153,16 +145,26 @@ def _check(options: ExportOptions, kind: Format) -> None:
     kind.check_packages()
 
 
-def _check_new(out: Path, kind: Format) -> None:
-    if out.suffix != kind.suffix:
-        raise InputError(f"out is {out}, and {kind.name} is one file; give a name that ends in {kind.suffix}")
-    if out.exists():
-        raise InputError(f"{out} exists already; remove it or choose another --out")
+def _earlier(out: Path, kind: Format, settings: Mapping[str, Any]) -> Exported | None:
+    """The folder that an earlier run with the same settings made, if there is one; anything else there is refused."""
+    if kind.suffix:
+        if out.suffix != kind.suffix:
+            raise InputError(f"out is {out}, and {kind.name} is one file; give a name that ends in {kind.suffix}")
+        if out.exists():
+            raise InputError(f"{out} exists already; remove it or choose another --out")
+        return None
+    check_free(out, "export", settings, may_change=("json",))
+    return _found(out) if (out / "config.yaml").exists() else None  # folders appear whole
 
 
-def _source(options: ExportOptions, kind: Format) -> Source:
+def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
+    for name, text in texts.items():
+        write_text(folder / name, text)
+
+
+def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Source:
     pipeline = load_model(options.model, decoder=options.decoder)
-    if not kind.is_model or kind.suffix:
+    if not kind.is_model:
         check_text_to_image(pipeline, options.model)
     if options.scheduler:
         pipeline.scheduler = scheduler_named(options.scheduler, pipeline.scheduler)
@@ -177,6 +179,7 @@ def _source(options: ExportOptions, kind: Format) -> Source:
         batch_size=options.batch_size,
         attention=options.attention,
         calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
+        sampling=own,
         other_scheduler=options.scheduler is not None,
     )
 

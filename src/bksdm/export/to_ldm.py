@@ -7,14 +7,14 @@ import torch
 from bksdm.export.formats import Format, Source
 from bksdm.export.ldm import why_not, write_single_file
 from bksdm.export.parity import TorchNetworks
-from bksdm.models.pipelines import drawing_defaults, load_pipeline
+from bksdm.models.pipelines import load_pipeline
 from bksdm.runtime.networks import Networks
 
 
 def write(source: Source, file: Path) -> None:
     """The checkpoint `file`."""
     dtype = torch.float16 if source.precision == "fp16" else torch.float32
-    write_single_file(source.pipeline, file, dtype=dtype, recipe=source.recipe, sampling=drawing_defaults(source.model))
+    write_single_file(source.pipeline, file, dtype=dtype, recipe=source.recipe, sampling=source.sampling)
 
 
 def _open(file: Path, source: Source) -> Networks:  # noqa: ARG001

@@ -22,7 +22,7 @@ from bksdm.export.formats import Format, Source
 from bksdm.export.genai import for_genai, genai_draws
 from bksdm.export.layout import component_folder, why_not, write_layout, write_scheduler
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
-from bksdm.generate.sampling import scheduler_config
+from bksdm.models.pipelines import scheduler_config
 from bksdm.runtime.networks import Networks
 
 MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"

@@ -23,9 +23,9 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.data.pictures import open_picture
 from bksdm.generate.run import save_picture
-from bksdm.generate.sampling import Request, is_flagged, sample, scheduler_config
+from bksdm.generate.sampling import Request, is_flagged, sample
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import check_text_to_image, cutting, drawing, image_size
+from bksdm.models.pipelines import check_text_to_image, cutting, drawing, image_size, scheduler_config
 from bksdm.options import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults

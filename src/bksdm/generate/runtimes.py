@@ -22,7 +22,7 @@ from bksdm.common.progress import say
 from bksdm.export.formats import format_named
 from bksdm.export.run import export, say_unchecked
 from bksdm.generate.exported import export_facts, is_exported, open_exported, sample_exported
-from bksdm.generate.sampling import sample, scheduler_config, scheduler_named
+from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.adapters.lora import Lora, merge_lora
 from bksdm.models.adapters.lora_files import check_made_for
 from bksdm.models.decoder import decoder_fingerprint, load_model
@@ -36,6 +36,7 @@ from bksdm.models.pipelines import (
     load_scheduler_config,
     load_unet_config,
     say_hidden,
+    scheduler_config,
 )
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.pruning.cost import unet_cost

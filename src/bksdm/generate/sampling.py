@@ -3,7 +3,6 @@
 The denoising loop is diffusers' own.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -24,7 +23,8 @@ from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
-from bksdm.runtime.schedulers import LEFT_OUT, with_scheduler
+from bksdm.models.pipelines import scheduler_config
+from bksdm.runtime.schedulers import with_scheduler
 
 _FLAGGED = "flagged"
 _OVERFLOWING: WeakSet[nn.Module] = WeakSet()  # VAEs of which it has been said
@@ -212,15 +212,6 @@ def _batches(requests: Sequence[Request], steps: int, guidance: float, batch_siz
             "num_inference_steps": steps,
             "guidance_scale": guidance,
         }
-
-
-def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """All options of a scheduler as scheduler_config.json has them, and the names of those that are only defaults.
-
-    Another scheduler that is made of it takes its own defaults for these, as it does of the model's own file.
-    """
-    values: dict[str, Any] = json.loads(scheduler.to_json_string())
-    return values | {LEFT_OUT: sorted(scheduler.config.get(LEFT_OUT, ()))}
 
 
 def scheduler_named(name: str, current: SchedulerMixin) -> SchedulerMixin:

@@ -29,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from bksdm.common.assets import asset
 from bksdm.common.devices import PRECISIONS
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.common.progress import say
 from bksdm.common.runs import files_digest, replace_folder, write_text
@@ -49,7 +49,8 @@ from bksdm.models.parts import (
 from bksdm.models.single_file import Contents, read_contents, read_pipeline
 from bksdm.pruning.cost import TOKENS, latent_sides
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
-from bksdm.runtime.tokens import beyond, encoded, saved_words
+from bksdm.runtime.schedulers import LEFT_OUT, told
+from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
 
 EMBEDDED = ("emoji",)
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
@@ -82,12 +83,12 @@ def load_pipeline(
     except InputError:
         raise
     except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+        raise InputError(f"model {model} cannot be loaded: {one_line(error, 300)}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.register_to_config(_name_or_path=str(path))
     if with_unet:
         check_parts(pipeline.text_encoder, pipeline.unet.config, model)
-    for word in hidden_words(pipeline.tokenizer):
+    for word in hidden_words(saved_words(pipeline.tokenizer.added_tokens_encoder), pipeline.tokenizer.tokenize):
         say_hidden(word)
     return pipeline
 
@@ -109,7 +110,7 @@ def located(model: str | Path) -> Path:
             if isinstance(reason, HUB_ERRORS):
                 raise not_on_hub("model", str(model), reason) from error
             if "variant=" not in str(error):  # it is not that files of this variant are lacking
-                raise InputError(f"model {model} cannot be loaded: {_one_line(error)}") from error
+                raise InputError(f"model {model} cannot be loaded: {one_line(error, 300)}") from error
     raise InputError(f"model {model} has no safetensors for some of its parts; {_conversion(model)}")
 
 
@@ -321,7 +322,7 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) ->
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+        raise InputError(f"{folder} cannot be loaded: {one_line(error, 300)}") from error
 
 
 def load_unet_config(model: str | Path) -> dict[str, Any]:
@@ -362,7 +363,7 @@ def read_unet(folder: Path) -> tuple[Config, Tensors]:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(_read_json(folder / "unet" / "config.json"))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise InputError(f"model {folder} cannot be loaded: {_one_line(error)}") from error
+        raise InputError(f"model {folder} cannot be loaded: {one_line(error, 300)}") from error
     wanted, tensors = unet.state_dict(), Tensors(weights)
     _check_complete(folder / "unet", wanted.keys() - tensors.keys())
     for name, tensor in wanted.items():
@@ -584,11 +585,18 @@ def _complete(pipeline: StableDiffusionPipeline, folder: Path, formats: Mapping[
         save_vocabulary(pipeline.tokenizer, folder / "tokenizer")
 
 
+def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """All options of a scheduler as scheduler_config.json has them, and the names of those that are only defaults.
+
+    Another scheduler that is made of it takes its own defaults for these, as it does of the model's own file.
+    """
+    values: dict[str, Any] = json.loads(scheduler.to_json_string())
+    return values | {LEFT_OUT: sorted(scheduler.config.get(LEFT_OUT, ()))}
+
+
 def said(scheduler: SchedulerMixin) -> dict[str, Any]:
     """The config of a scheduler without what it was not told: another scheduler has defaults of its own there."""
-    values: dict[str, Any] = json.loads(scheduler.to_json_string())
-    untold = scheduler.config.get("_use_default_values", [])
-    return {name: value for name, value in values.items() if name not in untold}
+    return told(scheduler_config(scheduler))
 
 
 def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -659,14 +667,6 @@ def cutting(tokenizer: CLIPTokenizer) -> Callable[[str], str]:
     return lambda text: beyond(*encode(text))
 
 
-def hidden_words(tokenizer: CLIPTokenizer) -> list[str]:
-    """Saved words of several vectors that diffusers, and we with it, reads as their first vector.
-
-    Their names have capital letters, and their tokens small ones, by which diffusers does not find them.
-    """
-    return [word for word in saved_words(tokenizer.added_tokens_encoder) if word not in tokenizer.tokenize(word)]
-
-
 @functools.cache  # so that it is said once
 def say_hidden(word: str) -> None:
     """A line about a word of `hidden_words`."""
@@ -731,18 +731,14 @@ def _check_safetensors(file: Path) -> None:
         with safe_open(file, framework="pt") as opened:
             opened.keys()
     except (SafetensorError, OSError, struct.error) as error:
-        raise InputError(f"{file} is cut short or damaged ({_one_line(error)}); copy or make it again") from error
+        raise InputError(f"{file} is cut short or damaged ({one_line(error, 300)}); copy or make it again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({_one_line(error)})") from error
+        raise InputError(f"{path} is not readable JSON ({one_line(error, 300)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object")
     return values
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.families.sd_unet import ADDED, NUMBERS
 
 TOKENS = 77  # of a caption, in Stable Diffusion
@@ -145,7 +145,7 @@ def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
             )
             unet(latents, torch.empty(1, dtype=torch.long), context, added_cond_kwargs=_added(unet.config))
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
     params = Counter({name: parameter.numel() for name, parameter in unet.named_parameters()})
     return _Counts(params, counter.modules, counter.attention)

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
 
 
@@ -53,8 +53,7 @@ class OpenvinoNetworks(FolderNetworks):
             self._take_fractions(model)
             return _Compiled(self._core.compile_model(model, "CPU", self._settings))
         except RuntimeError as error:
-            first = " ".join(str(error).split())
-            raise InputError(f"{file} cannot be loaded ({first}); export the model again") from error
+            raise InputError(f"{file} cannot be loaded ({one_line(error, None)}); export the model again") from error
 
     def _take_fractions(self, model: Any) -> None:
         """Declare whole timesteps as numbers of any kind, which the U-Net makes of them first of all."""

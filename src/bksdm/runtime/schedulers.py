@@ -47,9 +47,13 @@ def with_scheduler(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     What the model's own configuration leaves out takes the defaults of the other scheduler, but for samples that some
     clip by default, which suits pixels and not latents.
     """
+    return {"clip_sample": False, **told(config), "_class_name": name}
+
+
+def told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the options that it says were left out."""
     left_out = {*config.get(LEFT_OUT, ()), LEFT_OUT}
-    given = {option: value for option, value in config.items() if option not in left_out}
-    return {"clip_sample": False, **given, "_class_name": name}
+    return {option: value for option, value in config.items() if option not in left_out}
 
 
 def trajectory(config: Mapping[str, Any], steps: int, strength: float = 1.0) -> Trajectory:

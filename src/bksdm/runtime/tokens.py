@@ -1,7 +1,7 @@
 """Prompts to tokens as CLIP's text encoder takes them, by the tokenizers library alone."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,18 @@ def saved_words(added: Collection[str]) -> dict[str, str]:
         if len(vectors) > 1:
             found[word] = " ".join(vectors)
     return found
+
+
+def hidden_words(words: Iterable[str], tokens: Callable[[str], Sequence[str]]) -> list[str]:
+    """Saved words of several vectors that diffusers, and we with it, reads as their first vector.
+
+    Their names have capital letters, and their tokens small ones, by which diffusers does not find them.
+
+    Arguments:
+        words: Of `saved_words`.
+        tokens: What a tokenizer makes of a text.
+    """
+    return [word for word in words if word not in tokens(word)]
 
 
 def encoded(prompt: str, encode: Callable[[str], "Encoding"], words: Mapping[str, str]) -> tuple[str, "Encoding"]:
@@ -96,8 +108,8 @@ class Tokenizer:
         return beyond(*self._encoded(prompt))
 
     def hidden_words(self) -> list[str]:
-        """Saved words of which the first vector counts alone: their names have capital letters, no token has."""
-        return [word for word in self._words if word not in self._tokenizer.encode(word).tokens]
+        """Saved words of which the first vector counts alone."""
+        return hidden_words(self._words, lambda word: self._tokenizer.encode(word).tokens)
 
     def _encoded(self, prompt: str) -> tuple[str, "Encoding"]:
         return encoded(prompt, self._tokenizer.encode, self._words)

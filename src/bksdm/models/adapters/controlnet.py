@@ -19,7 +19,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 from torch import Tensor
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.families import skip_connections
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters.kinds import read_tensors
@@ -128,7 +128,7 @@ def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetMod
         whole = {name: tensor.float() for name, tensor in converted.items() if isinstance(tensor, Tensor)}
         made.load_state_dict(whole, strict=True, assign=True)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
     taken = {tensor.data_ptr() for tensor in converted.values() if isinstance(tensor, Tensor)}
     left = next((name for name, tensor in tensors.items() if tensor.data_ptr() not in taken), None)

@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bksdm.common.errors import InputError
+from bksdm.common.errors import InputError, one_line
 from bksdm.models.parts import find_weights
 
 LORA, WORDS, SDXL_WORDS = "LoRA", "textual inversion", "textual inversion of SDXL"
@@ -55,7 +55,7 @@ def kind_of(source: Path) -> str:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"adapter {file} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"adapter {file} cannot be read: {one_line(error)}") from error
     return _by_names(file, shapes)
 
 
@@ -111,7 +111,7 @@ def read_header(file: Path) -> dict[str, str]:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise InputError(f"adapter {file} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"adapter {file} cannot be read: {one_line(error)}") from error
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -126,7 +126,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors: dict[str, Tensor] = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"adapter {file} cannot be read: {_one_line(error)}") from error
+        raise InputError(f"adapter {file} cannot be read: {one_line(error)}") from error
     for name, tensor in tensors.items():
         whole = not tensor.is_floating_point()
         if whole and tensor.numel() > 1:
@@ -135,6 +135,12 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not whole and not tensors[name].isfinite().all():
             raise InputError(f"adapter {file} is damaged: {name} has numbers that are not finite")
     return tensors, header
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str]) -> None:
+    """Write what `read_tensors` reads."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, file, metadata=dict(header) or None)
 
 
 def _by_names(file: Path, shapes: Mapping[str, list[int]]) -> str:
@@ -163,15 +169,5 @@ def class_name(folder: Path) -> str | None:
     try:
         values = dict(json.loads(config.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{config} is no config of an adapter ({_one_line(error)}); copy the folder again") from error
+        raise InputError(f"{config} is no config of an adapter ({one_line(error)}); copy the folder again") from error
     return str(values["_class_name"]) if "_class_name" in values else None
-
-
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names, for people."""
-    several = list(names)
-    return ", ".join(several[:most]) + (", ..." if len(several) > most else "")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

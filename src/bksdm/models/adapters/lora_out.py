@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bksdm.families.recipe import Recipe
+from bksdm.models.adapters.kinds import write_tensors
 from bksdm.models.adapters.layers import rank_of, scale_of
 from bksdm.models.adapters.lora_files import RECIPE_KEY, WORDS_FOLDER, Layers, LoraWeights
 from bksdm.models.adapters.names import diffusers_name, kohyas_name
@@ -37,12 +37,12 @@ def write_lora(weights: LoraWeights, file: Path, recipe: Recipe | None = None) -
     layers = weights.layers
     made_for = {} if recipe is None else {RECIPE_KEY: json.dumps(recipe.to_dict())}
     if layers and _needs_own_names(layers):
-        _save(dict(_in_diffusers_names(layers)), file, {"format": "pt"} | made_for)
+        write_tensors(dict(_in_diffusers_names(layers)), file, {"format": "pt"} | made_for)
         file = file.with_name(KOHYA_FILE)
     if layers:
         alike = _alike(layers)
         named = {f"{kohyas_name(layer)}.{name}": t for layer in layers for name, t in alike[layer].items()}
-        _save(named, file, _header(alike) | _said(weights.header) | made_for)
+        write_tensors(named, file, _header(alike) | _said(weights.header) | made_for)
     if weights.words:
         write_words(weights.words, file.parent / WORDS_FOLDER)
 
@@ -144,7 +144,3 @@ def _version(layers: Layers) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"stable-diffusion-v{number}/lora",
     }
-
-
-def _save(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, metadata=dict(header))

@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, files_digest, replace_folder, run_files, write_text
+from bksdm.common.tables import listed
 from bksdm.families import skip_connections
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters import ip_adapter, kinds, motion
 from bksdm.models.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
-from bksdm.models.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_tensors
+from bksdm.models.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_tensors, write_tensors
 from bksdm.models.adapters.lora import carried, check_fits
 from bksdm.models.adapters.lora_files import check_made_for, lora_files, read_lora
 from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
@@ -160,7 +160,7 @@ def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
     for word, vectors in kept.words.items():
         check_width(word, vectors, pair.text_config["hidden_size"])
     if kept.words:
-        say(f"it brings the words {kinds.listed(kept.words)}")
+        say(f"it brings the words {listed(list(kept.words))}")
     if not kept.layers:
         write_words(kept.words, folder)
         return Adapted(kinds.WORDS, folder, len(kept.words), tuple(dropped))
@@ -218,7 +218,7 @@ def _ip_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
         kept, places = ip_adapter.renumbered(tensors, theirs, ours, pair.pruning)
     except InputError as error:
         raise InputError(f"IP-Adapter {file} does not fit this teacher: {error}") from error
-    _save(kept, folder / file.name, header)
+    write_tensors(kept, folder / file.name, header)
     return Adapted.by_places(kinds.IP_ADAPTER, folder, places)
 
 
@@ -234,7 +234,7 @@ def _motion(source: Path, pair: _Pair, folder: Path) -> Adapted:
         kept, places = motion.renumbered(tensors, pair.pruning)
     except InputError as error:
         raise InputError(f"motion module {file} is not read: {error}") from error
-    _save(kept, folder / (_WEIGHTS if source.is_dir() else file.name), header)
+    write_tensors(kept, folder / (_WEIGHTS if source.is_dir() else file.name), header)
     return Adapted.by_places(kinds.MOTION, folder, places)
 
 
@@ -259,7 +259,3 @@ def _check_config(what: str, source: Path, own: Mapping[str, Any], teacher: Conf
         ours, theirs = own.get(key), teacher.get(key)
         if as_list(ours) != as_list(theirs):
             raise InputError(f"{what} {source} is not of this teacher: its {key} is {ours}, and the teacher's {theirs}")
-
-
-def _save(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=dict(header) or None)

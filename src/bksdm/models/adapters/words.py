@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bksdm.common.errors import InputError
-from bksdm.models.adapters.kinds import WORD_FILE, read_tensors
+from bksdm.models.adapters.kinds import WORD_FILE, read_tensors, write_tensors
 
 _UNNAMED = "emb_params"  # AUTOMATIC1111's; the word is the file's name
 
@@ -37,7 +36,7 @@ def write_words(words: Mapping[str, Tensor], folder: Path) -> None:
     for number, (word, vectors) in enumerate(words.items()):
         letters = "".join(re.findall(r"[\w-]+", word)) or "word"
         name = WORD_FILE if len(words) == 1 else f"{number}-{letters}.safetensors"
-        save_file({word: vectors.contiguous()}, folder / name, metadata={"format": "pt"})
+        write_tensors({word: vectors}, folder / name, {"format": "pt"})
 
 
 def check_width(word: str, vectors: Tensor, width: int) -> None:
