@@ -44,9 +44,9 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Samples, Stream
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Schedule, train
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Checkpoints, Ema, TrainState
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning, load_recipe
 from bksdm.models.pipelines import load_pipeline, quiet_libraries, tokenizing
 from bksdm.pruning.run import prune_unet

@@ -22,7 +22,7 @@ from torch import Tensor
 from bksdm.common.errors import InputError
 from bksdm.families import derive, skip_connections
 from bksdm.families.recipe import Recipe, load_recipe
-from bksdm.families.sd_ldm import UNET, unet_places
+from bksdm.families.unet.names import UNET, unet_places
 from bksdm.models.adapters.controlnet import StudentControlNet, load_controlnet
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.adapters.lora import merge_lora

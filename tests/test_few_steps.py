@@ -17,7 +17,7 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.consistency import Consistency, few_step_scheduler
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.losses import pseudo_huber
-from bksdm.distill.noise import NoiseSchedule
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import drawing, tokenizing
 from bksdm.options import LcmOptions

@@ -70,12 +70,12 @@ def test_imports_point_down(module: str) -> None:
 
 def test_the_parser_sees_what_is_imported() -> None:
     assert set(imported(MODULES["distill.objective"])) >= {
-        "distill.noise",
+        "families.noise",
         "distill.losses",
         "families.recipe",
         "pruning.taps",
     }
-    assert module_of("bksdm.families.sd_unet") == "families.sd_unet"
+    assert module_of("bksdm.families.unet.structure") == "families.unet.structure"
     assert module_of("bksdm.families.derive") == "families"
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from bksdm.common.errors import InputError
 from bksdm.export.ldm import original_tensors, why_not, write_single_file
 from bksdm.export.run import export
-from bksdm.families import derive, sd_ldm
+from bksdm.families import derive
 from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.families.unet import names as unet_names
 from bksdm.models.pipelines import (
     check_folder,
     context_tokens,
@@ -127,32 +128,34 @@ def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe:
             layers_per_block=2,
         )
     shapes = {}
-    for network, places in ((unet, sd_ldm.unet_places), (vae, sd_ldm.vae_places)):
+    for network, places in ((unet, unet_names.unet_places), (vae, unet_names.vae_places)):
         weights = network.state_dict()
         shapes |= {place.name: tuple(weights[key].shape) for key, place in places(weights).items()}
-    found = sd_ldm.unet_config(shapes)
+    found = unet_names.unet_config(shapes)
     known = {"attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types", "up_block_types"}
     for key in known | {"in_channels", "out_channels", "layers_per_block", "sample_size", "use_linear_projection"}:
         wanted = unet.config[key]
         assert found[key] == (list(wanted) if isinstance(wanted, tuple) else wanted), key
     assert found["mid_block_type"] == unet.config.mid_block_type
-    assert sd_ldm.is_pruned(found) == (recipe is not None)
-    assert sd_ldm.vae_config(shapes)["block_out_channels"] == [128, 256, 512, 512]
+    assert unet_names.is_pruned(found) == (recipe is not None)
+    assert unet_names.vae_config(shapes)["block_out_channels"] == [128, 256, 512, 512]
 
 
 def test_a_middle_block_of_one_resnet_is_told_by_its_names() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(derive(RESNET, UNETS["v1"]).student_config)
     weights = unet.state_dict()
-    found = sd_ldm.unet_config({place.name: weights[key].shape for key, place in sd_ldm.unet_places(weights).items()})
+    found = unet_names.unet_config(
+        {place.name: weights[key].shape for key, place in unet_names.unet_places(weights).items()}
+    )
     assert found["mid_block_type"] == "UNetMidBlock2D"
-    assert sd_ldm.is_pruned(found)
+    assert unet_names.is_pruned(found)
 
 
 def test_names_of_whole_version_1_are_the_published_ones() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNETS["v1"])
-    names = {place.name for place in sd_ldm.unet_places(unet.state_dict()).values()}
+    names = {place.name for place in unet_names.unet_places(unet.state_dict()).values()}
     assert len(names) == 686  # as in v1-inference.yaml's UNetModel
     assert {
         "model.diffusion_model.input_blocks.3.0.op.weight",

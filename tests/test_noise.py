@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
-from bksdm.distill.noise import NoiseSchedule
+from bksdm.families.noise import NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BOTH = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -12,8 +12,8 @@ from bksdm.common.randomness import Draws
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import LossWeights
-from bksdm.distill.noise import Corrupted, NoiseSchedule
 from bksdm.distill.objective import Distillation
+from bksdm.families.noise import Corrupted, NoiseSchedule
 from bksdm.families.recipe import Tap, load_recipe
 from bksdm.options import Taps
 from bksdm.pruning.run import prune_unet

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
 from bksdm.distill.loop import Interrupted
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints
+from bksdm.families.noise import NoiseSchedule
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.pipelines import load_pipeline

@@ -17,9 +17,9 @@ from train_throughput import SIZES, Bench
 
 from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema
+from bksdm.families.noise import NoiseSchedule
 from bksdm.models.pipelines import quiet_libraries
 
 

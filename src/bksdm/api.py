@@ -17,7 +17,6 @@ from bksdm.distill.decoder import distill_decoder
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.losses import LossWeights
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.plan import Plan
 from bksdm.distill.run import distill, foresee
@@ -26,6 +25,7 @@ from bksdm.evaluate.run import evaluate
 from bksdm.export.push import Pushed, push
 from bksdm.export.run import Exported, export
 from bksdm.families import derive
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning, Recipe, load_recipe
 from bksdm.generate.demo import demo
 from bksdm.generate.run import generate

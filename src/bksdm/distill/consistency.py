@@ -23,7 +23,7 @@ from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import guided, pseudo_huber
-from bksdm.distill.noise import NoiseSchedule
+from bksdm.families.noise import NoiseSchedule
 from bksdm.models.pipelines import said
 from bksdm.runtime.schedulers import with_scheduler
 

@@ -18,7 +18,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
-from bksdm.distill.noise import NoiseSchedule
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Tap
 from bksdm.pruning.taps import Features
 

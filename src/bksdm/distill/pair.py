@@ -20,9 +20,9 @@ from bksdm.common.processes import shard
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import LossWeights
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning
 from bksdm.options import DistillOptions, StudentOptions
 from bksdm.pruning.describe import Description, describe_config

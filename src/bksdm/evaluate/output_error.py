@@ -10,7 +10,7 @@ from torch import Tensor
 from bksdm.common.randomness import Draws
 from bksdm.data.pictures import Picture, to_pixels
 from bksdm.distill.conditions import Conditions
-from bksdm.distill.noise import NoiseSchedule
+from bksdm.families.noise import NoiseSchedule
 from bksdm.models.pipelines import image_size, tokenizing
 
 _BATCH = 32

@@ -1,7 +1,7 @@
 """A whole pipeline as one `.safetensors` file with the names of original Stable Diffusion checkpoints.
 
-Where each tensor goes follows from the structure of the networks (`families.sd_ldm`). What names and shapes do not tell
-goes into the header, so that `load_pipeline` gives back the same pipeline without the hub.
+Where each tensor goes follows from the structure of the networks (`families.unet.names`). What names and shapes do not
+tell goes into the header, so that `load_pipeline` gives back the same pipeline without the hub.
 """
 
 import json
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bksdm.common.errors import InputError
 from bksdm.common.runs import replace_file
-from bksdm.families import sd_ldm
 from bksdm.families.recipe import Recipe
+from bksdm.families.unet import names
 from bksdm.models.pipelines import said
 from bksdm.models.single_file import KEY, TOKENIZER_FILES, packed
 from bksdm.runtime.defaults import Defaults
@@ -89,13 +89,13 @@ def original_tensors(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> d
     return whole | {name: torch.cat([parts[third] for third in range(3)]) for name, parts in thirds.items()}
 
 
-def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, sd_ldm.Place]]:
+def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, names.Place]]:
     # Version 2 differs from 1 in linear projections and in OpenCLIP's text encoder, and readers expect both or neither.
     open_clip = bool(pipeline.unet.config.use_linear_projection)
     return {
-        "unet": sd_ldm.unet_places(pipeline.unet.state_dict()),
-        "vae": sd_ldm.vae_places(pipeline.vae.state_dict()),
-        "text_encoder": sd_ldm.text_places(pipeline.text_encoder.state_dict(), open_clip),
+        "unet": names.unet_places(pipeline.unet.state_dict()),
+        "vae": names.vae_places(pipeline.vae.state_dict()),
+        "text_encoder": names.text_places(pipeline.text_encoder.state_dict(), open_clip),
     }
 
 

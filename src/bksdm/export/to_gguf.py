@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bksdm.export import sd_cpp
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import Parity, TorchNetworks, compare, draw
-from bksdm.families.sd_unet import UNetShape
+from bksdm.families.unet.structure import UNetShape
 
 _GGML = {"q8_0": "q8_0", "q4_0": "q4_0", "fp16": "f16"}
 _PROMPT = "a"  # one token in every vocabulary of CLIP's

@@ -7,8 +7,9 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from bksdm.common.errors import InputError
-from bksdm.families import sd_bypass, sd_unet, sd_units
 from bksdm.families.recipe import Config, Pruning, Recipe
+from bksdm.families.unet import bypass, structure
+from bksdm.families.unet import units as unet_units
 from bksdm.families.units import Names, Removals, Unit
 
 
@@ -19,7 +20,7 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
         InputError: The family is not known, or the teacher cannot satisfy the recipe.
     """
     _check(teacher_config)
-    return sd_unet.derive(recipe, teacher_config)
+    return structure.derive(recipe, teacher_config)
 
 
 def units(config: Config) -> tuple[Unit, ...]:
@@ -29,7 +30,7 @@ def units(config: Config) -> tuple[Unit, ...]:
         InputError: The family is not known.
     """
     _check(config)
-    return sd_units.units(config)
+    return unet_units.units(config)
 
 
 def removals(config: Config) -> tuple[Removals, ...]:
@@ -39,7 +40,7 @@ def removals(config: Config) -> tuple[Removals, ...]:
         InputError: The family is not known.
     """
     _check(config)
-    return tuple(sd_units.removals(config))
+    return tuple(unet_units.removals(config))
 
 
 def recipe_without(config: Config, names: Names, name: str, summary: str = "") -> Recipe:
@@ -49,7 +50,7 @@ def recipe_without(config: Config, names: Names, name: str, summary: str = "") -
         InputError: The family is not known.
     """
     _check(config)
-    return sd_units.recipe_without(config, names, name, summary)
+    return unet_units.recipe_without(config, names, name, summary)
 
 
 def recipes_between(teacher_config: Config, student_config: Config, name: str) -> list[Recipe]:
@@ -60,12 +61,12 @@ def recipes_between(teacher_config: Config, student_config: Config, name: str) -
     """
     _check(teacher_config)
     _check(student_config)
-    return list(sd_units.recipes_between(teacher_config, student_config, name))
+    return list(unet_units.recipes_between(teacher_config, student_config, name))
 
 
 def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
     """Name and both values of an entry in which the config of a U-Net is not the wanted one, if there is one."""
-    return sd_unet.difference(wanted, found)
+    return structure.difference(wanted, found)
 
 
 def skip_connections(config: Config) -> tuple[str, ...]:
@@ -75,16 +76,16 @@ def skip_connections(config: Config) -> tuple[str, ...]:
         InputError: The family is not known.
     """
     _check(config)
-    return sd_unet.skip_connections(config)
+    return structure.skip_connections(config)
 
 
 def bypassed(unet: UNet2DConditionModel, units: Iterable[Unit]) -> AbstractContextManager[UNet2DConditionModel]:
     """`unet` without these of its units inside a `with` block, in memory; afterwards it is as it was."""
-    return sd_bypass.bypassed(unet, units)
+    return bypass.bypassed(unet, units)
 
 
 def _check(config: Config) -> None:
-    reason = sd_unet.why_not(config)
+    reason = structure.why_not(config)
     if reason:
         raise InputError(
             f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x, or SDXL"

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from bksdm.common.assets import asset
-from bksdm.families.depth import listed
 from bksdm.families.recipe import Config
-from bksdm.families.sd_unet import ADDED, UNetShape
+from bksdm.families.unet.depth import listed
+from bksdm.families.unet.structure import ADDED, UNetShape
 
 _WIDTHS = (320, 640, 1280, 1280)
 _MODELS = {(768, False): "sd1", (1024, False): "sd2", (2048, True): "sdxl"}

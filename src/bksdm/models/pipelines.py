@@ -34,9 +34,9 @@ from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.common.progress import say
 from bksdm.common.runs import files_digest, replace_folder, write_text
 from bksdm.data.pictures import Size, sides
-from bksdm.families import sd_ldm
 from bksdm.families.recipe import Config
-from bksdm.families.sd_unet import ADDED
+from bksdm.families.unet import names
+from bksdm.families.unet.structure import ADDED
 from bksdm.models.parts import (
     Tensors,
     copy_papers,
@@ -387,7 +387,7 @@ def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
     path = located(model)
     if path.is_dir():
         return {}  # files are copied
-    prefixes = {"unet": sd_ldm.UNET, "vae": sd_ldm.VAE, "text_encoder": "cond_stage_model."}
+    prefixes = {"unet": names.UNET, "vae": names.VAE, "text_encoder": "cond_stage_model."}
     found = {name: half_format([path], prefix) for name, prefix in prefixes.items()}
     return {name: half for name, half in found.items() if half}
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm.common.errors import InputError
-from bksdm.families import sd_ldm
+from bksdm.families.unet import names
 from bksdm.runtime.defaults import Defaults
 
 KEY = "bksdm"
@@ -55,7 +55,7 @@ class Contents:
     @property
     def is_stock(self) -> bool:
         """Whether it is one of Stable Diffusion's own, which diffusers knows better."""
-        return self.scheduler is None and not sd_ldm.is_pruned(self.configs["unet"])
+        return self.scheduler is None and not names.is_pruned(self.configs["unet"])
 
 
 def read_contents(file: Path) -> Contents:
@@ -69,9 +69,9 @@ def read_contents(file: Path) -> Contents:
         written = (opened.metadata() or {}).get(KEY)
     try:
         found = {
-            "unet": sd_ldm.unet_config(shapes),
-            "vae": sd_ldm.vae_config(shapes),
-            "text_encoder": sd_ldm.text_config(shapes),
+            "unet": names.unet_config(shapes),
+            "vae": names.vae_config(shapes),
+            "text_encoder": names.text_config(shapes),
         }
     except InputError as error:
         raise InputError(f"{file} is not a whole Stable Diffusion checkpoint: {error}") from error
@@ -95,15 +95,15 @@ def read_pipeline(
     Raises:
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.
     """
-    configs, open_clip = contents.configs, sd_ldm.has_open_clip(contents.shapes)
+    configs, open_clip = contents.configs, names.has_open_clip(contents.shapes)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(configs["unet"])
         vae = AutoencoderKL.from_config(configs["vae"])
         text = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
     places = {
-        "unet": sd_ldm.unet_places(unet.state_dict()),
-        "vae": sd_ldm.vae_places(vae.state_dict()),
-        "text_encoder": sd_ldm.text_places(text.state_dict(), open_clip),
+        "unet": names.unet_places(unet.state_dict()),
+        "vae": names.vae_places(vae.state_dict()),
+        "text_encoder": names.text_places(text.state_dict(), open_clip),
     }
     networks = {"unet": unet, "vae": vae, "text_encoder": text}
     _check_names(file, contents, places)
@@ -141,20 +141,20 @@ def unpacked(text: str) -> str:
     return content.decode()
 
 
-def _check_names(file: Path, contents: Contents, places: Mapping[str, Mapping[str, sd_ldm.Place]]) -> None:
+def _check_names(file: Path, contents: Contents, places: Mapping[str, Mapping[str, names.Place]]) -> None:
     """A file that lacks a tensor, or has a layer too many, is not the model that it says it is."""
     wanted = {place.name for part in places.values() for place in part.values()}
     lacking = sorted(wanted - contents.shapes.keys())
     if lacking:
         raise InputError(f"{file} lacks {len(lacking)} of its tensors, first {lacking[0]}; copy or make it again")
-    extra = sorted(name for name in contents.shapes if name.startswith(sd_ldm.UNET) and name not in wanted)
+    extra = sorted(name for name in contents.shapes if name.startswith(names.UNET) and name not in wanted)
     if extra:
         raise InputError(f"{file} has {len(extra)} tensors too many in its U-Net, first {extra[0]}; make it again")
 
 
 def _fill(
     network: nn.Module,
-    places: Mapping[str, sd_ldm.Place],
+    places: Mapping[str, names.Place],
     tensor: Callable[[str], Tensor],
     dtype: torch.dtype,
     file: Path,

@@ -14,7 +14,7 @@ from torch import Tensor
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.losses import task_loss
-from bksdm.distill.noise import Corrupted, NoiseSchedule
+from bksdm.families.noise import Corrupted, NoiseSchedule
 
 
 class Personalization:

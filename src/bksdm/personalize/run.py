@@ -21,8 +21,8 @@ from bksdm.data.names import list_pictures
 from bksdm.data.pictures import open_picture, to_pixels, was_flagged
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, TrainState
+from bksdm.families.noise import NoiseSchedule
 from bksdm.generate.run import generate
 from bksdm.models.adapters.training import add_lora, check_peft, save_lora
 from bksdm.models.card import personal_card

@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError, one_line
-from bksdm.families.sd_unet import ADDED, NUMBERS
+from bksdm.families.unet.structure import ADDED, NUMBERS
 
 TOKENS = 77  # of a caption, in Stable Diffusion
 

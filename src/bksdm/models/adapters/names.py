@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.sd_ldm import UNET, unet_places
+from bksdm.families.unet.names import UNET, unet_places
 
 TEXT_PREFIX, PEFT_PREFIX = "text_model.", "base_model.model."
 _PREFIXES = (

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bksdm.common.errors import InputError
-from bksdm.families import depth
-from bksdm.families.depth import Depths, listed
 from bksdm.families.recipe import Config, Depth, Pruning, Recipe, Stage, Tap, each_stage, of_attentions
+from bksdm.families.unet import depth
+from bksdm.families.unet.depth import Depths, listed
 
 _DOWN_TYPES = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_TYPES = ("CrossAttnUpBlock2D", "UpBlock2D")

@@ -16,9 +16,9 @@ from itertools import combinations, product
 from typing import Literal
 
 from bksdm.common.errors import InputError
-from bksdm.families import depth
 from bksdm.families.recipe import Config, Depth, Middle, Recipe, Transformers
-from bksdm.families.sd_unet import MID_BEHIND_RESNET, UNetShape, derive, difference, layer_paths
+from bksdm.families.unet import depth
+from bksdm.families.unet.structure import MID_BEHIND_RESNET, UNetShape, derive, difference, layer_paths
 from bksdm.families.units import Kind, Names, Removals, Unit
 
 _MID, _MID_ATTENTION = "mid_block", "mid_block attention"

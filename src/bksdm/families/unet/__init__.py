@@ -1,0 +1,1 @@
+"""What the U-Nets of Stable Diffusion and SDXL have in common."""
