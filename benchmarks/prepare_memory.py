@@ -71,7 +71,7 @@ def vae_alone(seconds: float = 20.0) -> float:
     """Pictures a second, mirrored copies included, without reading or writing anything."""
     pipeline = load_pipeline("emoji", with_unet=False)
     pipeline.vae.to(memory_format=VAE_LAYOUT)
-    conditions = Conditions(pipeline.vae, pipeline.text_encoder)
+    conditions = Conditions.of(pipeline)
     pixels = torch.stack([to_pixels(Image.new("RGB", (64, 64), (n, n, n)), 64) for n in range(BATCH)])
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

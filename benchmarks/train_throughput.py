@@ -213,7 +213,7 @@ def _ours(
     if variant.layout and channels_last_is_faster(bench.device, low):
         student.to(memory_format=torch.channels_last)
         pipeline.unet.to(memory_format=torch.channels_last)
-    conditions = Conditions(pipeline.vae, pipeline.text_encoder)
+    conditions = Conditions.of(pipeline)
     if variant.layout:
         pipeline.vae.to(memory_format=VAE_LAYOUT)
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
@@ -223,7 +223,7 @@ def _ours(
         samples = CachedSamples(
             bench.pictures(size),
             lambda pixels: conditions.posterior(pixels.to(bench.device)),
-            lambda ids: conditions.embedding(ids.to(bench.device)),
+            lambda ids: conditions.embedded(ids.to(bench.device)),
         )
     stream = Stream(samples, bench.batch_size)
     if variant.compiled:

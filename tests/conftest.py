@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from filelock import FileLock
 
 from bksdm.export.run import export
 from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions
-from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, build_pictures, build_pipeline
+from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, XL_UNET, build_pictures, build_pipeline, build_xl_pipeline
 
 torch.set_num_threads(1)
 
@@ -31,6 +31,26 @@ def v1_teacher() -> StableDiffusionPipeline:
 def v2_teacher() -> StableDiffusionPipeline:
     """Shaped as SD 2.x. Shared by all tests: not to be changed."""
     return build_pipeline(V2_UNET, "v_prediction")
+
+
+@pytest.fixture(scope="session")
+def xl_teacher() -> StableDiffusionXLPipeline:
+    """Shaped as SDXL. Shared by all tests: not to be changed."""
+    return build_xl_pipeline(XL_UNET)
+
+
+@pytest.fixture(scope="session")
+def xl_folder(xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SDXL teacher on the disk. Shared by all tests: not to be changed."""
+    folder = tmp_path_factory.mktemp("xl") / "teacher"
+    save_pipeline(xl_teacher, folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["v1", "v2", "xl"])
+def any_teacher(request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """Each of the teachers in turn, of every family."""
+    return request.getfixturevalue(f"{request.param}_teacher")
 
 
 @pytest.fixture(scope="session", params=["v1", "v2"])

@@ -4,8 +4,7 @@ import pytest
 import yaml
 
 from bksdm.common.assets import asset
-from bksdm.families import derive
-from bksdm.families.readers import readers
+from bksdm.families import derive, readers
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.pruning.describe import describe_config
 from published import TEACHERS, UNETS, XL

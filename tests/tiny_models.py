@@ -1,4 +1,4 @@
-"""Small random pipelines in the shape of Stable Diffusion 1.x and 2.x, made in a blink.
+"""Small random pipelines in the shape of Stable Diffusion 1.x and 2.x and of SDXL, made in a blink.
 
 Pictures of 32x32 become latents of 8x8x4, as far as the four stages of the U-Net need them.
 """
@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 MAX_TOKENS = 8
 CONTEXT = 32
@@ -79,15 +86,7 @@ def build_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 0) 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(16, 16, 32),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=16,
-            sample_size=PICTURE,
-        ).eval(),
+        vae=build_vae(),
         text_encoder=build_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(**unet).eval(),
@@ -107,29 +106,71 @@ def build_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 0) 
     return pipeline
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
+def build_xl_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionXLPipeline:
+    """The same as SDXL has it: its second tokenizer pads with another token, and half the context is each encoder's."""
+    torch.manual_seed(seed)
+    tokenizer, second = build_tokenizer(), build_tokenizer(pad_token="!")
+    pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+    pipeline = StableDiffusionXLPipeline(
+        vae=build_vae(),
+        text_encoder=build_text_encoder(tokenizer, CONTEXT // 2),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second, CONTEXT // 2, projection_dim=pooled)).eval(),
+        tokenizer_2=second,
+        unet=UNet2DConditionModel(**unet).eval(),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+            prediction_type=prediction_type,
+        ),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=PICTURE,
+    ).eval()
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer, width: int = CONTEXT) -> CLIPTextModel:
+    return CLIPTextModel(text_config(tokenizer, width)).eval()
+
+
+def text_config(tokenizer: CLIPTokenizer, width: int, **more: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=CONTEXT,
-        intermediate_size=2 * CONTEXT,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
-    return CLIPTextModel(config).eval()
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(**special: str) -> CLIPTokenizer:
     """A byte-pair vocabulary in CLIP's form that knows a few whole words."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("r", "e"), ("re", "d</w>"), ("c", "a"), ("ca", "r</w>"), ("g", "re"), ("e", "n</w>")]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS, **special)
 
 
 def tokenize(tokenizer: CLIPTokenizer, text: str) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
-from bksdm.distill.noise import NoiseSchedule
+from bksdm.families.noise import NoiseSchedule
 
 
 class Reconstruction:
@@ -99,3 +99,42 @@ class Pretraining:
         error = (predicted.float() - noisy.target).square().mean(dim=(1, 2, 3))
         snr = self.noise_schedule.snr(noisy.timesteps)
         return {"loss": (error * snr.clamp(max=self.snr_gamma) / snr).mean(), "task": error.mean()}
+
+
+class Succession:
+    """The output of another U-Net of the same latents and the same forward process, and the task, in equal parts.
+
+    What a batch holds of each: `context` for the one that teaches, and named conditions for the one that learns; some
+    captions are left out for both. A U-Net's answers tell more than noise does, so that this takes a fraction of the
+    steps of `Pretraining`.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Tensor, Tensor, Batch], Tensor],
+        teacher: UNet2DConditionModel,
+        latents_of: Callable[[Batch, Draws], Tensor],
+        noise_schedule: NoiseSchedule,
+        *,
+        empty: Batch,
+        caption_dropout: float,
+    ) -> None:
+        self.answer = answer
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.latents_of = latents_of
+        self.noise_schedule = noise_schedule
+        self.empty = empty
+        self.caption_dropout = caption_dropout
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        noisy = self.noise_schedule.corrupt(self.latents_of(batch, draws), draws)
+        left_out = (draws.uniform((len(noisy.latents),)) < self.caption_dropout).to(noisy.latents.device)
+        given = {
+            name: torch.where(left_out.view(-1, *[1] * empty.ndim), empty, batch[name])
+            for name, empty in self.empty.items()
+        }
+        with torch.no_grad():
+            taught = self.teacher(noisy.latents, noisy.timesteps, given["context"]).sample
+        answer = self.answer(noisy.latents, noisy.timesteps, given).float()
+        output, task = F.mse_loss(answer, taught), F.mse_loss(answer, noisy.target)
+        return {"loss": output + task, "output": output, "task": task}

@@ -37,8 +37,9 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch, Samples, Stream
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.loop import Objective, Schedule, train
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.state import Checkpoints, Ema, TrainState
+from bksdm.families.noise import NoiseSchedule
+from bksdm.families.sd import StableDiffusion
 from bksdm.models.pipelines import load_pipeline, save_vocabulary, tokenizing
 
 HERE = Path(__file__).parent
@@ -217,7 +218,7 @@ def train_teacher(work: Workspace, pace: Pace) -> None:
     """U-Net and text encoder together, on latents of the trained VAE."""
     tokenizer = work.tokenizer()
     model = build_teacher(tokenizer)
-    conditions = Conditions(trained(build_vae(), work.stage("vae")), model["text_encoder"])
+    conditions = Conditions(StableDiffusion(), trained(build_vae(), work.stage("vae")), [model["text_encoder"]])
     latents = encode(conditions, work.samples(tokenizing(tokenizer), "train"))
     model.train().requires_grad_(True)
     unet: UNet2DConditionModel = model["unet"]

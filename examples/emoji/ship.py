@@ -32,6 +32,7 @@ from bksdm.data.pictures import to_pixels
 from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
+from bksdm.families.sd import StableDiffusion
 from bksdm.models.pipelines import save_pipeline, save_vocabulary, tokenizing
 from bksdm.runtime.defaults import Defaults, as_files
 
@@ -52,7 +53,7 @@ def assemble_model(work: Workspace, out: Path) -> StableDiffusionPipeline:
     tokenizer = work.tokenizer()
     teacher = trained(build_teacher(tokenizer), work.stage("teacher"))
     vae = trained(build_vae(), work.stage("vae"))
-    encode(Conditions(vae, teacher["text_encoder"]), work.samples(tokenizing(tokenizer), "train"))
+    encode(Conditions(StableDiffusion(), vae, [teacher["text_encoder"]]), work.samples(tokenizing(tokenizer), "train"))
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=teacher["text_encoder"],

@@ -17,11 +17,11 @@ from bksdm.data.stream import Stream
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
 from bksdm.distill.loop import Schedule, train
-from bksdm.distill.noise import NoiseSchedule
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.evaluate.output_error import output_errors
 from bksdm.families import bypassed, units
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Tap
 from bksdm.families.units import Unit
 from bksdm.models.pipelines import load_pipeline
@@ -44,7 +44,7 @@ def damage(unit: Unit, teacher_name: str, latents: Path, out: Path, *, steps: in
     teacher = load_pipeline(teacher_name)
     student = copy.deepcopy(teacher.unet).train()
     samples = open_data(str(latents), None, False, 0).samples(teacher)
-    conditions = Conditions(teacher.vae, teacher.text_encoder)
+    conditions = Conditions.of(teacher)
     with bypassed(student, [unit]):
         left = [p for p in student.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(left, lr=1e-3, weight_decay=1e-2, fused=True)

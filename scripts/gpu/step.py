@@ -37,7 +37,7 @@ def main() -> None:
     mean = torch.randn(count, 4, size.latent, size.latent, device=device)
     batch = {"latents_mean": mean, "latents_std": mean.abs()}
     batch["context"] = torch.randn(count, size.tokens, size.text_width, device=device)
-    conditions = Conditions(bench.pipeline.vae, bench.pipeline.text_encoder)
+    conditions = Conditions.of(bench.pipeline)
     schedule = NoiseSchedule.from_scheduler(bench.pipeline.scheduler)
     objective = Distillation(student, teacher, bench.pruning.taps, conditions, schedule)
 

@@ -3,7 +3,8 @@
 Kept are the mean and the deviation of the VAE's posterior, so that every draw still samples it.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +14,16 @@ from bksdm.data.stream import Batch
 
 _CHUNK = 32
 
+Shape = tuple[int, ...]
+
 
 class CachedSamples:
-    """`PictureSamples` with `latents_mean`, `latents_std` (C, h, w) and `context` (L, D) in place of pixels and tokens.
+    """`PictureSamples` with `latents_mean`, `latents_std` (C, h, w) and what captions give, not pixels and tokens.
 
     Arguments:
         samples: The pictures and captions.
         posterior: Pixels (B, 3, H, W) -> mean and deviation of their latents.
-        embedding: Tokens (B, L) -> embedded captions.
+        embedded: Tokens of B captions -> what they give, by name.
         advance: Called with the number of pictures done, for a progress bar.
     """
 
@@ -28,14 +31,14 @@ class CachedSamples:
         self,
         samples: PictureSamples,
         posterior: Callable[[Tensor], tuple[Tensor, Tensor]],
-        embedding: Callable[[Tensor], Tensor],
+        embedded: Callable[[Tensor], Batch],
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._samples = samples
-        self._latents = [
-            _latents(samples, flipped, posterior, advance) for flipped in ((False, True) if samples.flip else (False,))
+        self._seen = [
+            _seen(samples, flipped, posterior, advance) for flipped in ((False, True) if samples.flip else (False,))
         ]
-        self._context, self._caption = _contexts(samples, embedding)
+        self._captions, self._caption = _captions(samples, embedded)
 
     def __len__(self) -> int:
         return len(self._caption)
@@ -44,44 +47,45 @@ class CachedSamples:
         return self._samples.name(index)
 
     def sample(self, index: int, rng_seed: int) -> Batch:
-        mean, std = self._latents[self._samples.flip and flips(rng_seed)]
-        return {"latents_mean": mean[index], "latents_std": std[index], "context": self._context[self._caption[index]]}
+        seen, caption = self._seen[self._samples.flip and flips(rng_seed)], self._caption[index]
+        return {name: value[index] for name, value in seen.items()} | {
+            name: value[caption] for name, value in self._captions.items()
+        }
 
 
-def cache_bytes(
-    pictures: Sequence[Picture], flip: bool, latent_shape: Sequence[int], context_shape: Sequence[int]
-) -> int:
-    """Memory in bytes that `CachedSamples` takes at most, for latents (C, h, w) and contexts (L, D).
+def cache_bytes(pictures: Sequence[Picture], flip: bool, latent_shape: Sequence[int], told: Mapping[str, Shape]) -> int:
+    """Memory in bytes that `CachedSamples` takes at most, for latents (C, h, w) and conditions of these shapes.
 
     Equal captions are kept once; they are not counted here, because captions may lie on the disk.
     """
     copies = 2 if flip else 1
-    return 4 * len(pictures) * (2 * copies * _product(latent_shape) + _product(context_shape))
+    return 4 * len(pictures) * (2 * copies * math.prod(latent_shape) + sum(map(math.prod, told.values())))
 
 
-def _latents(
+def _seen(
     samples: PictureSamples,
     flipped: bool,
     posterior: Callable[[Tensor], tuple[Tensor, Tensor]],
     advance: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
-    means, stds = [], []
+) -> Batch:
+    chunks = []
     for start in range(0, len(samples), _CHUNK):
-        indices = range(start, min(start + _CHUNK, len(samples)))
-        mean, std = posterior(torch.stack([samples.pixels(index, flipped) for index in indices]))
-        means.append(mean.float().cpu())
-        stds.append(std.float().cpu())
-        advance(len(indices))
-    return torch.cat(means), torch.cat(stds)
+        rows = [samples.seen(index, flipped) for index in range(start, min(start + _CHUNK, len(samples)))]
+        columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        mean, std = posterior(columns.pop("pixel_values"))
+        chunks.append({"latents_mean": mean.float().cpu(), "latents_std": std.float().cpu(), **columns})
+        advance(len(rows))
+    return _together(chunks)
 
 
-def _contexts(samples: PictureSamples, embedding: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int]]:
+def _captions(samples: PictureSamples, embedded: Callable[[Tensor], Batch]) -> tuple[Batch, list[int]]:
     captions = list(dict.fromkeys(entry.text for entry in samples.pictures))
     number = {caption: index for index, caption in enumerate(captions)}
     chunks = [captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK)]
-    embedded = [embedding(torch.stack([samples.tokenize(text) for text in chunk])).float().cpu() for chunk in chunks]
-    return torch.cat(embedded), [number[entry.text] for entry in samples.pictures]
+    found = [embedded(torch.stack([samples.tokenize(text) for text in chunk])) for chunk in chunks]
+    kept = [{name: value.float().cpu() for name, value in chunk.items()} for chunk in found]
+    return _together(kept), [number[entry.text] for entry in samples.pictures]
 
 
-def _product(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
+def _together(chunks: Sequence[Batch]) -> Batch:
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -187,19 +187,21 @@ def to_pixels(image: Image.Image, size: Size, *, flip: bool = False) -> Tensor:
 class PictureSamples:
     """Pixels and tokens of captioned pictures.
 
-    A sample has `pixel_values` with shape (3, H, W) in [-1, 1] and `input_ids` with shape (L,).
+    A sample has `pixel_values` with shape (3, H, W) in [-1, 1], `input_ids`, and what is told of the picture.
 
     Attributes:
         pictures: Pictures and captions.
         size: Of the pictures in pixels.
         tokenize: Turns a caption into `input_ids`.
         flip: Whether every other draw is mirrored, by chance.
+        told: What is told of a picture, by its original size and the wanted one, each height and width.
     """
 
     pictures: Sequence[Picture]
     size: Size
     tokenize: Callable[[str], Tensor]
     flip: bool = False
+    told: Callable[[tuple[int, int], tuple[int, int]], Batch] = lambda original, size: {}
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -207,12 +209,15 @@ class PictureSamples:
     def name(self, index: int) -> str:
         return self.pictures[index].name
 
-    def pixels(self, index: int, flipped: bool) -> Tensor:
-        return to_pixels(self.pictures[index].open(), self.size, flip=flipped)
+    def seen(self, index: int, flipped: bool) -> Batch:
+        """Pixels, and what is told of the picture."""
+        picture = self.pictures[index].open()
+        pixels = to_pixels(picture, self.size, flip=flipped)
+        return {"pixel_values": pixels, **self.told((picture.height, picture.width), sides(self.size))}
 
     def sample(self, index: int, rng_seed: int) -> Batch:
-        pixels = self.pixels(index, self.flip and flips(rng_seed))
-        return {"pixel_values": pixels, "input_ids": self.tokenize(self.pictures[index].text)}
+        seen = self.seen(index, self.flip and flips(rng_seed))
+        return seen | {"input_ids": self.tokenize(self.pictures[index].text)}
 
 
 def flips(rng_seed: int) -> bool:

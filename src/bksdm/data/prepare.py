@@ -7,10 +7,10 @@ several processes share the shards, and what is in a shard does not depend on ho
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from bksdm.common.processes import processes
 from bksdm.common.progress import bar, say
 from bksdm.common.prompts import CutOff
 from bksdm.common.runs import check_free, open_run, write_text
-from bksdm.data.pictures import Picture, Size, sides, to_pixels
+from bksdm.data.pictures import PictureSamples, sides
 from bksdm.data.prepared import Prepared, is_prepared, write_index, write_shard
 from bksdm.data.source import Source, read_source
+from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.models.pipelines import (
     check_resolution,
@@ -33,6 +34,7 @@ from bksdm.models.pipelines import (
     load_pipeline,
     load_unet_config,
     network_digest,
+    tokenizers,
     tokenizing,
 )
 from bksdm.options import PrepareOptions
@@ -109,17 +111,18 @@ class _Read:
     text: str = ""
     pixels: Tensor | None = None
     reason: str = ""
+    told: Batch = dataclasses.field(default_factory=dict)
 
 
 class _Reader(Dataset[Any]):
-    def __init__(self, pictures: Sequence[Picture], size: Size) -> None:
-        self.pictures = pictures
-        self.size = size
+    def __init__(self, samples: PictureSamples) -> None:
+        self.samples = samples
 
     def __getitem__(self, index: int) -> _Read:
-        picture = self.pictures[index]
+        picture = self.samples.pictures[index]
         try:
-            return _Read(picture.name, picture.text, to_pixels(picture.open(), self.size))
+            told = self.samples.seen(index, flipped=False)
+            return _Read(picture.name, picture.text, told.pop("pixel_values"), told=told)
         except InputError as error:
             return _Read(picture.name, reason=str(error))
 
@@ -128,9 +131,8 @@ class _Reader(Dataset[Any]):
 class _Work:
     """Pictures and the networks that encode them."""
 
-    source: Source
+    samples: PictureSamples
     conditions: Conditions
-    tokenize: Callable[[str], Tensor]
     cut_off: CutOff
     device: torch.device
     about: Prepared
@@ -143,33 +145,33 @@ class _Work:
         pipeline = load_pipeline(
             options.teacher, choose_precision(options.precision, device, training=False), with_unet=False
         )
-        tokenize, cut_off = tokenizing(pipeline.tokenizer), cutting(pipeline.tokenizer)
-        factor = pipeline.vae_scale_factor
-        resolution = options.resolution or config_size(load_unet_config(options.teacher), factor)
+        conditions, own = Conditions.of(pipeline), tokenizers(pipeline)
+        factor, config = pipeline.vae_scale_factor, load_unet_config(options.teacher)
+        resolution = options.resolution or config_size(config, factor)
         height, width = sides(resolution)
-        encoder = pipeline.text_encoder
+        samples = PictureSamples(source.pictures, resolution, tokenizing(*own), told=conditions.of_fitted)
+        shapes = conditions.family.condition_shapes(config, own[0].model_max_length)
+        kept = conditions.family.of_picture + (conditions.family.of_caption if options.text_embeddings else ())
         about = Prepared(
             teacher=options.teacher,
             vae=network_digest(pipeline.vae),
-            text_encoder=network_digest(encoder) if options.text_embeddings else None,
+            text_encoder=network_digest(*conditions.encoders) if options.text_embeddings else None,
             source=source.digest,
             resolution=resolution,
             latent_shape=(pipeline.vae.config.latent_channels, height // factor, width // factor),
-            context_shape=(pipeline.tokenizer.model_max_length, encoder.config.hidden_size)
-            if options.text_embeddings
-            else None,
+            context_shape=cast(tuple[int, int], shapes["context"]) if options.text_embeddings else None,
             flip=options.flip,
             storage=options.storage,
+            told={name: shapes[name] for name in kept if name != "context"},
         )
         pipeline.to(device)
         pipeline.vae.to(memory_format=VAE_LAYOUT)
-        conditions = Conditions(pipeline.vae, encoder)
-        return cls(source, conditions, tokenize, cut_off, device, about, options.batch_size, options.workers)
+        return cls(samples, conditions, cutting(*own), device, about, options.batch_size, options.workers)
 
     def encode(self, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, dict[str, Any]]]:
         """Write `shards`, and yield each with its report; pictures are read ahead."""
         loader: DataLoader[list[_Read]] = DataLoader(
-            _Reader(self.source.pictures, self.about.resolution),
+            _Reader(self.samples),
             batch_sampler=[list(rows) for shard in shards for rows in self._batches(shard)],
             num_workers=self.workers,
             collate_fn=list,
@@ -212,9 +214,10 @@ class _Work:
             mean, std = (part.cpu() for part in self.conditions.posterior(pixels.flip(-1)))
             numbers |= {"mean_flipped": mean, "std_flipped": std}
         seconds = time.perf_counter() - began
+        numbers |= {name: torch.stack([item.told[name] for item in read]) for name in read[0].told}
         if self.about.context_shape:
-            ids = torch.stack([self.tokenize(item.text) for item in read]).to(self.device)
-            numbers["context"] = self.conditions.embedding(ids)
+            ids = torch.stack([self.samples.tokenize(item.text) for item in read]).to(self.device)
+            numbers |= self.conditions.embedded(ids)
         return numbers, seconds
 
 

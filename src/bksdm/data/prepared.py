@@ -9,6 +9,7 @@ with one row a picture:
 | `mean`, `std` | the VAE's posterior, scaled for the U-Net: C * h * w numbers each |
 | `mean_flipped`, `std_flipped` | the same of the mirrored picture, if asked for |
 | `context` | the embedded caption, L * D numbers, if asked for |
+| others | what else the denoiser is told: of SDXL `text_embeds`, if asked for, and `time_ids` |
 
 Numbers lie in lists of fixed size, so that a row is read from the memory-mapped file at its place. Keeping mean
 and deviation, every draw of training samples the posterior anew, as it does from pictures. `prepared.json` says
@@ -48,13 +49,14 @@ class Prepared:
     Attributes:
         teacher: The MODEL whose networks made it.
         vae: Digest of that VAE.
-        text_encoder: Digest of that text encoder, where captions are embedded.
+        text_encoder: Digest of that text encoder, or of all, where captions are embedded.
         source: Digest of the pictures that it was made from.
         resolution: Of the pictures in pixels.
         latent_shape: (C, h, w).
         context_shape: (L, D), where captions are embedded.
         flip: Whether there are mirrored copies.
         storage: Number format on the disk.
+        told: Shapes of further conditions by name.
         pictures: Rows.
         skipped: Pictures that could not be read; `skipped.jsonl` lists them.
     """
@@ -70,10 +72,16 @@ class Prepared:
     storage: Storage
     pictures: int = 0
     skipped: int = 0
+    told: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        return digest(dataclasses.asdict(self))
+        return digest({name: value for name, value in dataclasses.asdict(self).items() if name != "told" or value})
+
+    @property
+    def conditions(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all conditions by name."""
+        return ({"context": self.context_shape} if self.context_shape else {}) | self.told
 
     @property
     def columns(self) -> dict[str, int]:
@@ -82,21 +90,21 @@ class Prepared:
         columns = {"mean": latent, "std": latent}
         if self.flip:
             columns |= {"mean_flipped": latent, "std_flipped": latent}
-        if self.context_shape:
-            columns["context"] = int(np.prod(self.context_shape))
-        return columns
+        return columns | {name: int(np.prod(shape)) for name, shape in self.conditions.items()}
 
     @property
     def schema(self) -> pa.Schema:
-        numbers = {name: pa.list_(_NUMBERS[self.storage], size) for name, size in self.columns.items()}
+        kinds = dict.fromkeys(self.told, pa.float32())  # sizes in pixels are no numbers to round
+        numbers = {name: pa.list_(kinds.get(name, _NUMBERS[self.storage]), size) for name, size in self.columns.items()}
         return pa.schema({"name": pa.string(), "text": pa.string(), **numbers})
 
     def rows(self, names: Sequence[str], texts: Sequence[str], numbers: dict[str, Tensor]) -> pa.RecordBatch:
         """B rows from tensors with shape (B, ...)."""
-        kind = np.float32 if self.storage == "fp32" else np.float16
+        kinds = dict.fromkeys(self.columns, np.float32 if self.storage == "fp32" else np.float16)
+        kinds |= dict.fromkeys(self.told, np.float32)
         columns = [pa.array(names, pa.string()), pa.array(texts, pa.string())]
         for name, size in self.columns.items():
-            flat = numbers[name].float().cpu().numpy().astype(kind).reshape(-1)
+            flat = numbers[name].float().cpu().numpy().astype(kinds[name]).reshape(-1)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), size))
         return pa.record_batch(columns, schema=self.schema)
 
@@ -119,6 +127,7 @@ def read_prepared(folder: Path) -> Prepared:
         values = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         for name in ("latent_shape", "context_shape", "resolution"):
             values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        values["told"] = {name: tuple(shape) for name, shape in values.get("told", {}).items()}
         return Prepared(**{field.name: values[field.name] for field in dataclasses.fields(Prepared)})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / ABOUT} was not written by this bksdm prepare ({error}); prepare again") from error
@@ -164,8 +173,8 @@ def write_index(folder: Path, shards: Sequence[str], about: Prepared, extra: dic
 class PreparedSamples:
     """The rows of a prepared folder.
 
-    A sample has `latents_mean` and `latents_std` with shape (C, h, w) and, as the folder has it, `context` with
-    shape (L, D) or else `input_ids` with shape (L,).
+    A sample has `latents_mean` and `latents_std` with shape (C, h, w), the conditions that the folder has, and
+    `input_ids` where captions are not embedded.
 
     Arguments:
         folder: The folder.
@@ -196,9 +205,8 @@ class PreparedSamples:
             "latents_mean": _numbers(row, f"mean{copy}", about.latent_shape),
             "latents_std": _numbers(row, f"std{copy}", about.latent_shape),
         }
-        if about.context_shape:
-            return sample | {"context": _numbers(row, "context", about.context_shape)}
-        return sample | {"input_ids": self._tokenize(_text(row, "text"))}
+        sample |= {name: _numbers(row, name, shape) for name, shape in about.conditions.items()}
+        return sample if about.context_shape else sample | {"input_ids": self._tokenize(_text(row, "text"))}
 
 
 def open_captions(folder: Path, about: Prepared, indices: Sequence[int]) -> list[str]:

@@ -12,40 +12,47 @@ import torch
 from torch import Tensor
 
 from bksdm.common.randomness import Draws
+from bksdm.families.family import Told
 
 _CHUNK = 32
 
-Embed = Callable[[Tensor], Tensor]
+Embed = Callable[[Tensor], Told]
 
 
 class CaptionPool:
     """Captions to draw from, embedded at once if that fits in `room` bytes, or else when they are drawn.
 
     Arguments:
-        tokens: With shape (N, L).
-        embed: Tokens (B, L) -> embedded captions (B, L, D).
+        tokens: Of N captions; see `tokenizing`.
+        embed: Tokens of B captions -> what they give, by name.
         room: Bytes that the embedded captions may take.
     """
 
     def __init__(self, tokens: Tensor, embed: Embed, room: float) -> None:
         self._tokens = tokens
         self._embed = embed
-        fits = len(tokens) * embed(tokens[:1]).numel() * 4 <= room
-        self._kept = torch.cat([embed(chunk).float().cpu() for chunk in torch.split(tokens, _CHUNK)]) if fits else None
+        fits = len(tokens) * sum(value.numel() for value in embed(tokens[:1]).values()) * 4 <= room
+        self._kept = _kept([embed(chunk) for chunk in torch.split(tokens, _CHUNK)]) if fits else None
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def embedded(self, indices: Tensor) -> Tensor:
-        """The captions with these numbers, with shape (B, L, D)."""
-        return self._embed(self._tokens[indices]) if self._kept is None else self._kept[indices]
+    def embedded(self, indices: Tensor) -> Told:
+        """What the captions with these numbers give."""
+        if self._kept is None:
+            return self._embed(self._tokens[indices])
+        return {name: value[indices] for name, value in self._kept.items()}
+
+
+def _kept(chunks: list[Told]) -> Told:
+    return {name: torch.cat([chunk[name].float().cpu() for chunk in chunks]) for name in chunks[0]}
 
 
 class Captions:
     """Changes the captions of batches, by random numbers of its own for every draw.
 
     Arguments:
-        empty: The embedded empty prompt with shape (L, D).
+        empty: What the denoiser is told where there is no caption, with B = 1.
         dropout: Probability of the empty prompt.
         pool: Captions that take the place of others; None for none.
         rate: k in the probability of that.
@@ -54,7 +61,7 @@ class Captions:
 
     def __init__(
         self,
-        empty: Tensor,
+        empty: Told,
         *,
         dropout: float = 0.0,
         pool: CaptionPool | None = None,
@@ -67,20 +74,27 @@ class Captions:
         self._rate = rate
         self._timesteps = timesteps
 
-    def __call__(self, context: Tensor, timesteps: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """Embedded captions with shape (B, L, D) at timesteps with shape (B,).
+    def __call__(self, told: Told, timesteps: Tensor, draws: Draws) -> tuple[Told, Tensor | None]:
+        """What B captions give at timesteps with shape (B,).
 
         Returns:
             What takes their place, and which of them no longer belong to their picture: booleans with shape (B,), or
             None where there is no pool. The empty prompt belongs to every picture.
         """
-        count, device = len(context), context.device
+        count, device = len(timesteps), timesteps.device
         dropped = draws.also("caption dropout").uniform((count,)).to(device) < self._dropout
         replaced = None
         if self._pool is not None:
             numbers = draws.also("random conditioning")
             likely = torch.exp(-self._rate * (1 - timesteps / self._timesteps))
             replaced = (numbers.uniform((count,)).to(device) < likely) & ~dropped
-            others = self._pool.embedded(numbers.integers(len(self._pool), count))
-            context = torch.where(replaced[:, None, None], others.to(context), context)
-        return torch.where(dropped[:, None, None], self.empty.to(context), context), replaced
+            told = _where(replaced, self._pool.embedded(numbers.integers(len(self._pool), count)), told)
+        return _where(dropped, self.empty, told), replaced
+
+
+def _where(chosen: Tensor, some: Told, others: Told) -> Told:
+    """Of the samples that are chosen, (B,), some conditions; of the rest, the others."""
+    return {
+        name: torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), some[name].to(value), value)
+        for name, value in others.items()
+    }

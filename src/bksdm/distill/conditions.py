@@ -1,44 +1,57 @@
-"""What the U-Net sees besides noise: latents of the picture, and the caption's embedding.
+"""What a denoiser sees besides noise: latents of the picture, and what it is told of caption and picture.
 
-Both come from frozen parts of the teacher, so they can be computed once and kept.
+All come from frozen parts of the teacher, so they can be computed once and kept.
 """
 
+from collections.abc import Sequence
+
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
-from transformers import CLIPTextModel
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
 
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
+from bksdm.families import family_of_pipeline
+from bksdm.families.family import Family, Frame, Told
+from bksdm.models.pipelines import text_encoders, tokenizers, tokenizing
 
 
 class Conditions:
-    """The teacher's VAE encoder and text encoder, frozen.
+    """The teacher's VAE encoder and text encoders, frozen.
 
-    A batch holds either `pixel_values` with shape (B, 3, H, W) in [-1, 1] or the posterior of its
-    latents, `latents_mean` and `latents_std` with shape (B, C, h, w); and either `input_ids` with
-    shape (B, L) or their embedding `context` with shape (B, L, D). Each network computes in its own
-    number format, whatever autocast is on around it.
+    A batch holds either `pixel_values` with shape (B, 3, H, W) in [-1, 1] or the posterior of its latents,
+    `latents_mean` and `latents_std` with shape (B, C, h, w); either `input_ids` (see `tokenizing`) or what the family
+    makes of them by name, such as `context` with shape (B, L, D); and what it tells of a picture. Each network
+    computes in its own number format, whatever autocast is on around it.
     """
 
-    def __init__(self, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, family: Family, vae: AutoencoderKL, encoders: Sequence[nn.Module]) -> None:
+        self.family = family
         self.vae = vae.eval().requires_grad_(False)
-        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.encoders = [encoder.eval().requires_grad_(False) for encoder in encoders]
+
+    @classmethod
+    def of(cls, pipeline: DiffusionPipeline) -> "Conditions":
+        """Those of a pipeline."""
+        return cls(family_of_pipeline(pipeline), pipeline.vae, text_encoders(pipeline))
 
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, scaled for the U-Net."""
+        """Mean and standard deviation of the latents, scaled for the denoiser."""
         with torch.autocast(pixels.device.type, enabled=False):
             posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
         factor = self.vae.config.scaling_factor
         return posterior.mean * factor, posterior.std * factor
 
     @torch.no_grad()
-    def embedding(self, input_ids: Tensor) -> Tensor:
-        """The text encoder's last hidden states with shape (B, L, D)."""
+    def embedded(self, input_ids: Tensor) -> Told:
+        """What captions give, by their tokens."""
         with torch.autocast(input_ids.device.type, enabled=False):
-            embedding: Tensor = self.text_encoder(input_ids).last_hidden_state
-        return embedding
+            return self.family.embedded(self.encoders, input_ids)
+
+    def of_fitted(self, original: tuple[int, int], size: tuple[int, int]) -> Told:
+        """What the denoiser is told of the middle of a picture, of one sample."""
+        return self.family.of_frame(Frame.fitted(original, size))
 
     def latents(self, batch: Batch, draws: Draws) -> Tensor:
         """A sample of the scaled latents with shape (B, C, h, w)."""
@@ -48,6 +61,42 @@ class Conditions:
             mean, std = self.posterior(batch["pixel_values"])
         return (mean + std * draws.normal(mean.shape).to(mean)).float()
 
-    def context(self, batch: Batch) -> Tensor:
-        """The embedded captions with shape (B, L, D)."""
-        return batch["context"] if "context" in batch else self.embedding(batch["input_ids"])
+    def captions(self, batch: Batch) -> Told:
+        """What the captions of a batch give."""
+        names = self.family.of_caption
+        kept = {name: batch[name] for name in names if name in batch}
+        return kept if len(kept) == len(names) else self.embedded(batch["input_ids"])
+
+    def told(self, batch: Batch) -> Told:
+        """All that the denoiser is told of a batch."""
+        return self.captions(batch) | self.of_pictures(batch)
+
+    def of_pictures(self, batch: Batch) -> Told:
+        """What it is told of the pictures of a batch."""
+        return {name: batch[name] for name in self.family.of_picture if name in batch}
+
+
+def without_caption(pipeline: DiffusionPipeline, conditions: Conditions) -> Told:
+    """What guidance tells a pipeline's denoiser where there is no caption, with B = 1."""
+    tokens = tokenizing(*tokenizers(pipeline))("")[None].to(pipeline.vae.device)
+    return conditions.family.without_caption(pipeline, conditions.embedded(tokens))
+
+
+def repeated(told: Told, count: int) -> Told:
+    """The conditions of one sample, with B = 1, for `count`."""
+    return {name: value.expand(count, *value.shape[1:]) for name, value in told.items()}
+
+
+def joined(one: Told, other: Told) -> Told:
+    """Both, one after the other; what one of them lacks is the same in both."""
+    return {name: torch.cat([value, other.get(name, value).to(value)]) for name, value in one.items()}
+
+
+def as_type(told: Told, dtype: torch.dtype) -> Told:
+    """In another number format."""
+    return {name: value.to(dtype) for name, value in told.items()}
+
+
+def framed(family: Family, size: tuple[int, int], device: torch.device | str = "cpu") -> Told:
+    """What a denoiser is told of a picture that is drawn, with B = 1; `size` is height and width in pixels."""
+    return {name: value[None].to(device) for name, value in family.of_frame(Frame.whole(size)).items()}

@@ -11,18 +11,21 @@ pruned student learns from the large teacher (EdgeFusion, arXiv 2404.11925). $s$
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
-from diffusers import LCMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import LCMScheduler, SchedulerMixin
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
-from bksdm.distill.conditions import Conditions
+from bksdm.distill.conditions import Conditions, as_type, joined, repeated
 from bksdm.distill.losses import guided, pseudo_huber
+from bksdm.families.family import Told
 from bksdm.families.noise import NoiseSchedule
 from bksdm.models.pipelines import said
 from bksdm.runtime.schedulers import with_scheduler
@@ -60,10 +63,10 @@ class Consistency:
     Arguments:
         student: The student.
         teacher: The teacher; frozen here.
-        conditions: What turns a batch into latents and embedded captions.
+        conditions: What turns a batch into latents and what the networks are told.
         noise_schedule: The forward process.
         scheduler: What the student will draw with: it says the grid and the boundary.
-        empty: The embedded empty prompt with shape (L, D).
+        empty: What the denoiser is told where there is no caption, with B = 1.
         guidance: Guidance scale of the teacher's steps; 1 for none, which halves its work.
         average: The student's averaged weights by name, which give the target; where there are none, its own do.
         replica: Where several processes train, what wraps the student and is called in its place.
@@ -72,12 +75,12 @@ class Consistency:
 
     def __init__(
         self,
-        student: UNet2DConditionModel,
-        teacher: UNet2DConditionModel,
+        student: nn.Module,
+        teacher: nn.Module,
         conditions: Conditions,
         noise_schedule: NoiseSchedule,
         scheduler: LCMScheduler,
-        empty: Tensor,
+        empty: Told,
         *,
         guidance: float = 7.5,
         average: Mapping[str, Tensor] | None = None,
@@ -100,10 +103,10 @@ class Consistency:
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws, self.grid)
-        latents, timesteps, context = noisy.latents, noisy.timesteps, self.conditions.context(batch)
+        latents, timesteps, told = noisy.latents, noisy.timesteps, self.conditions.told(batch)
         with torch.no_grad():
-            target = self.target(latents, timesteps, context)
-        answer = self._call_student(latents, timesteps, context.float()).sample
+            target = self.target(latents, timesteps, told)
+        answer = self.conditions.family.answer(self._call_student, latents, timesteps, as_type(told, torch.float32))
         return {"loss": self._distance(self.consistent(latents, timesteps, answer), target)}
 
     def consistent(self, latents: Tensor, timesteps: Tensor, answer: Tensor) -> Tensor:
@@ -113,34 +116,39 @@ class Consistency:
         consistent: Tensor = skip * latents + out * clean
         return consistent
 
-    def target(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def target(self, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """What f should give, from one timestep of the grid earlier; shapes as for the U-Net."""
-        earlier, before = self.solve(latents, timesteps, context)
-        answer = functional_call(self.student, dict(self._average), (earlier, before, context.float())).sample
+        earlier, before = self.solve(latents, timesteps, told)
+        averaged = partial(_averaged, self.student, self._average)
+        answer = self.conditions.family.answer(averaged, earlier, before, as_type(told, torch.float32))
         return self.consistent(earlier, before, answer)
 
-    def solve(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(self, latents: Tensor, timesteps: Tensor, told: Told) -> tuple[Tensor, Tensor]:
         """One step of DDIM by the teacher under guidance.
 
         Arguments:
             latents: With shape (B, C, H, W).
             timesteps: Of the grid, with shape (B,).
-            context: Embedded captions with shape (B, L, D).
+            told: What the teacher is told.
 
         Returns:
             The latents one timestep of the grid earlier, and that timestep; before the first comes 0.
         """
-        clean, noise = self.noise_schedule.parted(latents, timesteps, self._taught(latents, timesteps, context))
+        clean, noise = self.noise_schedule.parted(latents, timesteps, self._taught(latents, timesteps, told))
         before = (timesteps - self.skip).clamp(min=0)
         return self.noise_schedule.mixed(clean, noise, before), before
 
-    def _taught(self, latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def _taught(self, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """The teacher's answer under guidance, computed in the teacher's own number format."""
-        own, device = self.teacher.dtype, latents.device.type
+        own: Any = self.teacher.dtype
         if self._guidance != 1:
-            empty = self._empty.to(context).expand_as(context)
+            told = joined(told, repeated(self._empty, len(latents)))
             latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
-            context = torch.cat([context, empty])
-        with torch.autocast(device, enabled=False):
-            answer: Tensor = self.teacher(latents.to(own), timesteps, context.to(own)).sample.float()
+        with torch.autocast(latents.device.type, enabled=False):
+            answer = self.conditions.family.answer(self.teacher, latents.to(own), timesteps, as_type(told, own)).float()
         return answer if self._guidance == 1 else guided(answer, self._guidance)
+
+
+def _averaged(network: nn.Module, weights: Mapping[str, Tensor], *given: Any, **named: Any) -> Any:
+    """The network with other weights."""
+    return functional_call(network, dict(weights), given, named)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from bksdm.common.errors import InputError
 from bksdm.common.progress import bar
@@ -16,8 +16,9 @@ from bksdm.data.prepared import Prepared, PreparedSamples, is_prepared, open_cap
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
+from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.recipe import Config
-from bksdm.models.pipelines import config_size, network_digest, tokenizing
+from bksdm.models.pipelines import config_size, network_digest, text_encoders, tokenizers, tokenizing
 
 Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 
@@ -49,33 +50,34 @@ class Pictures:
         """Some of the captions, spread over the data."""
         return [self.source.pictures[index].text for index in _spread(len(self), count)]
 
-    def check(self, teacher: StableDiffusionPipeline) -> None:
+    def check(self, teacher: DiffusionPipeline) -> None:
         """Pictures go with every teacher."""
 
-    def fields(self, unet: Config, vae: Config, text_encoder: Config) -> Fields:
-        """What a sample holds, by the configs of the teacher's networks."""
-        size, latent, context = _shapes(unet, vae, text_encoder, self.resolution)
-        if self._fits(latent, context):
-            return {"latents_mean": latent, "latents_std": latent, "context": context}
-        return {"pixel_values": (3, *sides(size)), "input_ids": context[:1]}
+    def fields(self, unet: Config, vae: Config, tokens: int) -> Fields:
+        """What a sample holds, by the configs of the teacher's networks and the length of its captions."""
+        shapes = _Shapes.of(unet, vae, tokens, self.resolution)
+        if self._fits(shapes):
+            return {"latents_mean": shapes.latent, "latents_std": shapes.latent, **shapes.told}
+        return {"pixel_values": (3, *sides(shapes.size)), **shapes.of_picture, "input_ids": shapes.tokens}
 
-    def samples(self, teacher: StableDiffusionPipeline) -> Samples:
-        configs = teacher.unet.config, teacher.vae.config, teacher.text_encoder.config.to_dict()
-        size, latent, context = _shapes(*configs, self.resolution)
-        samples = PictureSamples(self.source.pictures, size, tokenizing(teacher.tokenizer), self.flip)
-        if not self._fits(latent, context):
+    def samples(self, teacher: DiffusionPipeline) -> Samples:
+        own, conditions, device = tokenizers(teacher), Conditions.of(teacher), teacher.vae.device
+        shapes = _Shapes.of(teacher.unet.config, teacher.vae.config, own[0].model_max_length, self.resolution)
+        samples = PictureSamples(
+            self.source.pictures, shapes.size, tokenizing(*own), self.flip, told=conditions.of_fitted
+        )
+        if not self._fits(shapes):
             return samples
-        conditions, device = Conditions(teacher.vae, teacher.text_encoder), teacher.vae.device
         with bar(len(samples) * (2 if samples.flip else 1), "encoding pictures") as progress:
             return CachedSamples(
                 samples,
                 lambda pixels: conditions.posterior(pixels.to(device)),
-                lambda ids: conditions.embedding(ids.to(device)),
+                lambda ids: conditions.embedded(ids.to(device)),
                 progress.advance,
             )
 
-    def _fits(self, latent: tuple[int, ...], context: tuple[int, ...]) -> bool:
-        return cache_bytes(self.source.pictures, self.flip, latent, context) <= self.cache_gb * 2**30
+    def _fits(self, shapes: "_Shapes") -> bool:
+        return cache_bytes(self.source.pictures, self.flip, shapes.latent, shapes.told) <= self.cache_gb * 2**30
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,26 @@ class Latents:
         """Some of the captions, spread over the data."""
         return open_captions(self.folder, self.about, _spread(len(self), count))
 
-    def check(self, teacher: StableDiffusionPipeline) -> None:
+    def check(self, teacher: DiffusionPipeline) -> None:
         """Refuse what these latents do not stand for.
 
         Raises:
             InputError: Another VAE or text encoder made them, or they have another size or no mirrored copies.
         """
         about = self.about
-        made = {"vae": (about.vae, teacher.vae), "text encoder": (about.text_encoder, teacher.text_encoder)}
-        for name, (digest, network) in made.items():
-            if digest is not None and digest != network_digest(network):
+        made = {"vae": (about.vae, [teacher.vae]), "text encoder": (about.text_encoder, text_encoders(teacher))}
+        for name, (digest, networks) in made.items():
+            if digest is not None and digest != network_digest(*networks):
                 raise InputError(
                     f"data {self.folder} was made by the {name} of {about.teacher}, which is not this teacher's; "
                     f"run bksdm prepare with this teacher"
                 )
+        lacking = [name for name in family_of_pipeline(teacher).of_picture if name not in about.told]
+        if lacking:
+            raise InputError(
+                f"data {self.folder} was prepared for another kind of teacher, and has no {lacking[0]}; "
+                f"run bksdm prepare with this teacher"
+            )
         if self.resolution not in (None, about.resolution):
             raise InputError(
                 f"resolution is {self.resolution}, and data {self.folder} was prepared at {about.resolution}; "
@@ -127,14 +135,14 @@ class Latents:
         if self.flip and not about.flip:
             raise InputError(f"data {self.folder} has no mirrored copies; give --flip false, or prepare with --flip")
 
-    def fields(self, unet: Config, vae: Config, text_encoder: Config) -> Fields:
-        """What a sample holds, by the configs of the teacher's networks."""
-        _, latent, context = _shapes(unet, vae, text_encoder, self.about.resolution)
-        texts = {"context": context} if self.about.context_shape else {"input_ids": context[:1]}
-        return {"latents_mean": latent, "latents_std": latent, **texts}
+    def fields(self, unet: Config, vae: Config, tokens: int) -> Fields:
+        """What a sample holds, by the configs of the teacher's networks and the length of its captions."""
+        shapes = _Shapes.of(unet, vae, tokens, self.about.resolution)
+        texts = {} if self.about.context_shape else {"input_ids": shapes.tokens}
+        return {"latents_mean": shapes.latent, "latents_std": shapes.latent, **self.about.conditions, **texts}
 
-    def samples(self, teacher: StableDiffusionPipeline) -> Samples:
-        return PreparedSamples(self.folder, self.about, tokenizing(teacher.tokenizer), self.flip)
+    def samples(self, teacher: DiffusionPipeline) -> Samples:
+        return PreparedSamples(self.folder, self.about, tokenizing(*tokenizers(teacher)), self.flip)
 
 
 def open_data(data: str, resolution: int | None, flip: bool, cache_gb: float) -> Pictures | Latents:
@@ -161,15 +169,38 @@ def _check_not_flagged(source: Source, data: str) -> None:
         )
 
 
-def _shapes(
-    unet: Config, vae: Config, text_encoder: Config, resolution: Size | None
-) -> tuple[Size, tuple[int, int, int], tuple[int, int]]:
-    """Size of the pictures in pixels, shape of their latents, and shape of an embedded caption."""
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    size = resolution or config_size(unet, factor)
-    height, width = sides(size)
-    latent = (vae["latent_channels"], height // factor, width // factor)
-    return size, latent, (text_encoder["max_position_embeddings"], text_encoder["hidden_size"])
+@dataclass(frozen=True)
+class _Shapes:
+    """Of one sample.
+
+    Attributes:
+        size: Of the picture in pixels.
+        latent: Of its latents.
+        tokens: Of its caption's tokens.
+        told, of_picture: Of all conditions by name, and of those that say something of the picture.
+    """
+
+    size: Size
+    latent: tuple[int, int, int]
+    tokens: tuple[int, ...]
+    told: Fields
+    of_picture: Fields
+
+    @classmethod
+    def of(cls, unet: Config, vae: Config, tokens: int, resolution: Size | None) -> "_Shapes":
+        """By the configs of the networks and the length of captions."""
+        factor, family = 2 ** (len(vae["block_out_channels"]) - 1), family_of(unet)
+        size = resolution or config_size(unet, factor)
+        height, width = sides(size)
+        told = family.condition_shapes(unet, tokens)
+        encoders = len(family.encoders)
+        return cls(
+            size,
+            (vae["latent_channels"], height // factor, width // factor),
+            (tokens,) if encoders == 1 else (encoders, tokens),
+            told,
+            {name: told[name] for name in family.of_picture},
+        )
 
 
 def _spread(length: int, count: int) -> range:

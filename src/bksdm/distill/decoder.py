@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 
 from bksdm.common.devices import VAE_LAYOUT, choose_device, choose_precision
 from bksdm.common.errors import InputError
@@ -85,7 +85,7 @@ def _settings(options: DecoderOptions, data: Pictures | Latents) -> dict[str, An
 
 
 def _fresh_state(
-    options: DecoderOptions, teacher: StableDiffusionPipeline, device: torch.device, precision: torch.dtype
+    options: DecoderOptions, teacher: DiffusionPipeline, device: torch.device, precision: torch.dtype
 ) -> TrainState:
     """The small network before its first step."""
     seed = derived_seed(options.seed, "decoder")
@@ -101,7 +101,7 @@ def _fresh_state(
 
 def _train(
     options: DecoderOptions,
-    teacher: StableDiffusionPipeline,
+    teacher: DiffusionPipeline,
     state: TrainState,
     checkpoints: Checkpoints,
     data: Pictures | Latents,
@@ -109,7 +109,7 @@ def _train(
     precision: torch.dtype,
 ) -> None:
     """Bring `state` to the last step, with a bar and records."""
-    conditions = Conditions(teacher.vae, teacher.text_encoder)
+    conditions = Conditions.of(teacher)
     follow(
         options,
         state,
@@ -130,7 +130,7 @@ def _told(values: dict[str, float]) -> str:
 
 
 def _samples(
-    options: DecoderOptions, teacher: StableDiffusionPipeline, conditions: Conditions, data: Pictures | Latents
+    options: DecoderOptions, teacher: DiffusionPipeline, conditions: Conditions, data: Pictures | Latents
 ) -> Samples:
     """What a step is given: what the teacher has decoded already, where that can be and has room."""
     samples, device = data.samples(teacher), teacher.vae.device

@@ -3,15 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from bksdm.common.errors import InputError
+from bksdm.distill.conditions import without_caption
 from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler
 from bksdm.distill.follow import check_training
 from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import drawing, tokenizing
+from bksdm.models.pipelines import drawing
 from bksdm.options import LcmOptions
 from bksdm.pruning.run import with_unet
 from bksdm.runtime.defaults import Defaults
@@ -71,14 +72,14 @@ def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
 
 def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistency:
     pair, ema = parts.pair, parts.state.ema
-    tokens = tokenizing(pair.teacher.tokenizer)("")[None].to(pair.formats.device)
+    conditions = pair.conditions
     return Consistency(
         pair.student,
         pair.teacher.unet,
-        pair.conditions,
+        conditions,
         pair.schedule,
         few_step_scheduler(pair.teacher.scheduler, options.solver_steps),
-        pair.conditions.embedding(tokens)[0],
+        without_caption(pair.teacher, conditions),
         guidance=guidance,
         average=ema.average if ema else None,
         replica=parts.replica,
@@ -86,7 +87,7 @@ def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistenc
     )
 
 
-def _pipeline(options: LcmOptions, pair: Pair) -> StableDiffusionPipeline:
+def _pipeline(options: LcmOptions, pair: Pair) -> DiffusionPipeline:
     pipeline = with_unet(pair.teacher, pair.student)
     pipeline.scheduler = few_step_scheduler(pair.teacher.scheduler, options.solver_steps)
     return pipeline

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.common.errors import InputError
@@ -21,7 +21,7 @@ class SampleGrids:
     def __init__(
         self,
         pair: Pair,
-        student: StableDiffusionPipeline,
+        student: DiffusionPipeline,
         state: TrainState,
         prompts: list[str],
         folder: Path,
@@ -51,7 +51,7 @@ class SampleGrids:
         self._folder.mkdir(exist_ok=True)
         side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
 
-    def _pictures(self, pipeline: StableDiffusionPipeline, drawing: Defaults) -> list[Image.Image]:
+    def _pictures(self, pipeline: DiffusionPipeline, drawing: Defaults) -> list[Image.Image]:
         own = pipeline.unet.dtype
         precision = self._precision if own == torch.float32 else own
         with (

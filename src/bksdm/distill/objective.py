@@ -8,16 +8,17 @@ described in docs/distillation-options.md.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
-from bksdm.distill.conditions import Conditions
+from bksdm.distill.conditions import Conditions, as_type, joined, repeated
 from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
+from bksdm.families.family import Told
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Tap
 from bksdm.pruning.taps import Features
@@ -28,7 +29,7 @@ class _Question:
     """What both U-Nets are asked.
 
     Attributes:
-        latents, timesteps, context: Their inputs: B samples with captions; under guidance, then the same with the empty
+        latents, timesteps, told: Their inputs: B samples with captions; under guidance, then the same with the empty
             prompt.
         target: What answers the task, for B samples.
         replaced: Which captions do not belong to their picture, with shape (B,); None where all do.
@@ -36,7 +37,7 @@ class _Question:
 
     latents: Tensor
     timesteps: Tensor
-    context: Tensor
+    told: Told
     target: Tensor
     replaced: Tensor | None
 
@@ -52,7 +53,7 @@ class Distillation:
         student: The student.
         teacher: The teacher; frozen here.
         taps: Features to match.
-        conditions: What turns a batch into latents and embedded captions.
+        conditions: What turns a batch into latents and what the networks are told.
         noise_schedule: The forward process.
         weights: Weights of the terms.
         replica: Where several processes train, what wraps the student and is called in its place.
@@ -66,8 +67,8 @@ class Distillation:
 
     def __init__(
         self,
-        student: UNet2DConditionModel,
-        teacher: UNet2DConditionModel,
+        student: nn.Module,
+        teacher: nn.Module,
         taps: Sequence[Tap],
         conditions: Conditions,
         noise_schedule: NoiseSchedule,
@@ -102,7 +103,8 @@ class Distillation:
         with torch.no_grad(), self._teacher_features.recording() as wanted:
             taught = self._taught(asked)
         with self._student_features.recording() as learnt:
-            predicted = self._call_student(asked.latents, asked.timesteps, asked.context.float()).sample
+            told = as_type(asked.told, torch.float32)
+            predicted = self.conditions.family.answer(self._call_student, asked.latents, asked.timesteps, told)
 
         per_tap = feature_kd_losses(
             {tap.student: self._captioned(learnt[tap.student]) for tap in self.taps},
@@ -123,14 +125,15 @@ class Distillation:
 
     def _question(self, batch: Batch, draws: Draws) -> _Question:
         noisy = self.noise_schedule.corrupt(self.conditions.latents(batch, draws), draws)
-        latents, timesteps, context, replaced = noisy.latents, noisy.timesteps, self.conditions.context(batch), None
+        latents, timesteps, told, replaced = noisy.latents, noisy.timesteps, self.conditions.captions(batch), None
+        of_pictures = self.conditions.of_pictures(batch)
         if self.captions:
-            context, replaced = self.captions(context, timesteps, draws)
-            if self.guided_output is not None:
-                empty = self.captions.empty.to(context).expand_as(context)
-                latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
-                context = torch.cat([context, empty])
-        return _Question(latents, timesteps, context, noisy.target, replaced)
+            told, replaced = self.captions(told, timesteps, draws)
+        told = told | of_pictures
+        if self.captions and self.guided_output is not None:
+            told = joined(told, repeated(self.captions.empty, len(latents)))
+            latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
+        return _Question(latents, timesteps, told, noisy.target, replaced)
 
     def _captioned(self, answers: Tensor) -> Tensor:
         """Those of the samples with captions."""
@@ -163,7 +166,8 @@ class Distillation:
 
     def _taught(self, asked: _Question) -> Tensor:
         """The teacher's output, computed in the teacher's own number format."""
-        own = self.teacher.dtype
+        own: Any = self.teacher.dtype
         with torch.autocast(asked.latents.device.type, enabled=False):
-            output: Tensor = self.teacher(asked.latents.to(own), asked.timesteps, asked.context.to(own)).sample
-        return output
+            return self.conditions.family.answer(
+                self.teacher, asked.latents.to(own), asked.timesteps, as_type(asked.told, own)
+            )

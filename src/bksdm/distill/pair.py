@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
@@ -22,8 +23,11 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import LossWeights
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
+from bksdm.families import family_of_pipeline
+from bksdm.families.family import Family, Told
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning
+from bksdm.models.pipelines import tokenizers
 from bksdm.options import DistillOptions, StudentOptions
 from bksdm.pruning.describe import Description, describe_config
 
@@ -62,8 +66,8 @@ class Formats:
 class Pair:
     """A teacher, its student, and what the recipe says of them."""
 
-    teacher: StableDiffusionPipeline
-    student: UNet2DConditionModel
+    teacher: DiffusionPipeline
+    student: Any
     pruning: Pruning
     formats: Formats
 
@@ -110,15 +114,15 @@ class Pair:
         )
 
     def captions(self, options: DistillOptions, tokens: Tensor) -> Captions:
-        """What the options make of captions, from the tokens of the empty prompt and then of the pool, (1 + N, L)."""
+        """What the options make of captions, from the tokens of the empty prompt and then of a pool of N."""
         device, conditions = self.formats.device, self.conditions
 
-        def embed(tokens: Tensor) -> Tensor:
-            return conditions.embedding(tokens.to(device))
+        def embed(tokens: Tensor) -> Told:
+            return conditions.embedded(tokens.to(device))
 
         rate = options.random_conditioning
         return Captions(
-            embed(tokens[:1])[0],
+            self.family.without_caption(self.teacher, embed(tokens[:1])),
             dropout=options.caption_dropout,
             pool=None if rate is None else CaptionPool(tokens[1:], embed, options.cache_gb * 2**30),
             rate=rate or 0.0,
@@ -127,13 +131,18 @@ class Pair:
 
     @property
     def conditions(self) -> Conditions:
-        """The teacher's VAE encoder and text encoder."""
-        return Conditions(self.teacher.vae, self.teacher.text_encoder)
+        """The teacher's VAE encoder and text encoders."""
+        return Conditions.of(self.teacher)
+
+    @property
+    def family(self) -> Family:
+        """What both are of."""
+        return family_of_pipeline(self.teacher)
 
     @property
     def schedule(self) -> NoiseSchedule:
         """The forward process that the teacher was trained on."""
-        return NoiseSchedule.from_scheduler(self.teacher.scheduler)
+        return self.family.noise_schedule(self.teacher.scheduler)
 
     def fresh_state(self, options: StudentOptions) -> TrainState:
         """The student before its first step."""
@@ -147,7 +156,7 @@ class Pair:
 
     @property
     def description(self) -> Description:
-        tokens = self.teacher.text_encoder.config.max_position_embeddings
+        tokens = tokenizers(self.teacher)[0].model_max_length
         return describe_config(dict(self.teacher.unet.config), self.pruning.recipe, tokens)
 
 

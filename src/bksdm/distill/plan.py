@@ -9,19 +9,19 @@ import contextlib
 import dataclasses
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import PNDMScheduler
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig
 
 from bksdm.common.devices import peak_inside
 from bksdm.common.processes import processes
@@ -32,8 +32,9 @@ from bksdm.distill.captions import Captions
 from bksdm.distill.data import Fields, Latents, Pictures
 from bksdm.distill.loop import optimize
 from bksdm.distill.pair import Formats, Pair, changes_captions
+from bksdm.families import family_of
 from bksdm.families.recipe import Config, Pruning
-from bksdm.models.pipelines import load_config, load_unet_config
+from bksdm.models.pipelines import load_config, load_unet_config, text_encoders
 from bksdm.options import DistillOptions
 
 _MEASURED_STEPS = 3
@@ -143,32 +144,35 @@ class _Shapes:
 
     teacher: Config
     pruning: Pruning
-    vae: Config
-    text_encoder: Config
+    networks: Mapping[str, Config]
     fields: Fields
 
     def pair(self, formats: Formats) -> Pair:
         """Both models with random weights."""
-        text = CLIPTextConfig(**{key: value for key, value in self.text_encoder.items() if not key.startswith("_")})
+        family = family_of(self.teacher)
         with _default_dtype(formats.teacher_precision):
-            unet = UNet2DConditionModel.from_config(dict(self.teacher))
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_config(dict(self.vae)),
-            text_encoder=CLIPTextModel(text),
-            tokenizer=None,
-            unet=unet,
-            scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            made = {family.denoiser: family.build(self.teacher)}
+        made["vae"] = family.network_class("vae").from_config(dict(self.networks["vae"]))
+        for name in family.encoders:
+            config = {key: value for key, value in self.networks[name].items() if not key.startswith("_")}
+            made[name] = family.network_class(name)(CLIPTextConfig(**config))
+        scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+        pipeline = family.assembled(
+            made | dict.fromkeys(family.tokenizers) | {"scheduler": scheduler}, {}, family.pipeline
         )
-        student = UNet2DConditionModel.from_config(self.pruning.student_config)
-        return Pair(pipeline, student, self.pruning, formats)
+        return Pair(pipeline, family.build(self.pruning.student_config), self.pruning, formats)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Shape of the tokens of a caption."""
+        family = family_of(self.teacher)
+        length = self.networks[family.encoders[0]]["max_position_embeddings"]
+        return (length,) if len(family.encoders) == 1 else (len(family.encoders), length)
 
     def captions(self, pair: Pair, options: DistillOptions) -> Captions | None:
         """What becomes of the captions, with a pool of one: its size does not matter."""
-        length = self.text_encoder["max_position_embeddings"]
-        return pair.captions(options, torch.zeros(2, length, dtype=torch.long)) if changes_captions(options) else None
+        tokens = torch.zeros(2, *self.tokens, dtype=torch.long)
+        return pair.captions(options, tokens) if changes_captions(options) else None
 
     def batch(self, size: int, device: torch.device | str = "cpu") -> Batch:
         """Random numbers of the right shapes; tokens are all the same."""
@@ -190,9 +194,11 @@ def plan(options: DistillOptions, pruning: Pruning, data: Pictures | Latents) ->
         data: What it learns from.
     """
     formats, group = Formats.choose(options), processes()
-    vae, text = load_config(options.teacher, "vae"), load_config(options.teacher, "text_encoder")
     teacher = load_unet_config(options.teacher)
-    shapes = _Shapes(teacher, pruning, vae, text, data.fields(teacher, vae, text))
+    family = family_of(teacher)
+    networks = {name: load_config(options.teacher, name) for name in ("vae", *family.encoders)}
+    length = networks[family.encoders[0]]["max_position_embeddings"]
+    shapes = _Shapes(teacher, pruning, networks, data.fields(teacher, networks["vae"], length))
     simulate = _Simulation(shapes, options, formats)
     wanted = (options.batch_size, options.gradient_checkpointing)
     sizes = sorted({max(1, options.batch_size // 4), max(1, options.batch_size // 2), options.batch_size, 1})
@@ -247,7 +253,8 @@ class _Simulation:
                 pair.student.enable_gradient_checkpointing()
             objective = pair.objective(options, self._shapes.captions(pair, options))
             batch = self._shapes.batch(batch_size)
-            networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
+            besides = (pair.teacher.vae, *text_encoders(pair.teacher))
+            networks = (pair.teacher.unet, *besides, pair.student)
             held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
             with FlopCounterMode(display=False) as flops, _Alive([*held, *batch.values()]) as alive:
                 with torch.autocast("cpu", precision, enabled=precision != torch.float32):
@@ -255,7 +262,7 @@ class _Simulation:
                 torch.autograd.backward(losses["loss"])
         self.params = {"teacher": _count(pair.teacher.unet), "student": _count(pair.student)}
         taught = _bytes(pair.teacher.unet) // (processes().count if options.shard_teacher else 1)
-        frozen = taught + _bytes(pair.teacher.vae) + _bytes(pair.teacher.text_encoder)
+        frozen = taught + sum(map(_bytes, besides))
         copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
         bytes_held = frozen + copies * _bytes(pair.student)
         return Memory(batch_size, saving, bytes_held, alive.most, self._overhead), flops.get_total_flops()

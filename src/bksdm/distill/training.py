@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from bksdm.common.processes import processes
@@ -30,7 +30,7 @@ from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
 from bksdm.models.card import model_card
-from bksdm.models.pipelines import Origin, check_text_to_image, cutting, fingerprint, load_pipeline
+from bksdm.models.pipelines import Origin, check_text_to_image, cutting, fingerprint, load_pipeline, tokenizers
 from bksdm.options import StudentOptions
 from bksdm.pruning.run import checked_pruning, save_student
 from bksdm.runtime.defaults import Defaults, as_files
@@ -87,7 +87,7 @@ class Lesson:
 
     verb: str
     objective: Callable[[Parts], Objective]
-    pipeline: Callable[[Pair], StableDiffusionPipeline]
+    pipeline: Callable[[Pair], DiffusionPipeline]
     check: Callable[[Pair], None]
     shown: tuple[str, ...]
     on_card: Mapping[str, Any]
@@ -149,7 +149,7 @@ def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
 
 def _say_what_is_cut(data: Pictures | Latents, pair: Pair) -> None:
     what = "captions" if len(data) <= _MOST_CAPTIONS else "captions that were looked at"
-    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(pair.teacher.tokenizer), what):
+    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(*tokenizers(pair.teacher)), what):
         say(line)
 
 

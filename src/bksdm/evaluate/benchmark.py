@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from bksdm.common.devices import choose_device, choose_precision
 from bksdm.common.errors import InputError
@@ -228,7 +228,7 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
 
 
 def latencies(
-    pipelines: Mapping[str, StableDiffusionPipeline],
+    pipelines: Mapping[str, DiffusionPipeline],
     *,
     steps: int = 25,
     guidance: float = 7.5,

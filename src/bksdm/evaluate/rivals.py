@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
@@ -123,7 +123,7 @@ class TorchRival:
     """A diffusers pipeline."""
 
     model: str
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     drawing: Drawing
     decoder: str | None = None
 

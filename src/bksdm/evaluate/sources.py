@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.common.devices import choose_device, choose_precision
@@ -90,7 +90,7 @@ class Drawn:
     kept: Collection[int] = ()
     captions: list[str] = field(init=False)
     digest: str = field(init=False)
-    _loaded: StableDiffusionPipeline | None = field(init=False, default=None)
+    _loaded: DiffusionPipeline | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
@@ -161,7 +161,7 @@ class Drawn:
         """Let the model go."""
         self._loaded = None
 
-    def _pipeline(self) -> StableDiffusionPipeline:
+    def _pipeline(self) -> DiffusionPipeline:
         if self._loaded is None:
             device = choose_device(self.sampling.device)
             dtype = choose_precision(self.sampling.precision, device, training=False)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -48,7 +48,7 @@ class Component:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
-def least_side(pipeline: StableDiffusionPipeline) -> int:
+def least_side(pipeline: DiffusionPipeline) -> int:
     """The side in pixels that examples with open sides have at least: a side of one latent would stay one.
 
     It is also enough, and tracing a network that computes is quicker and takes less memory the smaller its example.
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return (self.after(self.network(sample)),)
 
 
-def components(pipeline: StableDiffusionPipeline, height: int, width: int, batch_size: int = 2) -> dict[str, Component]:
+def components(pipeline: DiffusionPipeline, height: int, width: int, batch_size: int = 2) -> dict[str, Component]:
     """The networks of a pipeline by name, with examples for pictures of this size.
 
     Arguments:

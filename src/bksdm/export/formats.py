@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from bksdm.common.errors import InputError
 from bksdm.export.parity import Parity
 from bksdm.families.recipe import Recipe
+from bksdm.models.pipelines import text_encoders
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.networks import Networks
 
@@ -43,7 +44,7 @@ class Source:
     """
 
     model: str
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     recipe: Recipe | None
     precision: str
     height: int
@@ -106,7 +107,7 @@ class Format:
     def needs(self, source: Source) -> Needs:
         """An estimate, from the number of parameters."""
         pipeline = source.pipeline
-        networks = (pipeline.text_encoder, pipeline.unet, pipeline.vae)
+        networks = (*text_encoders(pipeline), pipeline.unet, pipeline.vae)
         parameters = sum(p.numel() for network in networks for p in network.parameters())
         comparing = _COMPARING * source.height * source.width
         return Needs(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from bksdm.runtime.defaults import Defaults
 
 
 def write_single_file(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     file: Path,
     *,
     dtype: torch.dtype = torch.float32,
@@ -62,7 +62,7 @@ def write_single_file(
         raise InputError(f"cannot write {file}: {error.strerror or error}; choose another --out") from error
 
 
-def why_not(pipeline: StableDiffusionPipeline) -> str | None:
+def why_not(pipeline: DiffusionPipeline) -> str | None:
     """Why the layout cannot hold a pipeline; None where it can."""
     try:
         _places(pipeline)
@@ -71,7 +71,7 @@ def why_not(pipeline: StableDiffusionPipeline) -> str | None:
     return None
 
 
-def original_tensors(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> dict[str, Tensor]:
+def original_tensors(pipeline: DiffusionPipeline, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors of a pipeline by their original names.
 
     Raises:
@@ -89,7 +89,7 @@ def original_tensors(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> d
     return whole | {name: torch.cat([parts[third] for third in range(3)]) for name, parts in thirds.items()}
 
 
-def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, names.Place]]:
+def _places(pipeline: DiffusionPipeline) -> dict[str, dict[str, names.Place]]:
     # Version 2 differs from 1 in linear projections and in OpenCLIP's text encoder, and readers expect both or neither.
     open_clip = bool(pipeline.unet.config.use_linear_projection)
     return {
@@ -99,7 +99,7 @@ def _places(pipeline: StableDiffusionPipeline) -> dict[str, dict[str, names.Plac
     }
 
 
-def _description(pipeline: StableDiffusionPipeline, recipe: Recipe | None, sampling: Defaults | None) -> dict[str, Any]:
+def _description(pipeline: DiffusionPipeline, recipe: Recipe | None, sampling: Defaults | None) -> dict[str, Any]:
     """What names and shapes do not tell, as plain values."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline.tokenizer.save_pretrained(folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class Parity:
 class TorchNetworks:
     """The networks of a diffusers pipeline."""
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
         self._pipeline = pipeline
 
     @torch.inference_mode()
@@ -72,7 +72,7 @@ class TorchNetworks:
 
 
 def check_parity(
-    pipeline: StableDiffusionPipeline, networks: Networks, height: int, width: int, *, steps: int = _STEPS
+    pipeline: DiffusionPipeline, networks: Networks, height: int, width: int, *, steps: int = _STEPS
 ) -> Parity:
     """Make one picture with torch and one with `networks`, and compare them.
 
@@ -90,7 +90,7 @@ def check_parity(
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, networks: Networks, latents: Array, steps: int, prompt: str = PROMPT
+    pipeline: DiffusionPipeline, networks: Networks, latents: Array, steps: int, prompt: str = PROMPT
 ) -> NDArray[np.uint8]:
     """The picture, 8-bit with shape (1, H, W, 3), that networks make of latents (1, C, h, w) under guidance."""
     scheduler = copy.deepcopy(pipeline.scheduler)
@@ -118,7 +118,7 @@ def compare(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Parity:
     return Parity(int(np.abs(difference).max()), psnr)
 
 
-def _tokens(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tokens:
+def _tokens(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> Tokens:
     length = pipeline.tokenizer.model_max_length
     made = pipeline.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     return np.asarray(made.input_ids, dtype=np.int64)

@@ -26,7 +26,7 @@ from bksdm.export.unpickle import pickled, unpickle
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import check_text_to_image, drawing_defaults, fingerprint, image_size
+from bksdm.models.pipelines import check_text_to_image, drawing_defaults, fingerprint, image_size, safety_checker
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import recipe_of
 from bksdm.runtime.defaults import Defaults, as_files
@@ -86,7 +86,7 @@ def export(options: ExportOptions) -> Exported:
         return earlier
     source = _source(options, kind, own)
     _check_source(source, kind, out)
-    if source.pipeline.safety_checker is not None and not (kind.is_model or kind.needs_decoder):
+    if safety_checker(source.pipeline) is not None and not (kind.is_model or kind.needs_decoder):
         say_unchecked(options.model, kind.name)
     with _appears(out, kind) as partial:
         kind.write(source, partial)

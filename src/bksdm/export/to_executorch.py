@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from bksdm.common.progress import bar
@@ -55,9 +55,7 @@ def write(source: Source, folder: Path) -> None:
     write_text(folder / README_FILE, _readme(source.pipeline, networks))
 
 
-def fixed_components(
-    pipeline: StableDiffusionPipeline, height: int, width: int, batch_size: int
-) -> dict[str, Component]:
+def fixed_components(pipeline: DiffusionPipeline, height: int, width: int, batch_size: int) -> dict[str, Component]:
     """The networks, each with examples of the batch that its program takes."""
     batches = {TEXT_ENCODER: 1, UNET: 2 * batch_size, DECODER: batch_size, ENCODER: batch_size}
     return {name: components(pipeline, height, width, batch)[name] for name, batch in batches.items()}
@@ -76,7 +74,7 @@ def write_program(component: Component, file: Path) -> None:
         program.write_to_file(opened)
 
 
-def _readme(pipeline: StableDiffusionPipeline, networks: dict[str, Component]) -> str:
+def _readme(pipeline: DiffusionPipeline, networks: dict[str, Component]) -> str:
     lines = ["| program | inputs, in order | outputs |", "|---|---|---|"]
     for name, component in networks.items():
         inputs = [

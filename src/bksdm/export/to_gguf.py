@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bksdm.export import sd_cpp
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import Parity, TorchNetworks, compare, draw
+from bksdm.families import family_of_pipeline
 from bksdm.families.unet.structure import UNetShape
 
 _GGML = {"q8_0": "q8_0", "q4_0": "q4_0", "fp16": "f16"}
@@ -71,7 +72,7 @@ def why_not(source: Source) -> str | None:
     return next(_objections(source.pipeline), None)
 
 
-def _objections(pipeline: StableDiffusionPipeline) -> Iterator[str]:
+def _objections(pipeline: DiffusionPipeline) -> Iterator[str]:
     yield from _unlike("text encoder", pipeline.text_encoder.config.to_dict(), _TEXT_ENCODER)
     if type(pipeline.vae).__name__ != "AutoencoderKL":
         yield f"its decoder is a {type(pipeline.vae).__name__}, not an AutoencoderKL; leave out --decoder"
@@ -115,7 +116,7 @@ def write(source: Source, file: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def write_weights(pipeline: DiffusionPipeline, folder: Path) -> None:
     """The weights of a diffusers folder, and no more, under the names that stable-diffusion.cpp looks for."""
     networks: tuple[tuple[str, str, nn.Module], ...] = (
         ("unet", "diffusion_pytorch_model.safetensors", pipeline.unet),
@@ -165,11 +166,12 @@ def check(file: Path, source: Source) -> Parity:
     return compare(ours, torch_picture(source.pipeline))
 
 
-def torch_picture(pipeline: StableDiffusionPipeline) -> NDArray[np.uint8]:
+def torch_picture(pipeline: DiffusionPipeline) -> NDArray[np.uint8]:
     """What torch makes in the place of stable-diffusion.cpp, 8-bit with shape (1, 64, 64, 3)."""
     scheduler = EulerDiscreteScheduler(**_SCHEDULER, timestep_spacing="linspace")
     parts = pipeline.components | {"scheduler": scheduler}
-    euler = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    family = family_of_pipeline(pipeline)
+    euler = family.assembled(parts, {}, family.pipeline)
     latents = torch.randn(1, 4, _SIDE // 8, _SIDE // 8, generator=torch.Generator().manual_seed(_SEED))
     return draw(euler, TorchNetworks(euler), latents.numpy(), _STEPS, prompt=_PROMPT)
 

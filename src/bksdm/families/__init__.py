@@ -1,16 +1,55 @@
-"""Model families: what a recipe means for one kind of U-Net, and what that can lose. Nothing above knows more."""
+"""Model families: what a recipe means for one kind of model, what that is told, and what it answers.
+
+Everything above asks here, by a denoiser's config or by a pipeline, and knows no family by name.
+"""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline
+from torch import nn
 
 from bksdm.common.errors import InputError
+from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning, Recipe
-from bksdm.families.unet import bypass, structure
-from bksdm.families.unet import units as unet_units
+from bksdm.families.sd import StableDiffusion
+from bksdm.families.sdxl import StableDiffusionXL
+from bksdm.families.unet.readers import Reader
+from bksdm.families.unet.readers import readers as known_readers
 from bksdm.families.units import Names, Removals, Unit
+
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusionXL(),
+    StableDiffusion(),
+)
+
+
+def family_of(config: Config) -> Family:
+    """The family of a denoiser with this config.
+
+    Raises:
+        InputError: The family is not known.
+    """
+    family = next(family for family in FAMILIES if family.claims(config))
+    reason = family.why_not(config)
+    if reason:
+        raise InputError(
+            f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x, or SDXL"
+        )
+    return family
+
+
+def family_of_class(name: object) -> Family | None:
+    """The family whose pipelines a class of diffusers is one of; None where there is none."""
+    return next((f for f in FAMILIES if name in (f.pipeline, f.from_image, f.under_mask)), None)
+
+
+def family_of_pipeline(pipeline: DiffusionPipeline) -> Family:
+    """The family of a pipeline."""
+    family = family_of_class(type(pipeline).__name__)
+    assert family, f"{type(pipeline).__name__} is of no family"
+    return family
 
 
 def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
@@ -19,8 +58,7 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
     Raises:
         InputError: The family is not known, or the teacher cannot satisfy the recipe.
     """
-    _check(teacher_config)
-    return structure.derive(recipe, teacher_config)
+    return family_of(teacher_config).derive(recipe, teacher_config)
 
 
 def units(config: Config) -> tuple[Unit, ...]:
@@ -29,8 +67,7 @@ def units(config: Config) -> tuple[Unit, ...]:
     Raises:
         InputError: The family is not known.
     """
-    _check(config)
-    return unet_units.units(config)
+    return family_of(config).units(config)
 
 
 def removals(config: Config) -> tuple[Removals, ...]:
@@ -39,8 +76,7 @@ def removals(config: Config) -> tuple[Removals, ...]:
     Raises:
         InputError: The family is not known.
     """
-    _check(config)
-    return tuple(unet_units.removals(config))
+    return family_of(config).removals(config)
 
 
 def recipe_without(config: Config, names: Names, name: str, summary: str = "") -> Recipe:
@@ -49,8 +85,7 @@ def recipe_without(config: Config, names: Names, name: str, summary: str = "") -
     Raises:
         InputError: The family is not known.
     """
-    _check(config)
-    return unet_units.recipe_without(config, names, name, summary)
+    return family_of(config).recipe_without(config, names, name, summary)
 
 
 def recipes_between(teacher_config: Config, student_config: Config, name: str) -> list[Recipe]:
@@ -59,14 +94,13 @@ def recipes_between(teacher_config: Config, student_config: Config, name: str) -
     Raises:
         InputError: The family is not known.
     """
-    _check(teacher_config)
-    _check(student_config)
-    return list(unet_units.recipes_between(teacher_config, student_config, name))
+    family, other = family_of(teacher_config), family_of(student_config)
+    return family.recipes_between(teacher_config, student_config, name) if family is other else []
 
 
 def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
     """Name and both values of an entry in which the config of a U-Net is not the wanted one, if there is one."""
-    return structure.difference(wanted, found)
+    return family_of(wanted).difference(wanted, found)
 
 
 def skip_connections(config: Config) -> tuple[str, ...]:
@@ -75,18 +109,15 @@ def skip_connections(config: Config) -> tuple[str, ...]:
     Raises:
         InputError: The family is not known.
     """
-    _check(config)
-    return structure.skip_connections(config)
+    return family_of(config).skip_connections(config)
 
 
-def bypassed(unet: UNet2DConditionModel, units: Iterable[Unit]) -> AbstractContextManager[UNet2DConditionModel]:
-    """`unet` without these of its units inside a `with` block, in memory; afterwards it is as it was."""
-    return bypass.bypassed(unet, units)
+def bypassed(denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
+    """The network without these of its units inside a `with` block, in memory; afterwards it is as it was."""
+    config: Any = denoiser.config
+    return family_of(config).bypassed(denoiser, units)
 
 
-def _check(config: Config) -> None:
-    reason = structure.why_not(config)
-    if reason:
-        raise InputError(
-            f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x, or SDXL"
-        )
+def readers(config: Config) -> list[Reader]:
+    """What is known of programs and a denoiser with this config."""
+    return known_readers(config)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from bksdm.common.devices import choose_device, choose_precision
@@ -59,7 +59,7 @@ class Drawer:
     """
 
     name: str
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     how: Defaults
     about: str
 

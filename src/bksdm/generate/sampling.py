@@ -10,23 +10,18 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    LCMScheduler,
-    SchedulerMixin,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline, LCMScheduler, SchedulerMixin
 from PIL import Image
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
-from bksdm.models.pipelines import scheduler_config
+from bksdm.families import family_of_pipeline
+from bksdm.models.pipelines import safety_checker, scheduler_config
 from bksdm.runtime.schedulers import with_scheduler
 
 _FLAGGED = "flagged"
+_UNCHECKED = {"requires_safety_checker": False}  # pictures are checked here
 _OVERFLOWING: WeakSet[nn.Module] = WeakSet()  # VAEs of which it has been said
 
 
@@ -39,7 +34,7 @@ class Request:
 
 
 def sample(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     requests: Sequence[Request],
     *,
     steps: int = 25,
@@ -104,12 +99,13 @@ def is_flagged(picture: Image.Image) -> bool:
     return bool(picture.info.get(_FLAGGED))
 
 
-def _pipeline(pipeline: StableDiffusionPipeline, image: Image.Image | None, mask: Image.Image | None) -> Any:
+def _pipeline(pipeline: DiffusionPipeline, image: Image.Image | None, mask: Image.Image | None) -> Any:
     """The pipeline of diffusers that starts from what is given, with the same parts."""
     if image is None:
         return pipeline
-    kind = StableDiffusionInpaintPipeline if mask else StableDiffusionImg2ImgPipeline
-    made = kind(**pipeline.components | {"unet": None}, requires_safety_checker=False)
+    family = family_of_pipeline(pipeline)
+    kind = family.under_mask if mask else family.from_image
+    made = family.assembled(pipeline.components | {"unet": None}, {**pipeline.config, **_UNCHECKED}, kind)
     made.unet = pipeline.unet  # not above, where its sample_size is taken for a number, which it need not be
     return made
 
@@ -130,7 +126,7 @@ def _only_inside(picture: Image.Image, image: Image.Image, mask: Image.Image) ->
 
 
 def sample_latents(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     requests: Sequence[Request],
     *,
     steps: int = 25,
@@ -143,7 +139,7 @@ def sample_latents(
         yield pipeline(**arguments, output_type="latent").images
 
 
-def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
     """The pictures of final latents with shape (B, C, h, w), past the safety checker.
 
     Raises:
@@ -153,7 +149,7 @@ def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> list[Image.Ima
 
 
 @torch.no_grad()
-def _decoded(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+def _decoded(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Pixels with shape (B, 3, H, W), about -1 to 1, of final latents (B, C, h, w)."""
     vae = pipeline.vae
     if not latents.isfinite().all():
@@ -161,6 +157,8 @@ def _decoded(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
         mend = "give --precision bf16 or fp32" if half else "its weights are damaged, or its training has diverged"
         raise InputError(f"the U-Net gives numbers that are not finite in {_named(pipeline.unet.dtype)}; {mend}")
     scaled = latents / vae.config.scaling_factor
+    if vae.dtype == torch.float16 and vae.config.force_upcast and family_of_pipeline(pipeline).upcasts_vae:
+        return _decoded_in_float32(vae, scaled)
     pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
     lost = ~pixels.isfinite().flatten(1).all(dim=1)
     if lost.any():
@@ -184,11 +182,12 @@ def _decoded_in_float32(vae: AutoencoderKL, scaled: Tensor) -> Tensor:
         vae.to(dtype)  # the same weights to the last bit
 
 
-def _checked(pipeline: StableDiffusionPipeline, pixels: Tensor) -> tuple[Tensor, list[bool]]:
+def _checked(pipeline: DiffusionPipeline, pixels: Tensor) -> tuple[Tensor, list[bool]]:
     """Pixels of which those that the safety checker flags are black, and which these are."""
-    if pipeline.safety_checker is None:
+    checker = safety_checker(pipeline)
+    if checker is None:
         return pixels, [False] * len(pixels)
-    checked, flags = pipeline.run_safety_checker(pixels, pixels.device, pipeline.safety_checker.dtype)
+    checked, flags = pipeline.run_safety_checker(pixels, pixels.device, checker.dtype)
     black = torch.tensor(flags, device=pixels.device)[:, None, None, None]
     return checked.masked_fill(black, -1), flags
 
@@ -197,7 +196,7 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _pictures(pipeline: StableDiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
+def _pictures(pipeline: DiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
     pictures: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
     return pictures
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class SmallDecoder(nn.Module):
 
 def load_model(
     model: str | Path, dtype: torch.dtype = torch.float32, decoder: str | Path | None = None
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:
     """The pipeline that MODEL stands for (see `load_pipeline`), with a small decoder where one is named.
 
     Raises:
@@ -56,7 +56,7 @@ def load_model(
     return pipeline if decoder is None else with_decoder(pipeline, decoder)
 
 
-def with_decoder(pipeline: StableDiffusionPipeline, decoder: str | Path) -> StableDiffusionPipeline:
+def with_decoder(pipeline: DiffusionPipeline, decoder: str | Path) -> DiffusionPipeline:
     """The same pipeline with a small decoder; everything else is shared, the encoder of image-to-image with it.
 
     Its `vae` is to be called; `save_pipeline` refuses it, for its config is that of the VAE whose encoder it has.
@@ -73,7 +73,7 @@ def with_decoder(pipeline: StableDiffusionPipeline, decoder: str | Path) -> Stab
     return with_autoencoder(pipeline, small)
 
 
-def with_autoencoder(pipeline: StableDiffusionPipeline, small: AutoencoderTiny) -> StableDiffusionPipeline:
+def with_autoencoder(pipeline: DiffusionPipeline, small: AutoencoderTiny) -> DiffusionPipeline:
     """`with_decoder` for one that is loaded already."""
     whole = pipeline.vae
     vae = copy.copy(whole)
@@ -137,7 +137,7 @@ def upsampling(small: AutoencoderTiny) -> int:
     return int(config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1))
 
 
-def _check_fits(small: AutoencoderTiny, pipeline: StableDiffusionPipeline, decoder: str | Path) -> None:
+def _check_fits(small: AutoencoderTiny, pipeline: DiffusionPipeline, decoder: str | Path) -> None:
     latent, takes = pipeline.vae.config.latent_channels, small.config.latent_channels
     if takes != latent:
         raise InputError(

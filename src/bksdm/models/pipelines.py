@@ -17,7 +17,7 @@ from typing import Any, cast
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import hf_hub_download
@@ -25,7 +25,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tokenizers import Encoding
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
 from bksdm.common.assets import asset
 from bksdm.common.devices import PRECISIONS
@@ -34,9 +34,10 @@ from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.common.progress import say
 from bksdm.common.runs import files_digest, replace_folder, write_text
 from bksdm.data.pictures import Size, sides
+from bksdm.families import FAMILIES, family_of, family_of_class, family_of_pipeline
+from bksdm.families.family import Family
 from bksdm.families.recipe import Config
 from bksdm.families.unet import names
-from bksdm.families.unet.structure import ADDED
 from bksdm.models.parts import (
     Tensors,
     copy_papers,
@@ -53,19 +54,20 @@ from bksdm.runtime.schedulers import LEFT_OUT, told
 from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
 
 EMBEDDED = ("emoji",)
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
-_NETWORKS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+_NETWORKS = tuple(dict.fromkeys(name for family in reversed(FAMILIES) for name in family.networks))
+_TOKENIZERS = tuple(dict.fromkeys(name for family in reversed(FAMILIES) for name in family.tokenizers))
 _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
 _ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_COPY = "copy the whole pipeline"
 _MODELS = "a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
 
 
 def load_pipeline(
     model: str | Path, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:
     """The pipeline that MODEL stands for, on the CPU, its networks in `dtype` and in eval mode.
 
     Arguments:
@@ -87,9 +89,10 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.register_to_config(_name_or_path=str(path))
     if with_unet:
-        check_parts(pipeline.text_encoder, pipeline.unet.config, model)
-    for word in hidden_words(saved_words(pipeline.tokenizer.added_tokens_encoder), pipeline.tokenizer.tokenize):
-        say_hidden(word)
+        check_parts(pipeline, pipeline.unet.config, model)
+    for tokenizer in tokenizers(pipeline):
+        for word in hidden_words(saved_words(tokenizer.added_tokens_encoder), tokenizer.tokenize):
+            say_hidden(word)
     return pipeline
 
 
@@ -104,7 +107,7 @@ def located(model: str | Path) -> Path:
         return path
     for variant in (None, "fp16"):
         try:
-            return Path(StableDiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
+            return Path(DiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
         except (*HUB_ERRORS, OSError, ValueError) as error:
             reason = error.__cause__ or error
             if isinstance(reason, HUB_ERRORS):
@@ -126,15 +129,18 @@ def load_contents(file: str | Path) -> Contents:
     return read_contents(path)
 
 
-def _folder(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
-    check_folder(path)
+def _folder(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPipeline:
+    family = check_folder(path)
     arguments = {"dtype": dtype, "use_safetensors": True}
     networks = {
-        name: _network(path / name, kind, arguments) if with_unet or name != "unet" else None
-        for name, kind in _NETWORKS.items()
+        name: _network(path / name, family.network_class(name), arguments)
+        if with_unet or name != family.denoiser
+        else None
+        for name in family.networks
     }
     networks |= _others(path, arguments)
-    return StableDiffusionPipeline.from_pretrained(path, local_files_only=True, **networks, **arguments)
+    kind = getattr(diffusers, family.pipeline)
+    return kind.from_pretrained(path, local_files_only=True, **networks, **arguments)
 
 
 def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,11 +153,11 @@ def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> StableDiffusionPipeline:
+def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPipeline:
     contents = load_contents(path)
     if not contents.is_stock:
         return read_pipeline(path, contents, dtype, with_unet)
-    pipeline = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
+    pipeline = diffusers.StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
     pipeline.unet = pipeline.unet if with_unet else None
     return pipeline
 
@@ -164,7 +170,7 @@ def fingerprint(model: str | Path) -> str | None:
     path = _local(model)
     if path is None:
         return None
-    parts = (*_NETWORKS, "tokenizer", "scheduler", *_EXPORTED)
+    parts = (*_NETWORKS[:3], "tokenizer", "scheduler", *_EXPORTED, *_NETWORKS[3:], *_TOKENIZERS[1:])
     files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
     return files_digest(files if path.is_dir() else [path])
 
@@ -224,19 +230,21 @@ def say_unlike(ways: Mapping[str, Defaults]) -> None:
         say(f"each model draws as it draws best ({told}); --steps and --guidance hold for all")
 
 
-def network_digest(network: nn.Module) -> str:
-    """A short name for what a network computes: its weights, and the factor by which a VAE scales its latents.
+def network_digest(*networks: Any) -> str:
+    """A short name for what networks compute: their weights, and the factor by which a VAE scales its latents.
 
     Weights count by value, so that a copy in another file, or in a wider number format, is the same network.
     """
-    whole = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        whole.update(name.encode())
-        whole.update(tensor.float().cpu().contiguous().numpy())
+    whole = hashlib.sha256()
+    for network in networks:
+        whole.update(str(getattr(network.config, "scaling_factor", "")).encode())
+        for name, tensor in sorted(network.state_dict().items()):
+            whole.update(name.encode())
+            whole.update(tensor.float().cpu().contiguous().numpy())
     return whole.hexdigest()[:16]
 
 
-def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) -> None:
+def check_text_to_image(pipeline: DiffusionPipeline, model: str | Path) -> None:
     """Refuse a U-Net that takes more than noisy latents, as those for inpainting and depth do.
 
     Raises:
@@ -250,7 +258,7 @@ def check_text_to_image(pipeline: StableDiffusionPipeline, model: str | Path) ->
         )
 
 
-def check_drawing(pipeline: StableDiffusionPipeline, model: str | Path, *, masked: bool) -> None:
+def check_drawing(pipeline: DiffusionPipeline, model: str | Path, *, masked: bool) -> None:
     """Refuse a U-Net that cannot draw: with a mask, one for in-painting can too.
 
     Raises:
@@ -263,24 +271,35 @@ def check_drawing(pipeline: StableDiffusionPipeline, model: str | Path, *, maske
         raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
 
 
-def check_parts(text_encoder: CLIPTextModel, unet: Config, model: str | Path) -> None:
-    """Refuse a U-Net that takes more than a caption, and a text encoder whose embeddings it does not take.
+def check_parts(pipeline: DiffusionPipeline, unet: Config, model: str | Path) -> None:
+    """Refuse a U-Net of another family than its pipeline, and text encoders whose embeddings it does not take.
 
     Raises:
-        InputError: Naming the conditions, or both widths.
+        InputError: Naming both, or what does not fit.
     """
-    added = unet.get(ADDED)
-    if added:
-        raise InputError(
-            f"model {model} has a U-Net that takes added conditions, as SDXL does ({ADDED} is {added}); "
-            f"bksdm describe takes it, the other verbs want Stable Diffusion 1.x or 2.x"
-        )
-    width, takes = text_encoder.config.hidden_size, unet["cross_attention_dim"]
-    if width not in (takes if isinstance(takes, (list, tuple)) else (takes,)):
-        raise InputError(
-            f"model {model} does not fit together: its text encoder gives embeddings of width {width}, and its U-Net "
-            f"takes {takes}; copy the whole pipeline"
-        )
+    family = family_of_pipeline(pipeline)
+    if not family.claims(unet):
+        raise InputError(f"model {model} is a {family.pipeline} around a U-Net of {family_of(unet).name}; {_COPY}")
+    reason = family.misfit(unet, [encoder.config.to_dict() for encoder in text_encoders(pipeline)])
+    if reason:
+        raise InputError(f"model {model} does not fit together: {reason}; {_COPY}")
+
+
+def text_encoders(pipeline: DiffusionPipeline) -> list[Any]:
+    """The text encoders of a pipeline."""
+    family = family_of_pipeline(pipeline)
+    return [getattr(pipeline, name) for name in family.encoders]
+
+
+def safety_checker(pipeline: DiffusionPipeline) -> Any:
+    """The network that makes pictures black; None where there is none."""
+    return getattr(pipeline, "safety_checker", None)
+
+
+def tokenizers(pipeline: DiffusionPipeline) -> list[CLIPTokenizer]:
+    """Their tokenizers, in the same order."""
+    family = family_of_pipeline(pipeline)
+    return [getattr(pipeline, name) for name in family.tokenizers]
 
 
 def _network(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:
@@ -359,9 +378,10 @@ def read_unet(folder: Path) -> tuple[Config, Tensors]:
     """
     weights = find_weights(folder / "unet")
     assert weights, "the folder was checked"
+    config = _read_json(folder / "unet" / "config.json")
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(_read_json(folder / "unet" / "config.json"))
+            unet = family_of(config).build(config)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"model {folder} cannot be loaded: {one_line(error, 300)}") from error
     wanted, tensors = unet.state_dict(), Tensors(weights)
@@ -436,18 +456,32 @@ def context_tokens(model: str | Path) -> int:
     return found if isinstance(found, int) else TOKENS
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a folder that is not a whole Stable Diffusion pipeline with safetensors weights.
+def check_folder(path: Path) -> Family:
+    """Refuse a folder that is not a whole pipeline with safetensors weights.
+
+    Returns:
+        The family that it is of.
 
     Raises:
         InputError: Naming what is missing or damaged.
     """
     for name in part_names(path):
         _check_weights(path / name, path)
-    for name in (*_NETWORKS, "tokenizer", "scheduler"):
+    family = _family(path, _read_json(path / "model_index.json"))
+    for name in (*family.networks, *family.tokenizers, "scheduler"):
         if not (path / name).is_dir():
             raise InputError(f"{path} has no folder {name}; give a whole pipeline")
-    _check_tokenizer(path / "tokenizer")
+    for name in family.tokenizers:
+        _check_tokenizer(path / name)
+    return family
+
+
+def _family(path: Path, index: Mapping[str, Any]) -> Family:
+    found = index.get("_class_name")
+    family = family_of_class(found)
+    if family is None:
+        raise InputError(f"{path} holds a {found}; give one of {', '.join(f.pipeline for f in FAMILIES)}")
+    return family
 
 
 def has_safety_checker(model: str | Path) -> bool:
@@ -458,7 +492,7 @@ def has_safety_checker(model: str | Path) -> bool:
 
 
 def part_names(path: Path) -> list[str]:
-    """The names of the folders that a Stable Diffusion pipeline consists of.
+    """The names of the folders that a pipeline consists of.
 
     Raises:
         InputError: It is none, or a part is missing or wants code of its own.
@@ -467,13 +501,12 @@ def part_names(path: Path) -> list[str]:
     if not index.is_file():
         raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
     values = _read_json(index)
-    if values.get("_class_name") not in _PIPELINES:
-        raise InputError(f"{path} holds a {values.get('_class_name')}; give a StableDiffusionPipeline")
+    networks = _family(path, values).networks
     for name, kind in _parts(values):
         if len(kind) != 2:
             raise InputError(f"{index} names {name} as {kind}, not as a library and a class; copy it again")
-        if name in _NETWORKS and kind[1] != _NETWORKS[name].__name__ and kind[0] in _LIBRARIES:
-            raise InputError(f"{path} has a {kind[1]} as its {name}; give one with a {_NETWORKS[name].__name__}")
+        if name in networks and kind[1] != networks[name] and kind[0] in _LIBRARIES:
+            raise InputError(f"{path} has a {kind[1]} as its {name}; give one with a {networks[name]}")
         if kind[0] not in _LIBRARIES:
             raise InputError(f"{path} wants code of its own for {name} ({kind[0]}), which is never run")
         if not (path / name).is_dir():
@@ -504,14 +537,14 @@ class Origin:
     changed: tuple[str, ...]
 
     @classmethod
-    def of(cls, loaded: StableDiffusionPipeline, changed: tuple[str, ...] = ("unet",)) -> "Origin | None":
+    def of(cls, loaded: DiffusionPipeline, changed: tuple[str, ...] = ("unet",)) -> "Origin | None":
         """The folder that `load_pipeline` read; None where it read a single file."""
         path = Path(loaded.config["_name_or_path"])
         return cls(path, changed) if path.is_dir() else None
 
 
 def save_pipeline(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     folder: Path,
     extra: Mapping[str, str] | None = None,
     origin: Origin | None = None,
@@ -551,13 +584,13 @@ def save_pipeline(
         raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
 
 
-def _write_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def _write_parts(pipeline: DiffusionPipeline, folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     text = json.dumps(said(pipeline.scheduler), indent=2, sort_keys=True)
     write_text(folder / "scheduler" / "scheduler_config.json", text + "\n")
 
 
-def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path) -> None:
+def _copy_parts(pipeline: DiffusionPipeline, origin: Origin, folder: Path) -> None:
     """The papers and parts of where the pipeline came from, and its own parts that changed."""
     copy_papers(origin.folder, folder)
     index = _read_json(origin.folder / "model_index.json")
@@ -575,14 +608,15 @@ def _copy_parts(pipeline: StableDiffusionPipeline, origin: Origin, folder: Path)
         write_text(folder / "model_index.json", json.dumps(index | named, indent=2) + "\n")
 
 
-def _complete(pipeline: StableDiffusionPipeline, folder: Path, formats: Mapping[str, torch.dtype]) -> None:
+def _complete(pipeline: DiffusionPipeline, folder: Path, formats: Mapping[str, torch.dtype]) -> None:
     """What readers of the folder look for, where it lacks that."""
     for part in folder.iterdir():
         if part.is_dir():
             rewrite_weights(part, formats.get(part.name), "text_model." if part.name == "text_encoder" else "")
             load_in_float32(part)
-    if not (folder / "tokenizer" / "vocab.json").is_file() or not (folder / "tokenizer" / "merges.txt").is_file():
-        save_vocabulary(pipeline.tokenizer, folder / "tokenizer")
+    for name in family_of_pipeline(pipeline).tokenizers:
+        if not all((folder / name / file).is_file() for file in ("vocab.json", "merges.txt")):
+            save_vocabulary(getattr(pipeline, name), folder / name)
 
 
 def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
@@ -607,11 +641,10 @@ def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
 
 
-def with_parts(pipeline: StableDiffusionPipeline, **parts: nn.Module) -> StableDiffusionPipeline:
+def with_parts(pipeline: DiffusionPipeline, **parts: nn.Module) -> DiffusionPipeline:
     """The same pipeline with other parts, by their names; everything else is shared."""
-    components = pipeline.components | parts
-    needs_checker = pipeline.config.get("requires_safety_checker", components.get("safety_checker") is not None)
-    made = StableDiffusionPipeline(**components, requires_safety_checker=needs_checker)
+    family = family_of_pipeline(pipeline)
+    made = family.assembled(pipeline.components | parts, pipeline.config, family.pipeline)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -623,7 +656,7 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
 
 
-def image_size(pipeline: StableDiffusionPipeline) -> tuple[int, int]:
+def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Height and width in pixels of the pictures that a pipeline was made for."""
     return sides(config_size(pipeline.unet.config, pipeline.vae_scale_factor))
 
@@ -652,19 +685,19 @@ def check_resolution(resolution: int | None) -> None:
         raise InputError(f"resolution is {resolution}; give a multiple of 8")
 
 
-def tokenizing(tokenizer: CLIPTokenizer) -> Callable[[str], Tensor]:
+def tokenizing(*tokenizers: CLIPTokenizer) -> Callable[[str], Tensor]:
     """A function from a caption to its tokens with shape (L,), padded or cut to the model's length.
 
-    Saved words of several vectors are written out, as diffusers' pipelines do.
+    Of several tokenizers, with shape (N, L). Saved words of several vectors are written out, as diffusers does.
     """
-    encode = _encoding(tokenizer)
-    return lambda text: torch.tensor(encode(text)[1].ids)
+    encoders = [_encoding(tokenizer) for tokenizer in tokenizers]
+    return lambda text: torch.tensor([encode(text)[1].ids for encode in encoders]).squeeze(0)
 
 
-def cutting(tokenizer: CLIPTokenizer) -> Callable[[str], str]:
-    """A function from a caption to its end that `tokenizing` cuts off; nothing where all of it fits."""
-    encode = _encoding(tokenizer)
-    return lambda text: beyond(*encode(text))
+def cutting(*tokenizers: CLIPTokenizer) -> Callable[[str], str]:
+    """A function from a caption to its end that `tokenizing` cuts off, at most; nothing where all of it fits."""
+    encoders = [_encoding(tokenizer) for tokenizer in tokenizers]
+    return lambda text: max((beyond(*encode(text)) for encode in encoders), key=len)
 
 
 @functools.cache  # so that it is said once

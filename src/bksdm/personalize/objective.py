@@ -8,12 +8,12 @@ where $z'$ are latents of pictures that the model drew of the kind before it lea
 from collections.abc import Callable
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.losses import task_loss
+from bksdm.families.family import Family, Told
 from bksdm.families.noise import Corrupted, NoiseSchedule
 
 
@@ -23,20 +23,23 @@ class Personalization:
     Arguments:
         unet: What learns, or holds what learns.
         schedule: The forward process.
-        contexts: The embedded prompts of subject and kind, with shape (2, L, D).
+        told: What the U-Net is told of subject and kind, with B = 2.
         prior_weight: Lambda.
+        family: Of the U-Net.
     """
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: nn.Module,
         schedule: NoiseSchedule,
-        contexts: Callable[[], Tensor],
+        told: Callable[[], Told],
         prior_weight: float,
+        family: Family,
     ) -> None:
         self._unet = unet
         self._schedule = schedule
-        self._contexts = contexts
+        self._told = told
+        self._family = family
         self._prior_weight = prior_weight
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
@@ -44,11 +47,11 @@ class Personalization:
         if "class_mean" in batch:
             given.append(self._corrupted(batch["class_mean"], batch["class_std"], draws.also("class")))
         count = len(batch["latents_mean"])
-        context = self._contexts()[: len(given)].repeat_interleave(count, dim=0)
+        told = {name: value[: len(given)].repeat_interleave(count, dim=0) for name, value in self._told().items()}
         latents, timesteps = (
             torch.cat(parts) for parts in zip(*((x.latents, x.timesteps) for x in given), strict=True)
         )
-        answers = self._unet(latents, timesteps, context, return_dict=False)[0].split(count)
+        answers = torch.split(self._family.answer(self._unet, latents, timesteps, told), count)
         losses = [task_loss(answer, x.target) for answer, x in zip(answers, given, strict=True)]
         if len(losses) == 1:
             return {"loss": losses[0], "task": losses[0]}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from bksdm.common.progress import bar, say
 from bksdm.common.prompts import say_cut
 from bksdm.common.runs import check_free, files_digest, open_run, replace_folder, write_text
 from bksdm.data.names import list_pictures
-from bksdm.data.pictures import open_picture, to_pixels, was_flagged
-from bksdm.distill.conditions import Conditions
+from bksdm.data.pictures import open_picture, sides, to_pixels, was_flagged
+from bksdm.distill.conditions import Conditions, framed, repeated
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.state import Checkpoints, TrainState
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families import family_of_pipeline
+from bksdm.families.family import Told
 from bksdm.generate.run import generate
 from bksdm.models.adapters.training import add_lora, check_peft, save_lora
 from bksdm.models.card import personal_card
@@ -36,6 +37,8 @@ from bksdm.models.pipelines import (
     image_size,
     load_pipeline,
     save_pipeline,
+    text_encoders,
+    tokenizers,
     tokenizing,
 )
 from bksdm.options import GenerateOptions, PersonalizeOptions
@@ -83,7 +86,7 @@ class Learner:
         model: What is trained and kept in checkpoints.
     """
 
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     networks: dict[str, nn.Module]
     model: nn.Module
 
@@ -112,7 +115,8 @@ def personalize(options: PersonalizeOptions) -> Path:
     check_steps(options, checkpoints)
     pipeline = load_pipeline(options.model)
     check_text_to_image(pipeline, options.model)
-    schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)  # says where it cannot be learnt by
+    family = family_of_pipeline(pipeline)
+    schedule = family.noise_schedule(pipeline.scheduler)  # says where it cannot be learnt by
     open_run(run, "personalize", settings, may_change, {"device": str(device), "precision": str(precision)})
     if len(subject) == 1:
         say("one picture shows the subject in one place only, and that will be learnt with it; give three to five")
@@ -130,8 +134,9 @@ def personalize(options: PersonalizeOptions) -> Path:
         objective = Personalization(
             pipeline.unet,
             schedule,
-            _contexts(options, learner, device),
+            _told(options, learner, device),
             options.prior_weight,
+            family,
         )
         follow(
             options,
@@ -204,7 +209,7 @@ def _draw_kind(options: PersonalizeOptions) -> list[Image.Image]:
 
 def _samples(
     options: PersonalizeOptions,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     subject: dict[str, Image.Image],
     kind: list[Image.Image],
 ) -> SubjectSamples:
@@ -216,7 +221,7 @@ def _samples(
         for picture in subject.values()
         for number in range(options.views)
     ]
-    conditions = Conditions(pipeline.vae, pipeline.text_encoder)
+    conditions = Conditions.of(pipeline)
     with bar(len(views) + len(kind), "encoding pictures") as progress:
 
         def posterior(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,12 +236,13 @@ def _samples(
 
 
 def _learner(
-    options: PersonalizeOptions, pipeline: StableDiffusionPipeline, device: torch.device, precision: torch.dtype
+    options: PersonalizeOptions, pipeline: DiffusionPipeline, device: torch.device, precision: torch.dtype
 ) -> Learner:
     """The pipeline with what learns in float32, set up to compute as fast as it can."""
     networks: dict[str, nn.Module] = {"unet": pipeline.unet}
     if options.text_encoder:
-        networks["text_encoder"] = pipeline.text_encoder
+        family = family_of_pipeline(pipeline)
+        networks |= dict(zip(family.encoders, text_encoders(pipeline), strict=True))
     for network in networks.values():
         network.train()
         network.requires_grad_(not options.lora)
@@ -259,16 +265,18 @@ def _checkpoint_gradients(network: nn.Module) -> None:
     getattr(network, next(name for name in names if hasattr(network, name)))()
 
 
-def _contexts(options: PersonalizeOptions, learner: Learner, device: torch.device) -> Callable[[], Tensor]:
-    """The embedded prompts of subject and kind; computed once where the text encoder does not learn."""
-    tokenize, prompts = tokenizing(learner.pipeline.tokenizer), (options.prompt, options.class_prompt or "")
-    say_cut(prompts, cutting(learner.pipeline.tokenizer))
+def _told(options: PersonalizeOptions, learner: Learner, device: torch.device) -> Callable[[], Told]:
+    """What the U-Net is told of subject and kind; computed once where the text encoders do not learn."""
+    pipeline, prompts = learner.pipeline, (options.prompt, options.class_prompt or "")
+    family, own, encoders = family_of_pipeline(pipeline), tokenizers(pipeline), text_encoders(pipeline)
+    say_cut(prompts, cutting(*own))
+    tokenize, size = tokenizing(*own), sides(options.resolution or image_size(pipeline))
     tokens = torch.stack([tokenize(text) for text in prompts]).to(device)
-    encoder = learner.pipeline.text_encoder
+    picture = repeated(framed(family, size, device), len(prompts))
     if options.text_encoder:
-        return lambda: encoder(tokens).last_hidden_state
+        return lambda: family.embedded(encoders, tokens) | picture
     with torch.no_grad():
-        fixed: Tensor = encoder(tokens).last_hidden_state
+        fixed = family.embedded(encoders, tokens) | picture
     return lambda: fixed
 
 

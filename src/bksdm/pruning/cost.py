@@ -14,12 +14,11 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError, one_line
-from bksdm.families.unet.structure import ADDED, NUMBERS
+from bksdm.families import family_of
 
 TOKENS = 77  # of a caption, in Stable Diffusion
 
@@ -135,28 +134,20 @@ def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
     """Count in one pass of the U-Net with this config, as JSON."""
     try:
         with torch.device("meta"), torch.no_grad():
-            unet = UNet2DConditionModel.from_config(json.loads(config))
+            given = json.loads(config)
+            family = family_of(given)
+            unet = family.build(given)
             counter = _MacCounter(unet)
-            widths = unet.config.cross_attention_dim
-            width = widths if isinstance(widths, int) else widths[0]
-            latents, context = (
-                torch.empty(1, unet.config.in_channels, *size),
-                torch.empty(1, tokens, width),
-            )
-            unet(latents, torch.empty(1, dtype=torch.long), context, added_cond_kwargs=_added(unet.config))
+            told = {
+                name: torch.empty(1, *shape) for name, shape in family.condition_shapes(unet.config, tokens).items()
+            }
+            latents = torch.empty(1, unet.config.in_channels, *size)
+            family.answer(unet, latents, torch.empty(1, dtype=torch.long), told)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = one_line(error)
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
     params = Counter({name: parameter.numel() for name, parameter in unet.named_parameters()})
     return _Counts(params, counter.modules, counter.attention)
-
-
-def _added(config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a U-Net like SDXL's is told besides: a caption in one vector, and numbers about the picture."""
-    if config.get(ADDED) is None:
-        return {}
-    width = config["projection_class_embeddings_input_dim"] - NUMBERS * config["addition_time_embed_dim"]
-    return {"text_embeds": torch.empty(1, width), "time_ids": torch.empty(1, NUMBERS)}
 
 
 class _MacCounter:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.families import derive
-from bksdm.families.readers import Reader, readers
+from bksdm.families import derive, readers
 from bksdm.families.recipe import Pruning, Recipe, Stage, load_recipe
+from bksdm.families.unet.readers import Reader
 from bksdm.models.pipelines import context_tokens, load_unet_config
 from bksdm.pruning.cost import TOKENS, UNetCost, unet_cost
 

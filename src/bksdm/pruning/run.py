@@ -3,17 +3,18 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from bksdm.common.errors import InputError
 from bksdm.common.hub import fetched, is_id
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, digest, run_files
-from bksdm.families import derive, difference, recipes_between
+from bksdm.families import derive, difference, family_of, recipes_between
 from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
 from bksdm.models.card import model_card
 from bksdm.models.pipelines import (
@@ -27,6 +28,7 @@ from bksdm.models.pipelines import (
     located,
     read_unet,
     save_pipeline,
+    tokenizers,
     with_parts,
 )
 from bksdm.options import PruneOptions
@@ -60,9 +62,9 @@ def prune(options: PruneOptions) -> Description:
     path = located(options.teacher)
     teacher = load_pipeline(options.teacher, with_unet=path.is_file())
     config, weights = (teacher.unet.config, teacher.unet.state_dict()) if path.is_file() else read_unet(path)
-    check_parts(teacher.text_encoder, config, options.teacher)
+    check_parts(teacher, config, options.teacher)
     unet, _ = inherited(config, weights, recipe)
-    description = describe_config(dict(config), recipe, teacher.text_encoder.config.max_position_embeddings)
+    description = describe_config(dict(config), recipe, tokenizers(teacher)[0].model_max_length)
     save_student(
         with_unet(teacher, unet),
         recipe,
@@ -76,7 +78,7 @@ def prune(options: PruneOptions) -> Description:
 
 
 def save_student(
-    student: StableDiffusionPipeline,
+    student: DiffusionPipeline,
     recipe: Recipe,
     card: str,
     folder: Path,
@@ -169,7 +171,7 @@ def _gives(recipe: Recipe, teacher: Config, student: Config) -> bool:
         return False
 
 
-def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
+def prune_unet(teacher: Any, recipe: Recipe) -> tuple[Any, Pruning]:
     """The smaller U-Net, every tensor of it a copy of the teacher's tensor that the recipe names.
 
     Raises:
@@ -178,7 +180,7 @@ def prune_unet(teacher: UNet2DConditionModel, recipe: Recipe) -> tuple[UNet2DCon
     return inherited(teacher.config, teacher.state_dict(), recipe)
 
 
-def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) -> tuple[UNet2DConditionModel, Pruning]:
+def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) -> tuple[Any, Pruning]:
     """The same from the config of the teacher's U-Net and its tensors by name, of which only those that stay are read.
 
     Raises:
@@ -186,7 +188,7 @@ def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) ->
     """
     pruning = derive(recipe, teacher)
     with torch.device("meta"):
-        student = UNet2DConditionModel.from_config(pruning.student_config)
+        student = family_of(teacher).build(pruning.student_config)
     own = {}
     for key, wanted in student.state_dict().items():
         source = weights[pruning.teacher_key(key)]
@@ -196,7 +198,7 @@ def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) ->
     return student.eval(), pruning
 
 
-def with_unet(pipeline: StableDiffusionPipeline, unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+def with_unet(pipeline: DiffusionPipeline, unet: Any) -> DiffusionPipeline:
     """The same pipeline around another U-Net; everything else is shared."""
     return with_parts(pipeline, unet=unet)
 

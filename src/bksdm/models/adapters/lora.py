@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
@@ -31,7 +31,7 @@ class Lora:
     scale: float = 1.0
 
 
-def merge_lora(pipeline: StableDiffusionPipeline, lora: str | Path, scale: float = 1.0) -> StableDiffusionPipeline:
+def merge_lora(pipeline: DiffusionPipeline, lora: str | Path, scale: float = 1.0) -> DiffusionPipeline:
     """Add a LoRA to a pipeline's weights, so that nothing is slower for it.
 
     Arguments:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from bksdm.common.errors import InputError
@@ -52,7 +52,7 @@ def check_width(word: str, vectors: Tensor, width: int) -> None:
         )
 
 
-def load_words(pipeline: StableDiffusionPipeline, word: str, vectors: Tensor) -> None:
+def load_words(pipeline: DiffusionPipeline, word: str, vectors: Tensor) -> None:
     """Teach a word to a pipeline: N vectors become the tokens WORD, WORD_1, ..., as in diffusers.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -56,7 +56,7 @@ class Comparison:
     """
 
     def __init__(
-        self, pipeline: StableDiffusionPipeline, encoder: DualEncoder, inputs: Inputs, scores: Collection[str]
+        self, pipeline: DiffusionPipeline, encoder: DualEncoder, inputs: Inputs, scores: Collection[str]
     ) -> None:
         self._pipeline = pipeline
         self._encoder = encoder

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from bksdm.common.devices import choose_device, choose_precision
 from bksdm.common.errors import InputError
@@ -102,7 +102,7 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
 
 
 def _measure(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     encoder: DualEncoder,
     inputs: Inputs,
     found: Sequence[Unit],

@@ -1,0 +1,176 @@
+"""What differs from one kind of model to another, as questions that every family answers.
+
+Nothing outside `families/` asks which family it is. A new one is a package here, and a line in `families.FAMILIES`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import diffusers
+import transformers
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor, nn
+
+from bksdm.families.noise import NoiseSchedule
+from bksdm.families.recipe import Config, Pruning, Recipe
+from bksdm.families.units import Names, Removals, Unit
+
+Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
+Shapes = dict[str, tuple[int, ...]]
+Denoiser = Callable[..., Any]  # the network, or what is called in its place
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a picture became what is learnt from; in pixels, height before width.
+
+    Attributes:
+        original: Size of the picture as it is.
+        corner: Top and left of what was cut out of it, after it was scaled.
+        size: What was cut out.
+    """
+
+    original: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def fitted(cls, original: tuple[int, int], size: tuple[int, int]) -> "Frame":
+        """Of the middle of a picture, as much of it as has the wanted shape."""
+        scale = max(size[0] / original[0], size[1] / original[1])
+        top, left = (round((scale * whole - part) / 2) for whole, part in zip(original, size, strict=True))
+        return cls(original, (top, left), size)
+
+    @classmethod
+    def whole(cls, size: tuple[int, int]) -> "Frame":
+        """Of a picture of which nothing was scaled or cut."""
+        return cls(size, (0, 0), size)
+
+
+class Family(ABC):
+    """A kind of model.
+
+    Attributes:
+        name: For people.
+        pipeline, from_image, under_mask: Classes of diffusers that draw from a prompt alone, from a picture, and
+            within a mask.
+        networks: Classes of the networks that make a pipeline, by their names in it.
+        denoiser: The name of the network that is made smaller.
+        encoders, tokenizers: Names of the text encoders, and of their tokenizers in the same order.
+        of_caption, of_picture: Names of the conditions that a caption gives, and that say something of a picture.
+        upcasts_vae: Whether its VAE decodes in float32 where its config has `force_upcast`, as all of diffusers do.
+    """
+
+    name: ClassVar[str]
+    pipeline: ClassVar[str]
+    from_image: ClassVar[str]
+    under_mask: ClassVar[str]
+    networks: ClassVar[Mapping[str, str]]
+    denoiser: ClassVar[str] = "unet"
+    encoders: ClassVar[tuple[str, ...]]
+    tokenizers: ClassVar[tuple[str, ...]]
+    of_caption: ClassVar[tuple[str, ...]]
+    of_picture: ClassVar[tuple[str, ...]] = ()
+    upcasts_vae: ClassVar[bool] = False
+
+    # Is it mine?
+
+    @abstractmethod
+    def claims(self, config: Config) -> bool:
+        """Whether a denoiser with this config is one of this kind, if of any."""
+
+    @abstractmethod
+    def why_not(self, config: Config) -> str | None:
+        """Why a denoiser of this kind cannot be worked with; None where it can."""
+
+    @abstractmethod
+    def misfit(self, config: Config, encoders: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why a denoiser with this config and text encoders with these do not go together; None where they do."""
+
+    def remark(self, config: Config, scheduler: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+        """What to say of a teacher with such a denoiser and scheduler before it teaches; None for nothing."""
+        return None
+
+    # What does a recipe mean?
+
+    @abstractmethod
+    def derive(self, recipe: Recipe, config: Config) -> Pruning:
+        """What follows from a recipe for a teacher with this config; `InputError` where it does not fit."""
+
+    @abstractmethod
+    def units(self, config: Config) -> tuple[Unit, ...]:
+        """The parts that it can run without, one at a time, in the order in which the data meets them."""
+
+    @abstractmethod
+    def removals(self, config: Config) -> tuple[Removals, ...]:
+        """Which of them recipes can remove together."""
+
+    @abstractmethod
+    def recipe_without(self, config: Config, names: Names, name: str, summary: str) -> Recipe:
+        """The recipe that removes these units and nothing else."""
+
+    @abstractmethod
+    def recipes_between(self, teacher: Config, student: Config, name: str) -> list[Recipe]:
+        """The recipes that make a denoiser with the student's config out of one with the teacher's."""
+
+    @abstractmethod
+    def difference(self, wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
+        """Name and both values of an entry in which a config is not the wanted one, if there is one."""
+
+    @abstractmethod
+    def skip_connections(self, config: Config) -> tuple[str, ...]:
+        """Paths of the modules whose outputs it keeps for later layers, in the order in which it makes them."""
+
+    @abstractmethod
+    def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
+        """The network without these units inside a `with` block, in memory; afterwards it is as it was."""
+
+    # What is it told, and what does it answer?
+
+    @abstractmethod
+    def condition_shapes(self, config: Config, tokens: int) -> Shapes:
+        """Shape of each condition of one sample, for captions of so many tokens."""
+
+    @abstractmethod
+    def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
+        """What captions give, from their tokens: (B, L), or (B, N, L) where there are N text encoders."""
+
+    def without_caption(self, pipeline: DiffusionPipeline, empty: Told) -> Told:  # noqa: ARG002
+        """What guidance tells it where there is no caption, with B = 1, given the empty prompt as `embedded` has it."""
+        return empty
+
+    def of_frame(self, frame: Frame) -> Told:  # noqa: ARG002
+        """What it is told of a picture, of one sample."""
+        return {}
+
+    def noise_schedule(self, scheduler: SchedulerMixin) -> NoiseSchedule:
+        """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""
+        return NoiseSchedule.from_scheduler(scheduler)
+
+    @abstractmethod
+    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+        """The denoiser's output (B, C, h, w) for latents (B, C, h, w), timesteps (B,) and what it is told."""
+
+    # What is it made of?
+
+    def network_class(self, name: str) -> Any:
+        """The class of one of its networks."""
+        kind = self.networks[name]
+        return getattr(diffusers, kind, None) or getattr(transformers, kind)
+
+    def build(self, config: Config) -> Any:
+        """A denoiser with this config, without weights of any worth."""
+        return self.network_class(self.denoiser).from_config(dict(config))
+
+    @abstractmethod
+    def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
+        """A pipeline of parts.
+
+        Arguments:
+            parts: By their names; None for those that it goes without.
+            like: The config of a pipeline whose settings it takes over; empty for the usual ones.
+            kind: Its class: `pipeline`, `from_image` or `under_mask`.
+        """

@@ -1,0 +1,41 @@
+"""What Stable Diffusion and SDXL answer alike."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from bksdm.families.family import Family
+from bksdm.families.recipe import Config, Pruning, Recipe
+from bksdm.families.unet import bypass, structure
+from bksdm.families.unet import units as unet_units
+from bksdm.families.units import Names, Removals, Unit
+
+
+class UNetFamily(Family):
+    """A family whose denoiser is a `UNet2DConditionModel`."""
+
+    def derive(self, recipe: Recipe, config: Config) -> Pruning:
+        return structure.derive(recipe, config)
+
+    def units(self, config: Config) -> tuple[Unit, ...]:
+        return unet_units.units(config)
+
+    def removals(self, config: Config) -> tuple[Removals, ...]:
+        return tuple(unet_units.removals(config))
+
+    def recipe_without(self, config: Config, names: Names, name: str, summary: str) -> Recipe:
+        return unet_units.recipe_without(config, names, name, summary)
+
+    def recipes_between(self, teacher: Config, student: Config, name: str) -> list[Recipe]:
+        return list(unet_units.recipes_between(teacher, student, name))
+
+    def difference(self, wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
+        return structure.difference(wanted, found)
+
+    def skip_connections(self, config: Config) -> tuple[str, ...]:
+        return structure.skip_connections(config)
+
+    def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
+        return bypass.bypassed(denoiser, units)
