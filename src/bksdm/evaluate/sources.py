@@ -24,7 +24,15 @@ from bksdm.evaluate.preparation import prepare_generated, prepare_real
 from bksdm.generate.run import save_picture
 from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import check_text_to_image, cutting, fingerprint, image_size, scheduler_config
+from bksdm.models.pipelines import (
+    check_text_to_image,
+    cutting,
+    fingerprint,
+    image_size,
+    safety_checker,
+    scheduler_config,
+    tokenizers,
+)
 from bksdm.options import Precision
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.rgb import as_rgb
@@ -155,7 +163,7 @@ class Drawn:
         check_text_to_image(pipeline, self.model)
         if self.sampling.scheduler:
             scheduler_named(self.sampling.scheduler, pipeline.scheduler)
-        return cut_line(self.captions, cutting(pipeline.tokenizer), "prompts")
+        return cut_line(self.captions, cutting(*tokenizers(pipeline)), "prompts")
 
     def release(self) -> None:
         """Let the model go."""
@@ -166,7 +174,8 @@ class Drawn:
             device = choose_device(self.sampling.device)
             dtype = choose_precision(self.sampling.precision, device, training=False)
             pipeline = load_model(self.model, dtype, self.sampling.decoder)
-            pipeline.safety_checker = None
+            if safety_checker(pipeline) is not None:
+                pipeline.safety_checker = None
             if self.sampling.scheduler:
                 pipeline.scheduler = scheduler_named(self.sampling.scheduler, pipeline.scheduler)
             self._loaded = pipeline.to(device)

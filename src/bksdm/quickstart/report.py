@@ -7,6 +7,7 @@ from typing import Any
 
 from bksdm.common.page import curves, shown, write_page
 from bksdm.evaluate.table import cell, columns
+from bksdm.models.pipelines import EMBEDDED
 from bksdm.pruning.cost import UNetCost
 from bksdm.pruning.describe import Description
 
@@ -69,4 +70,10 @@ def write_report(
         curves=curves(metrics, {name: [name] for name in _CURVES}),
         samples=samples,
         results=results,
+        named=_named(str(results["teacher"])),
     )
+
+
+def _named(teacher: str) -> str:
+    """What the page calls the teacher: not by a path, which is nobody's business."""
+    return "the embedded model" if teacher in EMBEDDED else Path(teacher).name

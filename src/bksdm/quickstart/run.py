@@ -1,4 +1,4 @@
-"""`bksdm quickstart`: the whole story on the embedded model, in minutes on two cores.
+"""`bksdm quickstart`: the whole story on the embedded art, in minutes on two cores.
 
 Describe, prune, retrain, generate the same prompts and seeds from teacher, just-pruned and
 retrained student, score all three, and write it down as one page.
@@ -25,14 +25,14 @@ from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import drawing
+from bksdm.models.pipelines import drawing, fingerprint
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
 from bksdm.quickstart.report import Model, write_report
 
-TEACHER = "emoji"
-HELD_OUT = "emoji/heldout"
+ART = "emoji"
+TRAIN, HELD_OUT = f"{ART}/train", f"{ART}/heldout"
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
 _LATENCY_ROUNDS = 5
 
@@ -49,26 +49,28 @@ def quickstart(options: QuickstartOptions) -> Path:
     if options.steps < 1:
         raise InputError(f"steps is {options.steps}; give at least 1")
     recipe = load_recipe(options.recipe)
-    if not describe(TEACHER, recipe).pruning.removed:
+    if not describe(options.teacher, recipe).pruning.removed:
         raise InputError(f"recipe {options.recipe} removes nothing, so there is nothing to retrain; give another")
-    made_by, how = provenance(), drawing(TEACHER)
-    out = open_run(Path(options.out), "quickstart", dataclasses.asdict(options), may_change=("steps",))
+    made_by, how = provenance(), drawing(options.teacher)
+    settings = dataclasses.asdict(options) | {"teacher_content": fingerprint(options.teacher)}
+    out = open_run(Path(options.out), "quickstart", settings, may_change=("steps",))
     folders = _Folders(out, options.steps)
     console = Console(stderr=True)
     clock = _Clock(console, out / "seconds.json")
 
     with clock.phase(f"prune: {options.recipe}"):
-        description = prune(PruneOptions(TEACHER, options.recipe, str(folders.pruned)))
+        description = prune(PruneOptions(options.teacher, options.recipe, str(folders.pruned)))
         console.print(description.text(), highlight=False, markup=False)
     with clock.phase(f"distill: {options.steps} steps"):
         retrained = distill(distillation(options, out))
-    models = {"teacher": TEACHER, "pruned": str(folders.pruned), "retrained": str(retrained)}
+    models = {"teacher": options.teacher, "pruned": str(folders.pruned), "retrained": str(retrained)}
     with clock.phase(f"generate and evaluate: teacher, pruned, retrained for {options.steps} steps"):
         evaluation = evaluate(_evaluation(models, folders))
     found = {name: evaluation["models"][folders.name(name)] for name in models}
     scores = {name: {score: item["value"] for score, item in model["scores"].items()} for name, model in found.items()}
     closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
     results = {
+        "teacher": options.teacher,
         "recipe": options.recipe,
         "steps": options.steps,
         "scores": scores,
@@ -115,9 +117,9 @@ class _Folders:
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
     """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
     return DistillOptions(
-        teacher=TEACHER,
+        teacher=options.teacher,
         student=str(_Folders(out, options.steps).pruned),
-        data="emoji/train",
+        data=TRAIN,
         out=str(_Folders(out, options.steps).distillation),
         steps=options.steps,
         batch_size=32,
@@ -144,10 +146,10 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
         models=[f"{folders.name(name)}={model}" for name, model in models.items()],
         out=str(folders.evaluation),
         reference=HELD_OUT,
-        encoder=TEACHER,
-        distractors=f"{TEACHER}/train",
+        encoder=ART,
+        distractors=TRAIN,
         scores=list(_SCORES),
-        teacher=TEACHER,
+        teacher=models["teacher"],
         batch_size=25,
         latency=_LATENCY_ROUNDS,
     )
