@@ -14,7 +14,7 @@ FLOORS = {
     3: "generate.run generate.runtimes data.prepare models.adapters.run evaluate.* pruning.sensitivity.* export.*",
     2: "distill.*",
     1: "data.* models.* pruning.* generate.*",
-    0: "families families.* options common.* runtime.*",
+    0: "families families.* options options.* common.* runtime.*",
 }
 PACKAGE = Path(bksdm.__file__).parent
 MODULES = {

@@ -1,0 +1,22 @@
+"""What tells the whole story."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """The whole story on the embedded art: describe, prune, distill, generate, evaluate, report.
+
+    Attributes:
+        out: Folder for everything; report.html is the result. The same command resumes it.
+        teacher: 'emoji', or another model that draws the embedded art: folder, .safetensors file, or Hub id.
+        recipe: base, small, tiny, or a YAML file.
+        steps: Optimizer steps of the retraining.
+        seed: Root of all random numbers.
+    """
+
+    out: str = "runs/quickstart"
+    teacher: str = "emoji"
+    recipe: str = "small"
+    steps: int = 100
+    seed: int = 0

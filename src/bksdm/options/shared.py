@@ -1,0 +1,112 @@
+"""What the options of several verbs have in common; each part is said once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printing:
+    """What a verb that prints a result takes.
+
+    Attributes:
+        json: Print one JSON object and nothing else.
+    """
+
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """What a verb that computes takes.
+
+    Attributes:
+        device: cpu, cuda, mps; auto takes the best there is.
+    """
+
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Computing):
+    """What a verb that draws takes.
+
+    Attributes:
+        steps: Denoising steps; each model's own by default, else 25.
+        guidance: Guidance scale, 1 for none; each model's own by default, else 7.5.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(Drawing, Printing):
+    """What a verb that draws many takes.
+
+    Attributes:
+        seed: Seed of the first picture; picture n has seed + n.
+        batch_size: Pictures at a time.
+    """
+
+    seed: int = 0
+    batch_size: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Computing, Printing):
+    """What a verb that trains takes.
+
+    Attributes:
+        batch_size: Pictures in a micro-batch.
+        warmup: Steps of linear rise of the learning rate.
+        cosine: Let the learning rate fall to zero along a half cosine.
+        weight_decay: AdamW's decoupled weight decay.
+        max_grad_norm: Largest 2-norm of the gradient; 0 for none.
+        resolution: Side of the pictures in pixels; the model's own by default.
+        flip: Mirror every other picture, by chance.
+        precision: Autocast type of what learns; auto takes bf16 where the device has it in hardware.
+        seed: Root of all random numbers.
+        log_every: Steps between records in metrics.jsonl.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many checkpoints stay.
+    """
+
+    batch_size: int = 64
+    warmup: int = 0
+    cosine: bool = False
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    resolution: int | None = None
+    flip: bool = True
+    precision: Precision = "auto"
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTraining(Training):
+    """What a verb that trains a student by its teacher takes.
+
+    Attributes:
+        accumulation: Micro-batches a step.
+        cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
+        gradient_checkpointing: Save memory by computing activations twice.
+        shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
+        teacher_precision: Type of the teacher's weights; auto takes that of precision.
+        workers: Processes that read ahead; by default none for latents, and what there is to spare for pictures.
+        sample_every: Steps between sample grids; 0 for none.
+        sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
+    """
+
+    accumulation: int = 1
+    cache_gb: float = 4.0
+    gradient_checkpointing: bool = False
+    shard_teacher: bool = False
+    teacher_precision: Precision = "auto"
+    workers: int | None = None
+    sample_every: int = 500
+    sample_prompts: str | None = None
