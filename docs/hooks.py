@@ -58,10 +58,13 @@ def options_page() -> str:
 
 def _section(verb: str, kind: type[Any]) -> str:
     documentation = parse(kind.__doc__ or "")
-    described = {param.arg_name: param.description or "" for param in documentation.params}
+    parts = reversed(kind.__mro__)  # what several verbs take is described once, and anew where it differs
+    described = {
+        param.arg_name: param.description or "" for part in parts for param in parse(part.__doc__ or "").params
+    }
     rows = [
         f"| `--{field.name}` | {_type(field.type)} | {_default(field)} | {_cell(described[field.name])} |"
-        for field in dataclasses.fields(kind)
+        for field in sorted(dataclasses.fields(kind), key=lambda field: field.kw_only)
     ]
     head = ["| option | type | default | |", "|---|---|---|---|"]
     return "\n".join([f"## {verb}", "", documentation.short_description or "", "", *head, *rows, ""])
