@@ -71,6 +71,12 @@ def kind_folder(kind: str, request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(f"{kind}_folder")
 
 
+@pytest.fixture
+def version_teacher(version: str, request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """The teacher that a test's parameter `version` names. Shared by all tests: not to be changed."""
+    return request.getfixturevalue(f"{version}_teacher")
+
+
 @pytest.fixture(scope="session", params=["v1", "v2"])
 def teacher(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
     """Each of the two teachers in turn."""

@@ -33,11 +33,6 @@ STUDENTS = [*published.STUDENTS, ("xl", "comfy")]
 every_student = pytest.mark.parametrize(("version", "recipe"), STUDENTS)
 
 
-@pytest.fixture(scope="module")
-def version_teacher(version: str, request: pytest.FixtureRequest) -> DiffusionPipeline:
-    return request.getfixturevalue(f"{version}_teacher")
-
-
 @every_student
 def test_every_tensor_is_the_one_that_the_published_map_names(
     version_teacher: DiffusionPipeline, version: str, recipe: str
