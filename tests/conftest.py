@@ -53,6 +53,30 @@ def any_teacher(request: pytest.FixtureRequest) -> DiffusionPipeline:
     return request.getfixturevalue(f"{request.param}_teacher")
 
 
+@pytest.fixture(scope="session", params=["v1", "xl"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """One kind of model of every family in turn, by the name that its fixtures begin with."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def kind_teacher(kind: str, request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """One teacher of every family in turn. Shared by all tests: not to be changed."""
+    return request.getfixturevalue(f"{kind}_teacher")
+
+
+@pytest.fixture(scope="session")
+def kind_folder(kind: str, request: pytest.FixtureRequest) -> Path:
+    """The same on the disk. Shared by all tests: not to be changed."""
+    return request.getfixturevalue(f"{kind}_folder")
+
+
+@pytest.fixture
+def version_teacher(version: str, request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """The teacher that a test's parameter `version` names. Shared by all tests: not to be changed."""
+    return request.getfixturevalue(f"{version}_teacher")
+
+
 @pytest.fixture(scope="session", params=["v1", "v2"])
 def teacher(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
     """Each of the two teachers in turn."""

@@ -31,7 +31,7 @@ def params(version: str, recipe: str = "whole") -> int:
 def teacher_key(student_key: str, recipe: str, version: str = "v1") -> str:
     """The teacher's tensor that a student's tensor is inherited from: the published prefixes, else the same name."""
     if version == "xl":
-        one_layer = XL_FACTS["student_config"][recipe].get("layers_per_block") == 1
+        one_layer = XL_FACTS["student_config"].get(recipe, {}).get("layers_per_block") == 1
         return re.sub(r"^(up_blocks\.\d\.\w+)\.1\.", r"\1.2.", student_key) if one_layer else student_key
     for student, teacher in FACTS["weights_student_from_teacher"][recipe]:
         if student_key.startswith(student):

@@ -1,4 +1,7 @@
-"""What becomes of captions: how often they are dropped and replaced, by what, and by which random numbers."""
+"""What becomes of captions: how often they are dropped and replaced, by what, and by which random numbers.
+
+A caption gives conditions of several shapes, as in some families; all of them change together.
+"""
 
 import math
 
@@ -11,12 +14,23 @@ from bksdm.distill.captions import CaptionPool, Captions
 
 LENGTH, WIDTH, STEPS = 3, 2, 1000
 MANY = 2000
-EMPTY = torch.full((LENGTH, WIDTH), -1.0)
+Told = dict[str, Tensor]
 
 
-def embed(tokens: Tensor) -> Tensor:
+def giving(numbers: Tensor) -> Told:
+    """What captions give that are embedded as these numbers, with shape (B,)."""
+    return {
+        "context": numbers.view(-1, 1, 1).expand(-1, LENGTH, WIDTH),
+        "text_embeds": numbers.view(-1, 1).expand(-1, WIDTH),
+    }
+
+
+EMPTY = giving(torch.tensor([-1.0]))
+
+
+def embed(tokens: Tensor) -> Told:
     """An embedding that shows the first token of its caption."""
-    return tokens[:, :1, None].float().expand(-1, LENGTH, WIDTH)
+    return giving(tokens[:, 0].float())
 
 
 def pool(size: int = 40, room: float = math.inf) -> CaptionPool:
@@ -29,10 +43,12 @@ def changed(
 ) -> tuple[Tensor, Tensor | None]:
     """What a batch of captions, all of them embedded as 0, becomes: a number each."""
     timesteps = torch.full((count,), timestep) if isinstance(timestep, int) else timestep
-    context, replaced = captions(torch.zeros(count, LENGTH, WIDTH), timesteps, Draws(0, "test", first))
-    assert context.shape == (count, LENGTH, WIDTH)
-    assert (context == context[:, :1, :1]).all(), "a caption is replaced as a whole"
-    return context[:, 0, 0], replaced
+    told, replaced = captions(giving(torch.zeros(count)), timesteps, Draws(0, "test", first))
+    found = told["context"][:, 0, 0]
+    assert told.keys() == EMPTY.keys()
+    for name, value in giving(found).items():
+        assert torch.equal(told[name], value), "a caption is replaced as a whole"
+    return found, replaced
 
 
 def share(values: Tensor) -> float:
@@ -108,7 +124,7 @@ def test_noise_and_timesteps_are_drawn_as_if_captions_did_not_change() -> None:
     plain, other = Draws(0, "test", 7), Draws(0, "test", 7)
     plain.normal((3, 2))
     other.normal((3, 2))
-    Captions(EMPTY, dropout=0.2, pool=pool(), rate=1.0)(torch.zeros(3, LENGTH, WIDTH), torch.zeros(3), other)
+    Captions(EMPTY, dropout=0.2, pool=pool(), rate=1.0)(giving(torch.zeros(3)), torch.zeros(3), other)
     assert torch.equal(plain.integers(10**9, 3), other.integers(10**9, 3))
 
 
@@ -124,22 +140,23 @@ def test_other_numbers_for_the_same_rows_are_others_again_for_another_purpose() 
 
 
 def test_a_pool_that_does_not_fit_is_embedded_as_it_is_drawn() -> None:
-    needed = 40 * LENGTH * WIDTH * 4
+    needed = 40 * (LENGTH * WIDTH + WIDTH) * 4
     kept, drawn = pool(room=needed), pool(room=needed - 1)
     calls: list[int] = []
 
-    def counted(tokens: Tensor) -> Tensor:
+    def counted(tokens: Tensor) -> Told:
         calls.append(len(tokens))
         return embed(tokens)
 
     kept._embed = drawn._embed = counted
     indices = torch.tensor([3, 39, 0, 3])
-    assert torch.equal(kept.embedded(indices), drawn.embedded(indices))
+    ours, theirs = kept.embedded(indices), drawn.embedded(indices)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert calls == [4], "what fits is embedded no more"
     assert len(kept) == len(drawn) == 40
 
 
 def test_the_number_format_is_the_captions() -> None:
-    context = torch.zeros(8, LENGTH, WIDTH, dtype=torch.bfloat16)
-    found, _ = Captions(EMPTY, dropout=0.5, pool=pool(), rate=0.0)(context, torch.zeros(8), Draws(0, "test"))
-    assert found.dtype == torch.bfloat16
+    low = giving(torch.zeros(8, dtype=torch.bfloat16))
+    found, _ = Captions(EMPTY, dropout=0.5, pool=pool(), rate=0.0)(low, torch.zeros(8), Draws(0, "test"))
+    assert {value.dtype for value in found.values()} == {torch.bfloat16}

@@ -1,20 +1,35 @@
-"""What the U-Net sees besides noise, from the frozen VAE and text encoder."""
+"""What the U-Net sees besides noise, from the frozen VAE and text encoders, in every family."""
 
 import copy
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn
 
 from bksdm.common.randomness import Draws
-from bksdm.distill.conditions import Conditions
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, tokenize
+from bksdm.distill.conditions import Conditions, without_caption
+from bksdm.models.pipelines import tokenizers, tokenizing
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE
 
 
 @pytest.fixture
-def conditions(v1_teacher: StableDiffusionPipeline) -> Conditions:
-    return Conditions(copy.deepcopy(v1_teacher.vae).train(), copy.deepcopy(v1_teacher.text_encoder).train())
+def conditions(kind_teacher: DiffusionPipeline) -> Conditions:
+    return trained(kind_teacher)
+
+
+@pytest.fixture
+def xl_conditions(xl_teacher: StableDiffusionXLPipeline) -> Conditions:
+    return trained(xl_teacher)
+
+
+def trained(pipeline: DiffusionPipeline) -> Conditions:
+    """Those of a copy of a pipeline, whose networks were in training mode."""
+    own = copy.deepcopy(pipeline)
+    for part in own.components.values():
+        if isinstance(part, nn.Module):
+            part.train()
+    return Conditions.of(own)
 
 
 def draws(seed: int = 0) -> Draws:
@@ -25,8 +40,8 @@ def pixels(batch: int = 2) -> Tensor:
     return draws(1).uniform((batch, 3, PICTURE, PICTURE)) * 2 - 1
 
 
-def test_both_networks_are_frozen(conditions: Conditions) -> None:
-    for network in (conditions.vae, conditions.text_encoder):
+def test_all_networks_are_frozen(conditions: Conditions) -> None:
+    for network in (conditions.vae, *conditions.encoders):
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
@@ -58,19 +73,53 @@ def test_the_sample_is_a_function_of_the_draws(conditions: Conditions) -> None:
     assert not torch.equal(first, other)
 
 
-def test_the_context_is_what_the_pipeline_gives_its_unet(
-    conditions: Conditions, v1_teacher: StableDiffusionPipeline
+def prompted(pipeline: DiffusionPipeline, texts: list[str]) -> list[dict[str, Tensor]]:
+    """What stock diffusers tells its U-Net of captions, and then of the empty prompt under guidance."""
+    names = ["context", "context", "text_embeds", "text_embeds"]
+    made = pipeline.encode_prompt(texts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    return [dict(zip(names[offset::2], made[offset::2], strict=False)) for offset in (0, 1)]
+
+
+def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(value, theirs[name], atol=1e-6) for name, value in ours.items())
+
+
+def test_captions_give_what_the_pipeline_gives_its_unet(
+    conditions: Conditions, kind_teacher: DiffusionPipeline
 ) -> None:
-    ids = torch.stack([tokenize(v1_teacher.tokenizer, text) for text in ("red apple", "")])
-    context = conditions.context({"input_ids": ids})
-    caption, empty = v1_teacher.encode_prompt("red apple", "cpu", 1, True, negative_prompt="")
-    assert context.shape == (2, MAX_TOKENS, CONTEXT)
-    assert torch.allclose(context, torch.cat([caption, empty]), atol=1e-6)
+    tokenize, texts = tokenizing(*tokenizers(kind_teacher)), ["red apple", "a green"]
+    told = conditions.captions({"input_ids": torch.stack([tokenize(text) for text in texts])})
+    wanted, _ = prompted(kind_teacher, texts)
+    assert_near(told, wanted)
+    assert told["context"].shape == (2, MAX_TOKENS, CONTEXT)
 
 
-def test_a_context_that_is_there_is_taken(conditions: Conditions) -> None:
-    context = torch.zeros(2, MAX_TOKENS, CONTEXT)
-    assert conditions.context({"context": context}) is context
+@pytest.mark.parametrize("zeros", [True, False])
+def test_without_a_caption_the_unet_is_told_what_guidance_tells_it(
+    kind_teacher: DiffusionPipeline, zeros: bool
+) -> None:
+    pipeline = copy.deepcopy(kind_teacher)
+    pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    _, wanted = prompted(pipeline, ["red apple"])
+    assert_near(without_caption(pipeline, Conditions.of(pipeline)), wanted)
+
+
+def test_what_is_there_is_taken(conditions: Conditions) -> None:
+    names = conditions.family.of_caption + conditions.family.of_picture
+    batch = {name: torch.zeros(2, number + 1) for number, name in enumerate(names)}
+    assert conditions.told(batch | {"latents_mean": torch.zeros(2)}) == batch
+    assert conditions.captions(batch).keys() == set(conditions.family.of_caption)
+
+
+def test_of_a_picture_sdxl_is_told_its_size_the_corner_and_the_size_of_the_cut(
+    xl_conditions: Conditions, xl_teacher: StableDiffusionXLPipeline
+) -> None:
+    told = xl_conditions.of_fitted((300, 200), (64, 32))
+    assert told["time_ids"].tolist() == [300, 200, 0, 5, 64, 32]  # scaled to 64 x 42.7 pixels
+    width = xl_teacher.text_encoder_2.config.projection_dim
+    stock = xl_teacher._get_add_time_ids((300, 200), (0, 5), (64, 32), torch.float32, width)
+    assert torch.equal(told["time_ids"], stock[0])
 
 
 def test_latents_are_float32_whatever_the_vae_is(conditions: Conditions) -> None:

@@ -225,7 +225,7 @@ def test_pictures_that_are_decoded_once_are_those_of_the_teacher(
     v1_teacher: StableDiffusionPipeline, pictures: Path
 ) -> None:
     samples = open_data(str(pictures), None, True, 1.0).samples(v1_teacher)
-    conditions = Conditions(v1_teacher.vae, v1_teacher.text_encoder)
+    conditions = Conditions.of(v1_teacher)
     taught = Taught(samples, conditions, True, 0, torch.device("cpu"))
     assert len(taught) == 8
     plain, mirrored = taught.sample(2, 0), taught.sample(2, 1)
@@ -241,7 +241,7 @@ def test_pictures_that_are_decoded_once_are_those_of_the_teacher(
 def test_noise_on_latents_meets_both(v1_teacher: StableDiffusionPipeline, pictures: Path) -> None:
     samples = open_data(str(pictures), None, True, 1.0).samples(v1_teacher)
     batch = {name: value[None] for name, value in samples.sample(0, 0).items()}
-    conditions = Conditions(v1_teacher.vae, v1_teacher.text_encoder)
+    conditions = Conditions.of(v1_teacher)
     coder = Coder(fresh(v1_teacher))
     terms = [DecoderDistillation(coder, conditions, 1.0, noise)(batch, Draws(0, "noise")) for noise in (0.0, 0.0, 0.5)]
     assert terms[0] == terms[1]

@@ -271,18 +271,20 @@ def test_more_steps_by_the_same_command_go_on(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(
+    kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run that nothing stopped. Not to be changed."""
-    job = _Job(v1_folder, v1_student, pictures, tmp_path_factory.mktemp("uninterrupted") / "run")
+    job = _Job(kind_folder, kind_student, pictures, tmp_path_factory.mktemp("uninterrupted") / "run")
     done_here(*job.words)
     return job.out
 
 
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_interrupted_run_ends_with_the_same_bits(
-    how: signal.Signals, uninterrupted: Path, v1_folder: Path, pictures: Path, v1_student: Path, tmp_path: Path
+    how: signal.Signals, uninterrupted: Path, kind_folder: Path, pictures: Path, kind_student: Path, tmp_path: Path
 ) -> None:
-    interrupted = _Job(v1_folder, v1_student, pictures, tmp_path / "interrupted")
+    interrupted = _Job(kind_folder, kind_student, pictures, tmp_path / "interrupted")
     assert interrupted.run(kill=how, after=5) == (143 if how == signal.SIGTERM else -how)
     stopped_at = max(int(path.name.removeprefix("step-")) for path in (interrupted.out / "checkpoints").glob("step-*"))
     if how == signal.SIGTERM:

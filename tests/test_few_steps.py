@@ -7,23 +7,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
-from bksdm.distill.conditions import Conditions
+from bksdm.distill.conditions import Conditions, repeated, without_caption
 from bksdm.distill.consistency import Consistency, few_step_scheduler
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.losses import pseudo_huber
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import drawing, tokenizing
+from bksdm.models.pipelines import drawing
 from bksdm.options import LcmOptions
 from bksdm.pruning.run import prune_unet, read_recipe
 from bksdm.runtime.defaults import Defaults
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline, random_inputs
+from tiny_models import (
+    PICTURE,
+    V1_UNET,
+    XL_UNET,
+    asked,
+    build_pipeline,
+    build_xl_pipeline,
+    random_inputs,
+    random_latents,
+    random_told,
+)
 from verbs import Run, read_lines, told
 
 pytest_plugins = ["verbs_fixtures"]
@@ -32,56 +42,50 @@ UNET = Path("student", "unet", "diffusion_pytorch_model.safetensors")
 
 
 def objective(
-    pipeline: StableDiffusionPipeline, guidance: float = 3.0, average: dict[str, Tensor] | None = None
+    pipeline: DiffusionPipeline, guidance: float = 3.0, average: dict[str, Tensor] | None = None
 ) -> Consistency:
     """One for the small student of the pipeline."""
     teacher = copy.deepcopy(pipeline.unet)
     student, _ = prune_unet(teacher, load_recipe("small"))
-    conditions = Conditions(pipeline.vae, pipeline.text_encoder)
+    conditions = Conditions.of(pipeline)
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
-    empty = conditions.embedding(tokenizing(pipeline.tokenizer)("")[None])[0]
     return Consistency(
         student.train(),
         teacher,
         conditions,
         schedule,
         few_step_scheduler(pipeline.scheduler, 50),
-        empty,
+        without_caption(pipeline, conditions),
         guidance=guidance,
         average=average,
     )
 
 
-def batch(count: int = 2) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(3)
-    return {
-        "latents_mean": torch.randn(count, 4, LATENT, LATENT, generator=rng),
-        "latents_std": torch.rand(count, 4, LATENT, LATENT, generator=rng),
-        "context": torch.randn(count, MAX_TOKENS, CONTEXT, generator=rng),
-    }
+def batch(made: Consistency, count: int = 2) -> dict[str, Tensor]:
+    return random_latents(count) | random_told(made.teacher.config, count)
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
-def pipeline(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
-    return build_pipeline(V1_UNET, request.param)
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "xl"])
+def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
+    return build_xl_pipeline(XL_UNET) if request.param == "xl" else build_pipeline(V1_UNET, request.param)
 
 
 # The objective
 
 
-def test_the_grid_is_the_schedulers(pipeline: StableDiffusionPipeline) -> None:
+def test_the_grid_is_the_schedulers(pipeline: DiffusionPipeline) -> None:
     made = objective(pipeline)
     made.scheduler.set_timesteps(50)
     assert made.grid.tolist() == sorted(made.scheduler.timesteps.tolist())
 
 
-def test_without_noise_the_latents_stay_as_they_are(pipeline: StableDiffusionPipeline) -> None:
+def test_without_noise_the_latents_stay_as_they_are(pipeline: DiffusionPipeline) -> None:
     latents, _, _ = random_inputs()
     answer = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(objective(pipeline).consistent(latents, torch.zeros(2).long(), answer), latents, atol=1e-6)
 
 
-def test_late_timesteps_take_the_clean_latents_that_the_scheduler_takes(pipeline: StableDiffusionPipeline) -> None:
+def test_late_timesteps_take_the_clean_latents_that_the_scheduler_takes(pipeline: DiffusionPipeline) -> None:
     made = objective(pipeline)
     latents, _, _ = random_inputs()
     answer = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
@@ -92,15 +96,15 @@ def test_late_timesteps_take_the_clean_latents_that_the_scheduler_takes(pipeline
 
 
 @pytest.mark.parametrize("index", [0, 1, 30, 49])
-def test_the_teachers_step_is_that_of_ddim_under_guidance(pipeline: StableDiffusionPipeline, index: int) -> None:
+def test_the_teachers_step_is_that_of_ddim_under_guidance(pipeline: DiffusionPipeline, index: int) -> None:
     made = objective(pipeline, guidance=3.0)
-    latents, _, context = random_inputs()
+    latents, told = random_inputs()[0], random_told(made.teacher.config)
     timestep = made.grid[index]
-    earlier, before = made.solve(latents, timestep.repeat(2), context)
+    earlier, before = made.solve(latents, timestep.repeat(2), told)
 
-    empty = pipeline.text_encoder(tokenizing(pipeline.tokenizer)("")[None]).last_hidden_state.expand_as(context)
+    empty = told | repeated(without_caption(pipeline, made.conditions), 2)
     with torch.no_grad():
-        captioned, free = (made.teacher(latents, timestep, given).sample for given in (context, empty))
+        captioned, free = (asked(made.teacher, latents, timestep, given) for given in (told, empty))
     ddim = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False)
     ddim.set_timesteps(50)
     wanted = ddim.step(free + 3.0 * (captioned - free), int(timestep), latents).prev_sample
@@ -109,33 +113,38 @@ def test_the_teachers_step_is_that_of_ddim_under_guidance(pipeline: StableDiffus
 
 
 def test_the_loss_is_the_distance_to_the_averaged_student_one_timestep_earlier(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
 ) -> None:
-    other, _ = prune_unet(build_pipeline(V1_UNET, seed=1).unet, load_recipe("small"))
+    other, _ = prune_unet(pipeline.unet, load_recipe("small"))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
     made = objective(pipeline, average={name: p.detach() for name, p in other.named_parameters()})
-    loss = made(batch(), Draws(0, "test"))["loss"]
+    draws, given = Draws(0, "test"), batch(made)
+    loss = made(given, Draws(0, "test"))["loss"]
 
-    draws, given = Draws(0, "test"), batch()
     noisy = made.noise_schedule.corrupt(made.conditions.latents(given, draws), draws, made.grid)
     with torch.no_grad():
-        earlier, before = made.solve(noisy.latents, noisy.timesteps, given["context"])
-        target = made.consistent(earlier, before, other(earlier, before, given["context"]).sample)
-        answer = made.student(noisy.latents, noisy.timesteps, given["context"]).sample
+        told = made.conditions.told(given)
+        earlier, before = made.solve(noisy.latents, noisy.timesteps, told)
+        target = made.consistent(earlier, before, asked(other, earlier, before, told))
+        answer = asked(made.student, noisy.latents, noisy.timesteps, told)
         got = made.consistent(noisy.latents, noisy.timesteps, answer)
     assert loss.item() == pytest.approx(float(((got - target) ** 2 + 1e-6).sqrt().mean() - 1e-3), rel=1e-4)
 
 
-def test_every_parameter_of_the_student_learns_and_none_of_the_teacher(pipeline: StableDiffusionPipeline) -> None:
+def test_every_parameter_of_the_student_learns_and_none_of_the_teacher(pipeline: DiffusionPipeline) -> None:
     made = objective(pipeline)
     with torch.autocast("cpu", torch.bfloat16):  # which keeps copies of the weights
-        loss = made(batch(), Draws(0, "test"))["loss"]
+        loss = made(batch(made), Draws(0, "test"))["loss"]
     loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in made.student.parameters())
     assert not any(p.requires_grad for p in made.teacher.parameters())
 
 
-def test_how_samples_are_split_changes_nothing_but_rounding() -> None:
-    made, whole = objective(build_pipeline(V1_UNET)), batch(4)
+def test_how_samples_are_split_changes_nothing_but_rounding(kind_teacher: DiffusionPipeline) -> None:
+    made = objective(kind_teacher)
+    whole = batch(made, 4)
     halves = [
         made({name: value[first : first + 2] for name, value in whole.items()}, Draws(0, "test", first))["loss"]
         for first in (0, 2)
@@ -163,16 +172,16 @@ def teach(teacher: Path, student: Path, data: Path, out: Path, **changes: object
 
 
 @pytest.fixture(scope="module")
-def finished(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four steps with sample grids. Not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
     (one_prompt := out.parent / "prompt.txt").write_text("red apple\n")
-    teach(v1_folder, v1_student, pictures, out, sample_every=4, sample_prompts=str(one_prompt))
+    teach(kind_folder, kind_student, pictures, out, sample_every=4, sample_prompts=str(one_prompt))
     return out
 
 
 def test_the_student_is_a_stock_pipeline_that_draws_in_four_steps(finished: Path) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(finished / "student")
+    pipeline = DiffusionPipeline.from_pretrained(finished / "student")
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, LCMScheduler)
     assert pipeline.scheduler.config.original_inference_steps == 50
@@ -204,19 +213,19 @@ def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) 
     assert "- guidance: 7.5" in card
 
 
-def test_the_student_has_the_averaged_weights_and_the_rest_is_the_teachers(finished: Path, v1_folder: Path) -> None:
+def test_the_student_has_the_averaged_weights_and_the_rest_is_the_teachers(finished: Path, kind_folder: Path) -> None:
     held = load_file(sorted((finished / "checkpoints").iterdir())[-1] / "tensors.safetensors")
     assert all(torch.equal(value, held[f"ema.{name}"]) for name, value in load_file(finished / UNET).items())
     vae = Path("vae", "diffusion_pytorch_model.safetensors")
-    assert (finished / "student" / vae).read_bytes() == (v1_folder / vae).read_bytes()
+    assert (finished / "student" / vae).read_bytes() == (kind_folder / vae).read_bytes()
 
 
 def test_a_resumed_run_ends_with_the_same_bits(
-    v1_folder: Path, v1_student: Path, pictures: Path, finished: Path, tmp_path: Path
+    kind_folder: Path, kind_student: Path, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     (prompts := tmp_path / "prompt.txt").write_text("red apple\n")
-    teach(v1_folder, v1_student, pictures, tmp_path / "run", steps=2, sample_prompts=str(prompts))
-    teach(v1_folder, v1_student, pictures, tmp_path / "run", sample_prompts=str(prompts))
+    teach(kind_folder, kind_student, pictures, tmp_path / "run", steps=2, sample_prompts=str(prompts))
+    teach(kind_folder, kind_student, pictures, tmp_path / "run", sample_prompts=str(prompts))
     assert (tmp_path / "run" / UNET).read_bytes() == (finished / UNET).read_bytes()
 
 

@@ -150,6 +150,40 @@ def test_a_picture_to_start_from_is_scaled_to_the_size_of_the_model(emoji: Emoji
     assert pixels(paths[0])[..., 0].mean() > pixels(paths[0])[..., 1:].mean() + 50
 
 
+def lower_half() -> Image.Image:
+    """A mask."""
+    mask = Image.new("L", (PICTURE, PICTURE), 0)
+    mask.paste(255, (0, PICTURE // 2, PICTURE, PICTURE))
+    return mask
+
+
+@pytest.mark.parametrize("given", ["text", "picture", "mask"])
+def test_every_kind_of_model_draws_what_diffusers_draws(
+    kind_folder: Path, pictures: Path, tmp_path: Path, given: str, done: Run
+) -> None:
+    start, mask = open_picture(pictures / "0.png"), lower_half()
+    mask.save(tmp_path / "mask.png")
+    words = {"text": (), "picture": ("--image", pictures / "0.png")}
+    words["mask"] = (*words["picture"], "--mask", tmp_path / "mask.png")
+    settings = ("--prompt", "red apple", "--steps", STEPS, "--seed", SEED, "--guidance", GUIDANCE)
+    done("generate", kind_folder, *settings, *words[given], "--out", tmp_path / "out")
+
+    kinds = {"text": "AutoPipelineForText2Image", "picture": "AutoPipelineForImage2Image"}
+    kinds["mask"] = "AutoPipelineForInpainting"
+    arguments = {"text": {}, "picture": {"image": start, "strength": 0.8}}
+    arguments["mask"] = arguments["picture"] | {"mask_image": mask, "height": PICTURE, "width": PICTURE}
+    theirs = stock(model=kind_folder, kind=getattr(diffusers, kinds[given]))(
+        "red apple",
+        **arguments[given],
+        generator=torch.Generator().manual_seed(SEED),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+    ).images[0]
+    if given == "mask":  # where it is black, ours is the picture itself
+        theirs.paste(start, mask=mask.point(lambda value: 255 - value))
+    assert_same(made(tmp_path / "out"), [theirs])
+
+
 def test_latents_are_never_clipped(v1_teacher: StableDiffusionPipeline) -> None:
     assert "clip_sample" not in v1_teacher.scheduler.config
     assert not scheduler_named("DDIMScheduler", v1_teacher.scheduler).config.clip_sample

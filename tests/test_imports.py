@@ -1,6 +1,7 @@
 """Imports inside the package point to the same floor or down."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,28 @@ def test_the_parser_sees_what_is_imported() -> None:
 def test_the_floors_hold_no_module_that_is_gone() -> None:
     for entry in " ".join(FLOORS.values()).split():
         assert any(module == entry.removesuffix(".*") or module.startswith(entry[:-1]) for module in MODULES), entry
+
+
+OWN = ("families.sd", "families.sdxl", "families.unet")
+# What only a family knows: classes of pipelines, names of what one family alone has, and families themselves.
+ASKING = re.compile(
+    r"StableDiffusion\w*Pipeline|text_encoder_2|tokenizer_2|addition_embed_type|added_cond_kwargs|sdxl", re.IGNORECASE
+)
+
+
+def words(path: Path) -> Iterator[str]:
+    """Names and strings of a file, but no comments and no docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    said = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in said:
+            yield node.value
+        names = (getattr(node, name, None) for name in ("id", "attr", "arg", "name"))
+        yield from (name for name in names if isinstance(name, str))
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("families")])
+def test_only_families_know_which_family_it_is(module: str) -> None:
+    path = MODULES[module]
+    asked = [other for other in imported(path) if other.startswith(OWN)] + [w for w in words(path) if ASKING.search(w)]
+    assert not asked, f"bksdm.{module} asks which family it is: {', '.join(asked)}; ask the family instead"

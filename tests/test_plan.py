@@ -14,7 +14,7 @@ from bksdm.distill.pair import Formats
 from bksdm.distill.plan import Memory, Plan
 from bksdm.distill.run import foresee
 from bksdm.options import DistillOptions, PrepareOptions
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS
+from tiny_models import LATENT, MAX_TOKENS, asked, random_told
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
@@ -31,30 +31,35 @@ def plan(v1_folder: Path, v1_student: Path, pictures: Path) -> Plan:
     return planned(v1_folder, v1_student, pictures)
 
 
+@pytest.fixture(scope="module")
+def kind_plan(kind_folder: Path, kind_student: Path, pictures: Path) -> Plan:
+    return planned(kind_folder, kind_student, pictures)
+
+
 def params(folder: Path) -> int:
     return UNet2DConditionModel.from_pretrained(folder / "unet").num_parameters()
 
 
-def test_parameters_steps_and_passes(plan: Plan, v1_folder: Path, v1_student: Path) -> None:
-    assert (plan.teacher_params, plan.student_params) == (params(v1_folder), params(v1_student))
-    assert (plan.pictures, plan.samples_per_step, plan.steps) == (8, 8, 10)
-    assert plan.passes == 10.0
+def test_parameters_steps_and_passes(kind_plan: Plan, kind_folder: Path, kind_student: Path) -> None:
+    assert (kind_plan.teacher_params, kind_plan.student_params) == (params(kind_folder), params(kind_student))
+    assert (kind_plan.pictures, kind_plan.samples_per_step, kind_plan.steps) == (8, 8, 10)
+    assert kind_plan.passes == 10.0
 
 
 def test_the_work_is_a_forward_pass_of_the_teacher_and_three_of_the_student(
-    plan: Plan, v1_folder: Path, v1_student: Path
+    kind_plan: Plan, kind_folder: Path, kind_student: Path
 ) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     def forward(folder: Path) -> int:
         unet = UNet2DConditionModel.from_pretrained(folder / "unet")
-        inputs = torch.zeros(1, 4, LATENT, LATENT), torch.zeros(1), torch.zeros(1, MAX_TOKENS, CONTEXT)
+        latents, timesteps = torch.zeros(1, 4, LATENT, LATENT), torch.zeros(1)
         with FlopCounterMode(display=False) as flops, torch.no_grad():
-            unet(*inputs)
+            asked(unet, latents, timesteps, random_told(unet.config, 1))
         return flops.get_total_flops()
 
-    wanted = plan.samples_per_step * (forward(v1_folder) + 3 * forward(v1_student))
-    assert plan.flops_per_step == pytest.approx(wanted, rel=0.03)  # the first layer needs no gradient of its input
+    wanted = kind_plan.samples_per_step * (forward(kind_folder) + 3 * forward(kind_student))
+    assert kind_plan.flops_per_step == pytest.approx(wanted, rel=0.03)  # the first layer needs no gradient of its input
 
 
 @pytest.mark.slow
@@ -101,29 +106,30 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(
 
 
 def test_the_working_memory_is_what_a_real_step_allocates(
-    plan: Plan, v1_folder: Path, v1_student: Path, pictures: Path
+    kind_plan: Plan, kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:
     """The same step on real tensors, whose bytes are followed in the same way."""
     from bksdm.common.randomness import Draws
     from bksdm.distill import plan as module
     from bksdm.distill.data import open_data
-    from bksdm.families import derive
-    from bksdm.models.pipelines import load_config, load_unet_config
+    from bksdm.families import derive, family_of
+    from bksdm.models.pipelines import load_config, load_unet_config, text_encoders
     from bksdm.pruning.run import read_recipe
 
-    options = DistillOptions(str(v1_folder), str(v1_student), str(pictures), "nowhere", precision="fp32")
-    teacher, vae, text = load_unet_config(v1_folder), *(load_config(v1_folder, p) for p in ("vae", "text_encoder"))
-    fields = open_data(str(pictures), None, True, 4.0).fields(teacher, vae, text)
-    shapes = module._Shapes(teacher, derive(read_recipe(v1_student), teacher), vae, text, fields)
+    options = DistillOptions(str(kind_folder), str(kind_student), str(pictures), "nowhere", precision="fp32")
+    teacher = load_unet_config(kind_folder)
+    networks = {part: load_config(kind_folder, part) for part in ("vae", *family_of(teacher).encoders)}
+    fields = open_data(str(pictures), None, True, 4.0).fields(teacher, networks["vae"], MAX_TOKENS)
+    shapes = module._Shapes(teacher, derive(read_recipe(kind_student), teacher), networks, fields)
     pair = shapes.pair(Formats.choose(options))
     pair.set_up(gradient_checkpointing=False, shard_teacher=False)
     objective, batch = pair.objective(options), shapes.batch(1)
-    networks = (pair.teacher.unet, pair.teacher.vae, pair.teacher.text_encoder, pair.student)
+    networks = (pair.teacher.unet, pair.teacher.vae, *text_encoders(pair.teacher), pair.student)
     before = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     with module._Alive([*before, *batch.values()]) as alive:
         losses = objective(batch, Draws(0, "plan"))
         torch.autograd.backward(losses["loss"])
-    assert plan.chosen.working == pytest.approx(alive.most, rel=0.02)
+    assert kind_plan.chosen.working == pytest.approx(alive.most, rel=0.02)
 
 
 @pytest.mark.slow
@@ -152,8 +158,10 @@ def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, 
     assert "40% of 1 TFLOP/s" in plan.text()
 
 
-def test_time_and_memory_are_measured_without_a_stated_peak(v1_folder: Path, v1_student: Path, pictures: Path) -> None:
-    found = planned(v1_folder, v1_student, pictures, peak_tflops=None)
+def test_time_and_memory_are_measured_without_a_stated_peak(
+    kind_folder: Path, kind_student: Path, pictures: Path
+) -> None:
+    found = planned(kind_folder, kind_student, pictures, peak_tflops=None)
     assert found.seconds_per_step > 0
     assert found.measured_memory > found.chosen.working
     assert "s a step" in found.text()

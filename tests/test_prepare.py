@@ -13,19 +13,21 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from bksdm.common.errors import InputError
-from bksdm.data.pictures import open_picture, to_pixels
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import PictureSamples
 from bksdm.data.prepare import prepare
 from bksdm.data.prepared import PreparedSamples, read_prepared
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.data import open_data
 from bksdm.distill.run import distill
-from bksdm.models.pipelines import save_pipeline
+from bksdm.models.pipelines import save_pipeline, tokenizers, tokenizing, with_parts
 from bksdm.options import DistillOptions, PrepareOptions
-from tiny_models import CAPTIONS, LATENT, PICTURE, V1_UNET, build_pipeline, tokenize
+from tiny_models import CAPTIONS, LATENT, PICTURE, V1_UNET, build_pipeline
 from verbs import Run, captioned, mtimes, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
@@ -58,20 +60,46 @@ def whole(v1_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFact
     return made(v1_folder, pictures, tmp_path_factory.mktemp("prepared") / "out")
 
 
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures, each of another size: lying, standing, and small."""
+    rng = np.random.default_rng(0)
+    sizes = ((48, 40), (32, 80), (16, 16))
+    noise = [Image.fromarray(rng.integers(0, 255, (high, wide, 3), dtype=np.uint8)) for wide, high in sizes]
+    return captioned(tmp_path_factory.mktemp("sized") / "data", noise)
+
+
 # What is there
 
 
-def test_rows_are_the_posterior_of_the_teachers_vae(
-    whole: Path, pictures: Path, v1_teacher: StableDiffusionPipeline
+def test_rows_are_what_is_computed_on_the_way(
+    kind_folder: Path, kind_teacher: DiffusionPipeline, sized: Path, tmp_path: Path
 ) -> None:
-    conditions, found = Conditions(v1_teacher.vae, v1_teacher.text_encoder), rows(whole)
-    assert (found["name"], found["text"]) == ([f"{index}.png" for index in range(8)], list(CAPTIONS))
-    for index in range(8):
-        pixels = to_pixels(open_picture(pictures / f"{index}.png"), PICTURE)[None]
-        ids = tokenize(v1_teacher.tokenizer, CAPTIONS[index])[None]
-        wanted = [*conditions.posterior(pixels), *conditions.posterior(pixels.flip(-1)), conditions.embedding(ids)]
-        for name, value in zip(NUMBERS, wanted, strict=True):
-            assert torch.allclose(torch.from_numpy(found[name][index].copy()), value.flatten(), rtol=1e-3, atol=1e-4)
+    """Latents of both directions, and all that the denoiser is told of captions and pictures."""
+    out = made(kind_folder, sized, tmp_path / "out")
+    conditions, tokenize = Conditions.of(kind_teacher), tokenizing(*tokenizers(kind_teacher))
+    pictures = PictureSamples(read_captions(sized), PICTURE, tokenize, flip=True, told=conditions.of_fitted)
+    prepared = PreparedSamples(out, read_prepared(out), tokenize, flip=True)
+    assert rows(out)["name"] == [f"{index}.png" for index in range(3)]
+    for index in range(3):
+        for seed in (0, 1):
+            batch = {name: value[None] for name, value in pictures.sample(index, seed).items()}
+            mean, std = conditions.posterior(batch["pixel_values"])
+            wanted = {"latents_mean": mean, "latents_std": std, **conditions.told(batch)}
+            found = prepared.sample(index, seed)
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                assert torch.allclose(found[name], value[0], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("text_embeddings", [True, False])
+def test_numbers_about_pictures_are_kept_as_they_are(
+    xl_folder: Path, sized: Path, tmp_path: Path, text_embeddings: bool
+) -> None:
+    out = made(xl_folder, sized, tmp_path / "out", storage="fp16", text_embeddings=text_embeddings)
+    wanted = [[40, 48, 0, 3, 32, 32], [80, 32, 24, 0, 32, 32], [16, 16, 0, 0, 32, 32]]
+    assert [row.tolist() for row in rows(out)["time_ids"]] == wanted
+    assert ("context" in rows(out)) is ("text_embeds" in rows(out)) is text_embeddings
 
 
 def test_the_folder_says_what_made_it(whole: Path, v1_folder: Path) -> None:
@@ -140,14 +168,26 @@ def retrained(teacher: Path, student: Path, data: Path, out: Path, **changes: ob
 
 @pytest.mark.parametrize("text_embeddings", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_retraining_from_latents_is_retraining_from_pictures(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, text_embeddings: bool
+    kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path, text_embeddings: bool
 ) -> None:
-    latents = made(v1_folder, pictures, tmp_path / "latents", text_embeddings=text_embeddings)
+    latents = made(kind_folder, pictures, tmp_path / "latents", text_embeddings=text_embeddings)
     ours, theirs = (
-        retrained(v1_folder, v1_student, data, tmp_path / name)
+        retrained(kind_folder, kind_student, data, tmp_path / name)
         for name, data in (("ours", latents), ("theirs", pictures))
     )
     assert torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4)
+
+
+def test_latents_for_another_kind_of_teacher_are_refused(
+    xl_teacher: DiffusionPipeline, v1_teacher: DiffusionPipeline, pictures: Path, tmp_path: Path
+) -> None:
+    """Also where the VAE is the same: there are no numbers about the pictures."""
+    save_pipeline(with_parts(v1_teacher, vae=xl_teacher.vae), tmp_path / "v1")
+    latents = made(tmp_path / "v1", pictures, tmp_path / "latents", text_embeddings=False)
+    with pytest.raises(
+        InputError, match=r"was prepared for another kind of teacher, and has no time_ids; run bksdm pr"
+    ):
+        open_data(str(latents), None, True, 1.0).check(xl_teacher)
 
 
 def test_latents_of_another_vae_are_refused(whole: Path, v1_student: Path, v1_folder: Path, tmp_path: Path) -> None:

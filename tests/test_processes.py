@@ -72,10 +72,10 @@ def assert_near(first: Path, second: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process. Not to be changed."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    done_here(*retraining(v1_folder, v1_student, pictures, out, batch_size=4))
+    done_here(*retraining(kind_folder, kind_student, pictures, out, batch_size=4))
     return out
 
 
@@ -92,40 +92,40 @@ def test_shares_are_the_whole() -> None:
 
 
 def test_two_processes_retrain_as_one_does(
-    alone: Path, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    out = launch(2, *retraining(v1_folder, v1_student, pictures, tmp_path / "run", batch_size=2))
+    out = launch(2, *retraining(kind_folder, kind_student, pictures, tmp_path / "run", batch_size=2))
     assert out.strip() == f"student in {tmp_path / 'run' / 'student'}", "one of them speaks"
     assert_near(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
 def test_a_teacher_may_be_spread_over_the_processes(
-    alone: Path, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    launch(2, *retraining(v1_folder, v1_student, pictures, tmp_path / "run", batch_size=2), "--shard_teacher")
+    launch(2, *retraining(kind_folder, kind_student, pictures, tmp_path / "run", batch_size=2), "--shard_teacher")
     assert_near(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_samples(
-    alone: Path, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    two = start(2, *retraining(v1_folder, v1_student, pictures, tmp_path / "run", batch_size=2))
+    two = start(2, *retraining(kind_folder, kind_student, pictures, tmp_path / "run", batch_size=2))
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
     while two.poll() is None and not checkpoint.exists():
         time.sleep(0.02)
     two.send_signal(signal.SIGTERM)
     two.communicate(timeout=300)
     assert not (tmp_path / "run" / "student").exists()
-    launch(1, *retraining(v1_folder, v1_student, pictures, tmp_path / "run", batch_size=4))
+    launch(1, *retraining(kind_folder, kind_student, pictures, tmp_path / "run", batch_size=4))
     assert_near(tmp_path / "run", alone)
 
 
 def test_two_processes_prepare_the_data_that_one_does(
-    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+    done: Run, kind_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    words = ["prepare", pictures, "--teacher", v1_folder, "--shard_size", 2, "--text_embeddings", "--workers", 0]
+    words = ["prepare", pictures, "--teacher", kind_folder, "--shard_size", 2, "--text_embeddings", "--workers", 0]
     done(*words, "--out", tmp_path / "1")
     launch(2, *words, "--out", tmp_path / "2")
     one, two = (sorted((tmp_path / str(count)).glob("*.arrow")) for count in (1, 2))

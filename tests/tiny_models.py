@@ -210,6 +210,33 @@ def added_conditions(config: Mapping[str, Any], batch: int = 2) -> dict[str, tor
     return {"text_embeds": torch.randn(batch, width, generator=rng), "time_ids": numbers}
 
 
+def random_told(config: Mapping[str, Any], batch: int = 2, seed: int = 5) -> dict[str, torch.Tensor]:
+    """What a U-Net with this config is told, by name: random captions, and pictures of the size that are here."""
+    context = torch.randn(batch, MAX_TOKENS, CONTEXT, generator=torch.Generator().manual_seed(seed))
+    return {"context": context, **added_conditions(config, batch)}
+
+
+def random_latents(batch: int = 2) -> dict[str, torch.Tensor]:
+    """The posterior of the latents of as many pictures."""
+    shape = (batch, 4, LATENT, LATENT)
+    mean, std = (torch.Generator().manual_seed(seed) for seed in (3, 4))
+    return {"latents_mean": torch.randn(shape, generator=mean), "latents_std": torch.rand(shape, generator=std)}
+
+
+def asked(
+    unet: UNet2DConditionModel, latents: torch.Tensor, timesteps: torch.Tensor, told: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """What a U-Net answers to latents (B, 4, h, w), by the call of diffusers."""
+    added = {name: value for name, value in told.items() if name != "context"}
+    return unet(latents, timesteps, told["context"], added_cond_kwargs=added).sample
+
+
+def run_randomly(unet: UNet2DConditionModel, seed: int = 0) -> torch.Tensor:
+    """What a U-Net of any kind answers to random inputs."""
+    latents, timesteps, context = random_inputs(seed=seed)
+    return asked(unet, latents, timesteps, {"context": context, **added_conditions(unet.config)})
+
+
 @cache
 def xl_unet() -> UNet2DConditionModel:
     """A random U-Net in the shape of SDXL's. Not to be changed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.cli import main
@@ -44,7 +44,7 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
-def make_student(teacher: StableDiffusionPipeline, folder: Path, recipe: str = "small") -> Path:
+def make_student(teacher: DiffusionPipeline, folder: Path, recipe: str = "small") -> Path:
     """What `bksdm prune` leaves, but for config.yaml and provenance.json."""
     unet, pruning = prune_unet(teacher.unet, load_recipe(recipe))
     card = model_card(describe_config(dict(teacher.unet.config), pruning.recipe), "teacher")

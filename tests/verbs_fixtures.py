@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from bksdm.cli import main
 from verbs import Outcome, Run, make_student
@@ -45,3 +45,15 @@ def v1_student(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
 def v2_student(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small student of the v2 teacher. Shared by all tests: not to be changed."""
     return make_student(v2_teacher, tmp_path_factory.mktemp("students") / "v2")
+
+
+@pytest.fixture(scope="session")
+def xl_student(xl_teacher: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small student of the SDXL teacher. Shared by all tests: not to be changed."""
+    return make_student(xl_teacher, tmp_path_factory.mktemp("students") / "xl")
+
+
+@pytest.fixture(scope="session")
+def kind_student(kind: str, request: pytest.FixtureRequest) -> Path:
+    """The small student of one teacher of every family in turn. Shared by all tests: not to be changed."""
+    return request.getfixturevalue(f"{kind}_student")

@@ -47,7 +47,7 @@ class CachedSamples:
         return self._samples.name(index)
 
     def sample(self, index: int, rng_seed: int) -> Batch:
-        seen, caption = self._seen[self._samples.flip and flips(rng_seed)], self._caption[index]
+        seen, caption = self._seen[0] | self._seen[self._samples.flip and flips(rng_seed)], self._caption[index]
         return {name: value[index] for name, value in seen.items()} | {
             name: value[caption] for name, value in self._captions.items()
         }
@@ -73,7 +73,8 @@ def _seen(
         rows = [samples.seen(index, flipped) for index in range(start, min(start + _CHUNK, len(samples)))]
         columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         mean, std = posterior(columns.pop("pixel_values"))
-        chunks.append({"latents_mean": mean.float().cpu(), "latents_std": std.float().cpu(), **columns})
+        told = {} if flipped else columns  # of a mirrored picture the same
+        chunks.append({"latents_mean": mean.float().cpu(), "latents_std": std.float().cpu(), **told})
         advance(len(rows))
     return _together(chunks)
 
