@@ -37,7 +37,6 @@ from bksdm.data.pictures import Size, sides
 from bksdm.families import FAMILIES, family_of, family_of_class, family_of_pipeline
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config
-from bksdm.families.unet import names
 from bksdm.models.parts import (
     Tensors,
     copy_papers,
@@ -157,8 +156,10 @@ def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPi
     contents = load_contents(path)
     if not contents.is_stock:
         return read_pipeline(path, contents, dtype, with_unet)
-    pipeline = diffusers.StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
-    pipeline.unet = pipeline.unet if with_unet else None
+    family = contents.family
+    pipeline: DiffusionPipeline = getattr(diffusers, family.pipeline).from_single_file(str(path), dtype=dtype)
+    if not with_unet:
+        setattr(pipeline, family.denoiser, None)
     return pipeline
 
 
@@ -280,9 +281,16 @@ def check_parts(pipeline: DiffusionPipeline, unet: Config, model: str | Path) ->
     family = family_of_pipeline(pipeline)
     if not family.claims(unet):
         raise InputError(f"model {model} is a {family.pipeline} around a U-Net of {family_of(unet).name}; {_COPY}")
-    reason = family.misfit(unet, [encoder.config.to_dict() for encoder in text_encoders(pipeline)])
+    networks = {name: getattr(pipeline, name) for name in family.networks if name != family.denoiser}
+    configs = {name: _config_of(network) for name, network in networks.items()}
+    reason = family.misfit(configs | {family.denoiser: unet})
     if reason:
         raise InputError(f"model {model} does not fit together: {reason}; {_COPY}")
+
+
+def _config_of(network: Any) -> Config:
+    config = network.config
+    return config if isinstance(config, Mapping) else config.to_dict()
 
 
 def text_encoders(pipeline: DiffusionPipeline) -> list[Any]:
@@ -407,8 +415,7 @@ def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
     path = located(model)
     if path.is_dir():
         return {}  # files are copied
-    prefixes = {"unet": names.UNET, "vae": names.VAE, "text_encoder": "cond_stage_model."}
-    found = {name: half_format([path], prefix) for name, prefix in prefixes.items()}
+    found = {name: half_format([path], part.prefix) for name, part in load_contents(path).layout.parts.items()}
     return {name: half for name, half in found.items() if half}
 
 
@@ -429,8 +436,7 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
     contents = load_contents(path)
     if not contents.is_stock:
         return contents.configs[part]
-    config = getattr(load_pipeline(path), part).config
-    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+    return dict(_config_of(getattr(load_pipeline(path), part)))
 
 
 def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
@@ -450,7 +456,8 @@ def context_tokens(model: str | Path) -> int:
     """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
     path = _local(model)
     if path is not None and path.is_file():
-        return int(load_contents(path).configs["text_encoder"]["max_position_embeddings"])
+        contents = load_contents(path)
+        return int(contents.configs[contents.family.encoders[0]]["max_position_embeddings"])
     config = path / "text_encoder" / "config.json" if path else None
     found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
     return found if isinstance(found, int) else TOKENS
