@@ -2,9 +2,6 @@
 
 import json
 import pickle
-import re
-from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from bksdm.models.pipelines import (
 from bksdm.models.single_file import read_contents
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import prune_unet, read_recipe, with_unet
+from comfy import taken_for
 from published import STUDENTS, TEACHERS, UNETS
 from tiny_models import V1_UNET, build_pipeline
 
@@ -49,8 +47,6 @@ CASES = [*WHOLE, *PUBLISHED, *((version, own) for version in UNETS for own in (C
 CASES += [("xl", RESNET), ("xl", load_recipe("comfy"))]
 TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 SMALL = {"v1": "tiny", "v2": "tiny", "xl": "koala-700m"}
-# The ways down by which ComfyUI tells models apart, transformer layers a layer.
-KNOWN_TO_COMFY = ([0, 0, 2, 2, 10, 10], [0, 0, 2, 2, 4, 4], [0, 0, 1, 1, 2, 2], [0, 2, 5], [0, 2, 6])
 
 
 def named(value: object) -> str:
@@ -221,20 +217,8 @@ def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe:
 @pytest.mark.parametrize("recipe", [None, *(r for v, r in PUBLISHED if v == "xl"), load_recipe("comfy")], ids=named)
 def test_comfyui_finds_the_way_down_that_describe_counts_on(recipe: Recipe | None) -> None:
     config = derive(recipe, TEACHERS["xl"]).student_config if recipe else TEACHERS["xl"]
-    read = way_down(full_size(config)) in KNOWN_TO_COMFY
     told = next(reader for reader in readers(config) if (reader.program, reader.file) == ("ComfyUI", "single file"))
-    assert told.answer == ("yes" if read else "no")
-
-
-def way_down(names: Iterable[str]) -> list[int]:
-    """Transformer layers of each layer of the way down, counted as ComfyUI counts them."""
-    blocks: dict[int, set[str]] = defaultdict(set)
-    for name in names:
-        found = re.match(r"model\.diffusion_model\.input_blocks\.(\d+)\.(.+)", name)
-        if found:
-            blocks[int(found[1])].add(found[2])
-    resnets = [inside for _, inside in sorted(blocks.items()) if "0.in_layers.0.weight" in inside]
-    return [len({n.split(".")[2] for n in inside if n.startswith("1.transformer_blocks.")}) for inside in resnets]
+    assert told.answer == ("yes" if taken_for(full_size(config)) else "no")
 
 
 @pytest.mark.parametrize("version", TEACHERS)

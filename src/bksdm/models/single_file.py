@@ -9,7 +9,7 @@ import binascii
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -110,6 +110,12 @@ def _found(file: Path, family: Family, layout: Layout, shapes: dict[str, tuple[i
 def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet: bool = True) -> DiffusionPipeline:
     """The pipeline in a checkpoint, on the CPU, in eval mode, its networks in `dtype`.
 
+    Arguments:
+        file: The checkpoint.
+        contents: What it says about itself.
+        dtype: Number format of the weights.
+        with_unet: Whether its U-Net has weights; without them it is on the meta device, see `unread`.
+
     Raises:
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.
     """
@@ -117,14 +123,60 @@ def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet:
     networks = {name: _built(family, name, contents.configs[name]) for name in contents.layout.parts}
     places = {name: part.places(networks[name].state_dict()) for name, part in contents.layout.parts.items()}
     _check_names(file, contents, places)
-    if not with_unet:
-        networks[family.denoiser] = None
     with safe_open(file, framework="pt") as opened:
         for name, network in networks.items():
-            if network is not None:
-                _fill(network, places[name], opened.get_tensor, dtype, file)
+            if with_unet or name != family.denoiser:
+                _fill(network, Stored(file, places[name], network, opened.get_tensor), dtype)
     parts = networks | _tokenizers(contents, file) | {"scheduler": _scheduler(contents, file)}
     return family.assembled(parts, contents.settings, family.pipeline)
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a network in a checkpoint by the names that the network has for them, each read when asked for.
+
+    Arguments:
+        file: The checkpoint.
+        places: Where they lie.
+        network: On any device; its shapes are wanted.
+        read: A tensor of the file, by its name there.
+    """
+
+    def __init__(
+        self, file: Path, places: Mapping[str, Place], network: nn.Module, read: Callable[[str], Tensor] | None = None
+    ) -> None:
+        self._file, self._places, self._read = file, places, read or self._from_file
+        self._shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+
+    def __getitem__(self, key: str) -> Tensor:
+        place, wanted = self._places[key], self._shapes[key]
+        found = self._read(place.name)
+        if place.third is not None:
+            found = found.chunk(3)[place.third] if len(found) == 3 * wanted[0] else found
+        if found.ndim == 4 and len(wanted) == 2:
+            found = found.flatten(1)
+        found = found.T if place.turned else found
+        if found.shape != wanted:
+            raise InputError(
+                f"{self._file}: {place.name} has shape {tuple(found.shape)}, and {tuple(wanted)} is wanted; "
+                f"make it again"
+            )
+        return found.clone() if place.third is not None else found.contiguous()
+
+    def _from_file(self, name: str) -> Tensor:
+        with safe_open(self._file, framework="pt") as opened:
+            return cast(Tensor, opened.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def unread(file: Path, contents: Contents, denoiser: nn.Module) -> Stored:
+    """The tensors of the denoiser of a checkpoint."""
+    part = contents.layout.parts[contents.family.denoiser]
+    return Stored(file, part.places(denoiser.state_dict()), denoiser)
 
 
 def _built(family: Family, name: str, config: Mapping[str, Any]) -> Any:
@@ -168,30 +220,8 @@ def _check_names(file: Path, contents: Contents, places: Mapping[str, Mapping[st
         raise InputError(f"{file} has {len(extra)} tensors too many in its U-Net, first {extra[0]}; make it again")
 
 
-def _fill(
-    network: nn.Module,
-    places: Mapping[str, Place],
-    tensor: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    file: Path,
-) -> None:
-    weights = {}
-    for key, wanted in network.state_dict().items():
-        place = places[key]
-        found = tensor(place.name)
-        if place.third is not None:
-            found = found.chunk(3)[place.third] if len(found) == 3 * len(wanted) else found
-        if found.ndim == 4 and wanted.ndim == 2:
-            found = found.flatten(1)
-        if place.turned:
-            found = found.T
-        if found.shape != wanted.shape:
-            raise InputError(
-                f"{file}: {place.name} has shape {tuple(found.shape)}, and {tuple(wanted.shape)} is wanted; "
-                f"make it again"
-            )
-        weights[key] = found.to(dtype) if found.is_floating_point() else found
-        weights[key] = weights[key].clone() if place.third is not None else weights[key].contiguous()
+def _fill(network: nn.Module, stored: Stored, dtype: torch.dtype) -> None:
+    weights = {name: found.to(dtype) if found.is_floating_point() else found for name, found in stored.items()}
     network.load_state_dict(weights, strict=True, assign=True)
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:  # numbers of positions, which no file holds

@@ -19,14 +19,12 @@ from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, publishe
 from bksdm.models.card import model_card
 from bksdm.models.pipelines import (
     Origin,
-    check_parts,
     drawing_defaults,
     fingerprint,
     formats_of,
     load_contents,
-    load_pipeline,
-    located,
-    read_unet,
+    open_pipeline,
+    remark_on,
     save_pipeline,
     tokenizers,
     with_parts,
@@ -59,10 +57,9 @@ def prune(options: PruneOptions) -> Description:
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
     files = run_files("prune", settings) | as_files(own)
-    path = located(options.teacher)
-    teacher = load_pipeline(options.teacher, with_unet=path.is_file())
-    config, weights = (teacher.unet.config, teacher.unet.state_dict()) if path.is_file() else read_unet(path)
-    check_parts(teacher, config, options.teacher)
+    teacher, weights = open_pipeline(options.teacher)
+    remark_on(teacher)
+    config = teacher.unet.config
     unet, _ = inherited(config, weights, recipe)
     description = describe_config(dict(config), recipe, tokenizers(teacher)[0].model_max_length)
     save_student(
@@ -129,6 +126,11 @@ def checked_pruning(teacher: str, student: str, teacher_config: Config, student_
     Raises:
         InputError: The student was not made from the teacher, or its config does not tell how.
     """
+    families = [family_of(config).name for config in (teacher_config, student_config)]
+    if len(set(families)) > 1:
+        raise InputError(
+            f"student {student} is of {families[1]}, and teacher {teacher} of {families[0]}; give a student of its own"
+        )
     recipe = recipe_of(student) or _told_by_config(teacher, student, teacher_config, student_config)
     pruning = derive(recipe, teacher_config)
     differs = difference(pruning.student_config, student_config)

@@ -62,7 +62,7 @@ class StableDiffusion(UNetFamily):
 
     def layout(self, config: Config) -> Layout:
         """Version 2 has linear projections and OpenCLIP's text encoder, and readers expect both or neither."""
-        return _layout(config["use_linear_projection"])
+        return _layout(bool(config.get("use_linear_projection")))
 
     def layout_of(self, shapes: FileShapes) -> Layout:
         return _layout(_OPEN_CLIP + "token_embedding.weight" in shapes)

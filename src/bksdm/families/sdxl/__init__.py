@@ -85,7 +85,8 @@ class StableDiffusionXL(UNetFamily):
         return (
             "the teacher's timesteps are spaced as those of few-step models are (turbo, lightning): such a teacher "
             "knows a few timesteps only, and a student learns at all of them; the model that it was made from teaches "
-            "more, and bksdm lcm makes few steps of a student"
+            "more, and bksdm lcm makes few steps of a student; pictures of this one want --guidance 0 and --steps 1 to "
+            "4 (turbo) or 4 to 8 (lightning)"
         )
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
