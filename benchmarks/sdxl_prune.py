@@ -8,6 +8,7 @@ matter here, so one block of random ones fills all tensors. What a recipe made g
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.pruning.run import read_recipe
 
 sys.path.insert(0, str(DATA.parent))
-from comfy import taken_for
+comfy = importlib.import_module("comfy")
 
 RECIPES = ("base", "small", "ssd-1b", "vega", "koala-1b", "koala-700m", "comfy")
 SECOND_ENCODER = {
@@ -116,7 +117,7 @@ def row(teacher: Path, recipe: str, runs: Path) -> str:
     )
     measured(sys.executable, __file__, runs, "--single_file", student, file)
     with safe_open(file, framework="pt") as opened:
-        found = taken_for(opened.keys())
+        found = comfy.taken_for(opened.keys())
     weights = sum(part.stat().st_size for part in (student / "unet").iterdir())
     line = f"| {recipe} | {memory:.2f} | {seconds:.0f} | {weights / _GIB:.2f} | {found or 'refused'} |"
     shutil.rmtree(student)

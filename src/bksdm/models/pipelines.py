@@ -472,8 +472,8 @@ def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
     path = located(model)
     if path.is_dir():
         return {}  # files are copied
-    found = {name: half_format([path], part.prefix) for name, part in load_contents(path).layout.parts.items()}
-    return {name: half for name, half in found.items() if half}
+    parts = load_contents(path).layout.parts
+    return {name: half_format([path], part.prefix) or torch.float32 for name, part in parts.items()}
 
 
 def load_config(model: str | Path, part: str) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def prune(options: PruneOptions) -> Description:
     teacher, weights = open_pipeline(options.teacher)
     remark_on(teacher)
     config = teacher.unet.config
-    unet, _ = inherited(config, weights, recipe)
+    formats = formats_of(options.teacher, options.precision)
+    unet, _ = inherited(config, weights, recipe, formats.get("unet"))
     description = describe_config(dict(config), recipe, tokenizers(teacher)[0].model_max_length)
     save_student(
         with_unet(teacher, unet),
@@ -69,7 +70,7 @@ def prune(options: PruneOptions) -> Description:
         folder,
         files,
         Origin.of(teacher),
-        formats_of(options.teacher, options.precision),
+        formats,
     )
     return description
 
@@ -182,8 +183,16 @@ def prune_unet(teacher: Any, recipe: Recipe) -> tuple[Any, Pruning]:
     return inherited(teacher.config, teacher.state_dict(), recipe)
 
 
-def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) -> tuple[Any, Pruning]:
+def inherited(
+    teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe, dtype: torch.dtype | None = None
+) -> tuple[Any, Pruning]:
     """The same from the config of the teacher's U-Net and its tensors by name, of which only those that stay are read.
+
+    Arguments:
+        teacher: The config.
+        weights: The tensors.
+        recipe: What stays.
+        dtype: Number format of the student; that of each tensor, if None.
 
     Raises:
         InputError: The teacher cannot satisfy the recipe.
@@ -195,7 +204,7 @@ def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) ->
     for key, wanted in student.state_dict().items():
         source = weights[pruning.teacher_key(key)]
         assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
-        own[key] = source.detach().clone()
+        own[key] = source.detach().to(dtype, copy=True)
     student.load_state_dict(own, strict=True, assign=True)
     return student.eval(), pruning
 
