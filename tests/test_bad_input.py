@@ -246,8 +246,7 @@ MODELS = [
                     projection_class_embeddings_input_dim=64,
                 ),
             ),
-            "model {tmp}/built has a U-Net that takes added conditions, as SDXL does",
-            "(addition_embed_type is text_time); bksdm describe takes it, the other verbs want Stable Diffusion 1.x or",
+            "model {tmp}/built is a StableDiffusionPipeline around a U-Net of SDXL; copy the whole pipeline",
         )
         for verb, start in {
             "generate": lambda w, model: w.generate(model=model),

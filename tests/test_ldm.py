@@ -3,10 +3,17 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -14,9 +21,8 @@ from safetensors.torch import load_file, save_file
 from bksdm.common.errors import InputError
 from bksdm.export.ldm import original_tensors, why_not, write_single_file
 from bksdm.export.run import export
-from bksdm.families import derive
-from bksdm.families.recipe import Recipe, load_recipe
-from bksdm.families.unet import names as unet_names
+from bksdm.families import derive, difference, family_of, family_of_pipeline, readers
+from bksdm.families.recipe import Config, Recipe, load_recipe
 from bksdm.models.pipelines import (
     check_folder,
     context_tokens,
@@ -24,47 +30,71 @@ from bksdm.models.pipelines import (
     load_pipeline,
     load_unet_config,
     save_pipeline,
+    tokenizers,
 )
 from bksdm.models.single_file import read_contents
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import prune_unet, read_recipe, with_unet
-from published import RECIPES, UNETS, student_config
+from comfy import taken_for
+from published import STUDENTS, TEACHERS, UNETS
 from tiny_models import V1_UNET, build_pipeline
 
 CUSTOM = Recipe("custom", down=((0,), (0, 1), (0, 1), (0,)), up=((0, 2), (0, 1, 2), (0, 1, 2), (0, 2)), mid=False)
 RESNET = Recipe("resnet", mid="resnet")
-NETWORKS = ("unet", "vae", "text_encoder")
+PUBLISHED = [(version, load_recipe(recipe)) for version, recipe in STUDENTS]
+WHOLE = [(version, None) for version in TEACHERS]
+CASES = [*WHOLE, *PUBLISHED, *((version, own) for version in UNETS for own in (CUSTOM, RESNET))]
+CASES += [("xl", RESNET), ("xl", load_recipe("comfy"))]
+TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+SMALL = {"v1": "tiny", "v2": "tiny", "xl": "koala-700m"}
 
 
-def student(teacher: StableDiffusionPipeline, recipe: Recipe | None) -> StableDiffusionPipeline:
+def named(value: object) -> str:
+    return value if isinstance(value, str) else value.name if isinstance(value, Recipe) else "whole"
+
+
+def student(teacher: DiffusionPipeline, recipe: Recipe | None) -> DiffusionPipeline:
     return with_unet(teacher, prune_unet(teacher.unet, recipe)[0]) if recipe else teacher
 
 
-def assert_same(one: StableDiffusionPipeline, other: StableDiffusionPipeline) -> None:
-    for part in NETWORKS:
-        ours, theirs = (getattr(pipeline, part).state_dict() for pipeline in (one, other))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), part
-    for config in (lambda p: p.unet, lambda p: p.vae, lambda p: p.scheduler, lambda p: p.text_encoder.config):
-        assert plain(config(one)) == plain(config(other))
+@pytest.fixture
+def pipeline(request: pytest.FixtureRequest, version: str, recipe: Recipe | None) -> DiffusionPipeline:
+    """A teacher, or a student of it."""
+    return student(request.getfixturevalue(f"{version}_teacher"), recipe)
+
+
+def assert_same(one: DiffusionPipeline, other: DiffusionPipeline) -> None:
+    family = family_of_pipeline(one)
+    assert type(one) is type(other)
+    for part in family.networks:
+        ours, theirs = (getattr(pipeline, part) for pipeline in (one, other))
+        assert_equal(ours.state_dict(), theirs.state_dict())
+        assert plain(ours) == plain(theirs)
+    assert plain(one.scheduler) == plain(other.scheduler)
     assert type(one.scheduler) is type(other.scheduler)
     captions = ["red apple", "green car", ""]
-    assert one.tokenizer(captions, padding="max_length") == other.tokenizer(captions, padding="max_length")
-    assert one.tokenizer.model_max_length == other.tokenizer.model_max_length
+    for ours, theirs in zip(tokenizers(one), tokenizers(other), strict=True):
+        assert ours(captions, padding="max_length") == theirs(captions, padding="max_length")
+        assert ours.model_max_length == theirs.model_max_length
+    assert [one.config[name] for name in family.settings] == [other.config[name] for name in family.settings]
 
 
-def plain(part: object) -> dict:
-    values = json.loads(part.to_json_string())
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def plain(part: Any) -> dict:
+    """A config as its file has it."""
+    values = json.loads((part if hasattr(part, "to_json_string") else part.config).to_json_string())
     return {key: value for key, value in values.items() if key != "_name_or_path"}
 
 
-@pytest.mark.parametrize(
-    "recipe", [None, *map(load_recipe, RECIPES), CUSTOM, RESNET], ids=lambda r: r.name if r else "whole"
-)
+@pytest.mark.parametrize(("version", "recipe"), CASES, ids=named)
 def test_a_file_gives_back_the_pipeline_to_the_bit(
-    teacher: StableDiffusionPipeline, recipe: Recipe | None, tmp_path: Path
+    pipeline: DiffusionPipeline, recipe: Recipe | None, tmp_path: Path
 ) -> None:
-    pipeline, file, folder = student(teacher, recipe), tmp_path / "student.safetensors", tmp_path / "folder"
+    file, folder = tmp_path / "student.safetensors", tmp_path / "folder"
     save_pipeline(pipeline, folder)
     from_folder = load_pipeline(folder)
     write_single_file(from_folder, file, recipe=recipe)
@@ -74,6 +104,16 @@ def test_a_file_gives_back_the_pipeline_to_the_bit(
     assert context_tokens(file) == context_tokens(folder)
     if recipe:
         assert read_recipe(file) == recipe
+
+
+def test_how_a_pipeline_of_sdxl_draws_without_a_caption_is_kept(
+    xl_teacher: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    own = family_of_pipeline(xl_teacher).assembled(
+        xl_teacher.components, {"force_zeros_for_empty_prompt": False}, "StableDiffusionXLPipeline"
+    )
+    write_single_file(own, tmp_path / "own.safetensors")
+    assert load_pipeline(tmp_path / "own.safetensors").config["force_zeros_for_empty_prompt"] is False
 
 
 def test_the_embedded_model_goes_there_and_back_and_draws_the_same(tmp_path: Path) -> None:
@@ -87,75 +127,111 @@ def test_the_embedded_model_goes_there_and_back_and_draws_the_same(tmp_path: Pat
     assert load_config(file, "vae")["scaling_factor"] == pipeline.vae.config.scaling_factor
 
 
-def test_the_way_back_writes_a_folder_with_the_recipe(v1_teacher: StableDiffusionPipeline, tmp_path: Path) -> None:
-    small, file = load_recipe("small"), tmp_path / "small.safetensors"
-    write_single_file(student(v1_teacher, small), file, recipe=small)
-    export(ExportOptions(str(file), "diffusers", str(tmp_path / "small")))
-    check_folder(tmp_path / "small")
-    ours, theirs = (original_tensors(load_pipeline(model), torch.float32) for model in (tmp_path / "small", file))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert read_recipe(tmp_path / "small") == small
+@pytest.mark.parametrize(
+    ("version", "recipe"), [("v1", load_recipe("small")), ("xl", load_recipe("ssd-1b"))], ids=named
+)
+def test_the_way_back_writes_a_folder_with_the_recipe(
+    pipeline: DiffusionPipeline, recipe: Recipe, tmp_path: Path
+) -> None:
+    file = tmp_path / "student.safetensors"
+    write_single_file(pipeline, file, recipe=recipe)
+    export(ExportOptions(str(file), "diffusers", str(tmp_path / "student")))
+    check_folder(tmp_path / "student")
+    assert_equal(*(original_tensors(load_pipeline(model), torch.float32) for model in (tmp_path / "student", file)))
+    assert read_recipe(tmp_path / "student") == recipe
 
 
-@pytest.mark.parametrize("recipe", [None, *RECIPES])
-def test_diffusers_own_converters_read_the_names(teacher: StableDiffusionPipeline, recipe: str | None) -> None:
-    pipeline = student(teacher, load_recipe(recipe) if recipe else None)
+@pytest.mark.parametrize(("version", "recipe"), [*WHOLE, *PUBLISHED], ids=named)
+def test_diffusers_own_converters_read_the_names(pipeline: DiffusionPipeline) -> None:
+    if not isinstance(pipeline.unet.config.layers_per_block, int):
+        return  # they multiply by it
     tensors = original_tensors(pipeline, torch.float32)
     unet = single_file_utils.convert_ldm_unet_checkpoint(dict(tensors), dict(pipeline.unet.config))
     vae = single_file_utils.convert_ldm_vae_checkpoint(dict(tensors), dict(pipeline.vae.config))
-    if pipeline.unet.config.use_linear_projection:
-        text = single_file_utils.convert_open_clip_checkpoint(pipeline.text_encoder, dict(tensors))
-    else:
-        text = single_file_utils.convert_ldm_clip_checkpoint(dict(tensors))
-    text = {key.removeprefix("text_model."): value for key, value in text.items()}
-    for part, found in zip(NETWORKS, (unet, vae, text), strict=True):
-        wanted = {k.removeprefix("text_model."): v for k, v in getattr(pipeline, part).state_dict().items()}
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    found = {"unet": unet, "vae": vae}
+    for name, prefix in texts(pipeline).items():
+        encoder = getattr(pipeline, name)
+        found[name] = (
+            single_file_utils.convert_open_clip_checkpoint(encoder, dict(tensors), prefix)
+            if prefix
+            else single_file_utils.convert_ldm_clip_checkpoint(dict(tensors))
+        )
+    for part, weights in found.items():
+        wanted = getattr(pipeline, part).state_dict()
+        assert_equal(*({k.removeprefix("text_model."): v for k, v in each.items()} for each in (weights, wanted)))
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
-@pytest.mark.parametrize("recipe", [None, *RECIPES])
-def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe: str | None) -> None:
-    config = student_config(version, recipe) if recipe else UNETS[version]
+def texts(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """What the names of OpenCLIP's text encoders begin with, and nothing for those of CLIP."""
+    if hasattr(pipeline, "text_encoder_2"):
+        return {"text_encoder": "", "text_encoder_2": "conditioner.embedders.1.model."}
+    return {"text_encoder": "cond_stage_model.model." if pipeline.unet.config.use_linear_projection else ""}
+
+
+@pytest.mark.parametrize(
+    "recipe", [None, *(r for version, r in PUBLISHED if version == "xl"), load_recipe("comfy")], ids=named
+)
+def test_stock_diffusers_reads_a_file_of_sdxl_beside_its_folder(
+    xl_teacher: StableDiffusionXLPipeline, recipe: Recipe | None, tmp_path: Path
+) -> None:
+    pipeline, file, folder = student(xl_teacher, recipe), tmp_path / "student.safetensors", tmp_path / "student"
+    save_pipeline(pipeline, folder)
+    write_single_file(pipeline, file, recipe=recipe)
+    found = StableDiffusionXLPipeline.from_single_file(str(file), config=str(folder), local_files_only=True)
+    for part in family_of_pipeline(pipeline).networks:
+        assert_equal(getattr(found, part).state_dict(), getattr(pipeline, part).state_dict())
+
+
+def full_size(config: Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of U-Net and VAE in a file."""
+    layout, shapes = family_of(config).layout(config), {}
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
         )
-    shapes = {}
-    for network, places in ((unet, unet_names.unet_places), (vae, unet_names.vae_places)):
+        networks = {"unet": UNet2DConditionModel.from_config(config), "vae": vae}
+    for name, network in networks.items():
         weights = network.state_dict()
-        shapes |= {place.name: tuple(weights[key].shape) for key, place in places(weights).items()}
-    found = unet_names.unet_config(shapes)
-    known = {"attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types", "up_block_types"}
-    for key in known | {"in_channels", "out_channels", "layers_per_block", "sample_size", "use_linear_projection"}:
-        wanted = unet.config[key]
-        assert found[key] == (list(wanted) if isinstance(wanted, tuple) else wanted), key
-    assert found["mid_block_type"] == unet.config.mid_block_type
-    assert unet_names.is_pruned(found) == (recipe is not None)
-    assert unet_names.vae_config(shapes)["block_out_channels"] == [128, 256, 512, 512]
+        shapes |= {p.name: tuple(weights[key].shape) for key, p in layout.parts[name].places(weights).items()}
+    return shapes
 
 
-def test_a_middle_block_of_one_resnet_is_told_by_its_names() -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(derive(RESNET, UNETS["v1"]).student_config)
-    weights = unet.state_dict()
-    found = unet_names.unet_config(
-        {place.name: weights[key].shape for key, place in unet_names.unet_places(weights).items()}
-    )
+@pytest.mark.parametrize(("version", "recipe"), [*WHOLE, *PUBLISHED, ("xl", load_recipe("comfy"))], ids=named)
+def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe: Recipe | None) -> None:
+    config = derive(recipe, TEACHERS[version]).student_config if recipe else TEACHERS[version]
+    shapes, family = full_size(config), family_of(config)
+    parts = family.layout(config).parts
+    found = parts["unet"].config(shapes)
+    assert difference(config, found) is None
+    known = ("attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types", "up_block_types")
+    known += ("in_channels", "out_channels", "sample_size", "use_linear_projection")
+    known += ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    assert {key: found.get(key) for key in known} == {key: config.get(key) for key in known}
+    assert family.is_whole(found) == (recipe is None)
+    assert parts["vae"].config(shapes)["block_out_channels"] == [128, 256, 512, 512]
+
+
+@pytest.mark.parametrize("recipe", [None, *(r for v, r in PUBLISHED if v == "xl"), load_recipe("comfy")], ids=named)
+def test_comfyui_finds_the_way_down_that_describe_counts_on(recipe: Recipe | None) -> None:
+    config = derive(recipe, TEACHERS["xl"]).student_config if recipe else TEACHERS["xl"]
+    told = next(reader for reader in readers(config) if (reader.program, reader.file) == ("ComfyUI", "single file"))
+    assert told.answer == ("yes" if taken_for(full_size(config)) else "no")
+
+
+@pytest.mark.parametrize("version", TEACHERS)
+def test_a_middle_block_of_one_resnet_is_told_by_its_names(version: str) -> None:
+    config = derive(RESNET, TEACHERS[version]).student_config
+    family = family_of(config)
+    found = family.layout(config).parts["unet"].config(full_size(config))
     assert found["mid_block_type"] == "UNetMidBlock2D"
-    assert unet_names.is_pruned(found)
+    assert not family.is_whole(found)
 
 
 def test_names_of_whole_version_1_are_the_published_ones() -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNETS["v1"])
-    names = {place.name for place in unet_names.unet_places(unet.state_dict()).values()}
+    names = {name for name in full_size(UNETS["v1"]) if name.startswith("model.diffusion_model.")}
     assert len(names) == 686  # as in v1-inference.yaml's UNetModel
     assert {
         "model.diffusion_model.input_blocks.3.0.op.weight",
@@ -168,19 +244,57 @@ def test_names_of_whole_version_1_are_the_published_ones() -> None:
     } <= names
 
 
-def test_without_its_header_the_structure_is_still_found(v1_teacher: StableDiffusionPipeline, tmp_path: Path) -> None:
-    tiny, file, bare = load_recipe("tiny"), tmp_path / "tiny.safetensors", tmp_path / "bare.safetensors"
-    pipeline = student(v1_teacher, tiny)
-    write_single_file(pipeline, file, recipe=tiny)
+def test_names_of_whole_sdxl_are_the_published_ones(xl_teacher: StableDiffusionXLPipeline) -> None:
+    names = {name for name in full_size(TEACHERS["xl"]) if name.startswith("model.diffusion_model.")}
+    assert len(names) == 1680  # as in sd_xl_base.yaml's UNetModel
+    assert {
+        "model.diffusion_model.label_emb.0.0.weight",
+        "model.diffusion_model.label_emb.0.2.bias",
+        "model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight",
+        "model.diffusion_model.middle_block.1.transformer_blocks.9.norm3.bias",
+        "model.diffusion_model.output_blocks.2.2.conv.weight",
+        "model.diffusion_model.output_blocks.5.2.conv.bias",
+        "model.diffusion_model.output_blocks.8.0.skip_connection.weight",
+    } <= names
+    tensors = original_tensors(xl_teacher, torch.float32)
+    assert {
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight",
+        "conditioner.embedders.1.model.transformer.resblocks.1.attn.in_proj_bias",
+        "conditioner.embedders.1.model.positional_embedding",
+    } <= tensors.keys()
+    projection = xl_teacher.text_encoder_2.text_projection.weight
+    assert torch.equal(tensors["conditioner.embedders.1.model.text_projection"], projection.T)
+
+
+@pytest.mark.parametrize(("version", "recipe"), [(v, load_recipe(r)) for v, r in SMALL.items()], ids=named)
+def test_without_its_header_the_structure_is_still_found(
+    pipeline: DiffusionPipeline, recipe: Recipe, tmp_path: Path
+) -> None:
+    file, bare = tmp_path / "student.safetensors", tmp_path / "bare.safetensors"
+    write_single_file(pipeline, file, recipe=recipe)
     save_file(load_file(file), bare)
     found = read_contents(bare)
     assert not found.is_stock
+    assert found.family is family_of_pipeline(pipeline)
+    for name in found.family.encoders:
+        config = getattr(pipeline, name).config
+        assert {k: found.configs[name][k] for k in TEXT} == {k: getattr(config, k) for k in TEXT}
     rebuilt = UNet2DConditionModel.from_config(found.configs["unet"]).state_dict()
     assert {k: v.shape for k, v in rebuilt.items()} == {k: v.shape for k, v in pipeline.unet.state_dict().items()}
     with pytest.raises(InputError, match="holds no vocabulary"):
         load_pipeline(bare)
     with pytest.raises(InputError, match="no recipe in its header"):
         read_recipe(bare)
+
+
+@pytest.mark.parametrize("version", TEACHERS)
+def test_a_whole_model_without_a_header_is_left_to_diffusers(
+    request: pytest.FixtureRequest, version: str, tmp_path: Path
+) -> None:
+    write_single_file(request.getfixturevalue(f"{version}_teacher"), tmp_path / "whole.safetensors")
+    save_file(load_file(tmp_path / "whole.safetensors"), tmp_path / "bare.safetensors")
+    assert read_contents(tmp_path / "bare.safetensors").is_stock
+    assert not read_contents(tmp_path / "whole.safetensors").is_stock
 
 
 def test_the_header_is_plain_and_small(tmp_path: Path) -> None:

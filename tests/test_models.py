@@ -150,10 +150,11 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     assert "has no unet/config.json" in refusal(lambda: load_unet_config(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", None])
+@pytest.mark.parametrize("name", ["FluxPipeline", None])
 def test_a_pipeline_of_another_class(folder: Path, name: str | None) -> None:
     change_json(folder / "model_index.json", _class_name=name)
-    assert refusal(lambda: load_pipeline(folder)) == f"{folder} holds a {name}; give a StableDiffusionPipeline"
+    known = "StableDiffusionXLPipeline, StableDiffusionPipeline"
+    assert refusal(lambda: load_pipeline(folder)) == f"{folder} holds a {name}; give one of {known}"
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])

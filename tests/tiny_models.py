@@ -107,15 +107,15 @@ def build_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 0) 
 
 
 def build_xl_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionXLPipeline:
-    """The same as SDXL has it: its second tokenizer pads with another token, and half the context is each encoder's."""
+    """The same as SDXL has it: its second tokenizer pads with another token, and its second text encoder is wider."""
     torch.manual_seed(seed)
     tokenizer, second = build_tokenizer(), build_tokenizer(pad_token="!")
     pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
     pipeline = StableDiffusionXLPipeline(
         vae=build_vae(),
-        text_encoder=build_text_encoder(tokenizer, CONTEXT // 2),
+        text_encoder=build_text_encoder(tokenizer, CONTEXT // 4),
         tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(text_config(second, CONTEXT // 2, projection_dim=pooled)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second, 3 * CONTEXT // 4, projection_dim=pooled)).eval(),
         tokenizer_2=second,
         unet=UNet2DConditionModel(**unet).eval(),
         scheduler=EulerDiscreteScheduler(

@@ -121,10 +121,12 @@ class Latents:
                     f"data {self.folder} was made by the {name} of {about.teacher}, which is not this teacher's; "
                     f"run bksdm prepare with this teacher"
                 )
-        lacking = [name for name in family_of_pipeline(teacher).of_picture if name not in about.told]
-        if lacking:
+        family = family_of_pipeline(teacher)
+        lacking = [f"no {name}" for name in family.of_picture if name not in about.told]
+        extra = [name for name in about.told if name not in (*family.of_caption, *family.of_picture)]
+        if lacking or extra:
             raise InputError(
-                f"data {self.folder} was prepared for another kind of teacher, and has no {lacking[0]}; "
+                f"data {self.folder} was prepared for another kind of teacher, and has {[*lacking, *extra][0]}; "
                 f"run bksdm prepare with this teacher"
             )
         if self.resolution not in (None, about.resolution):

@@ -30,7 +30,15 @@ from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
 from bksdm.models.card import model_card
-from bksdm.models.pipelines import Origin, check_text_to_image, cutting, fingerprint, load_pipeline, tokenizers
+from bksdm.models.pipelines import (
+    Origin,
+    check_text_to_image,
+    cutting,
+    fingerprint,
+    load_pipeline,
+    remark_on,
+    tokenizers,
+)
 from bksdm.options import StudentOptions
 from bksdm.pruning.run import checked_pruning, save_student
 from bksdm.runtime.defaults import Defaults, as_files
@@ -140,6 +148,7 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
 def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
     teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
     check_text_to_image(teacher, options.teacher)
+    remark_on(teacher)
     pruning = checked_pruning(options.teacher, options.student, teacher.unet.config, student.config)
     pair = Pair(teacher, student, pruning, Formats.choose(options))
     lesson.check(pair)

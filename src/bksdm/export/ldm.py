@@ -1,6 +1,6 @@
 """A whole pipeline as one `.safetensors` file with the names of original Stable Diffusion checkpoints.
 
-Where each tensor goes follows from the structure of the networks (`families.unet.names`). What names and shapes do not
+Where each tensor goes follows from the structure of the networks, and the family knows it. What names and shapes do not
 tell goes into the header, so that `load_pipeline` gives back the same pipeline without the hub.
 """
 
@@ -16,11 +16,13 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from bksdm.common.errors import InputError
 from bksdm.common.runs import replace_file
+from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
-from bksdm.families.unet import names
+from bksdm.families.single_file import Place
 from bksdm.models.pipelines import said
 from bksdm.models.single_file import KEY, TOKENIZER_FILES, packed
 from bksdm.runtime.defaults import Defaults
@@ -85,40 +87,41 @@ def original_tensors(pipeline: DiffusionPipeline, dtype: torch.dtype) -> dict[st
             if place.third is not None:
                 thirds[place.name][place.third] = value
             else:
-                whole[place.name] = (value[:, :, None, None] if place.spatial else value).contiguous()
+                value = value[:, :, None, None] if place.spatial else value.T if place.turned else value
+                whole[place.name] = value.contiguous()
     return whole | {name: torch.cat([parts[third] for third in range(3)]) for name, parts in thirds.items()}
 
 
-def _places(pipeline: DiffusionPipeline) -> dict[str, dict[str, names.Place]]:
-    # Version 2 differs from 1 in linear projections and in OpenCLIP's text encoder, and readers expect both or neither.
-    open_clip = bool(pipeline.unet.config.use_linear_projection)
-    return {
-        "unet": names.unet_places(pipeline.unet.state_dict()),
-        "vae": names.vae_places(pipeline.vae.state_dict()),
-        "text_encoder": names.text_places(pipeline.text_encoder.state_dict(), open_clip),
-    }
+def _places(pipeline: DiffusionPipeline) -> dict[str, dict[str, Place]]:
+    family = family_of_pipeline(pipeline)
+    parts = family.layout(getattr(pipeline, family.denoiser).config).parts
+    return {name: part.places(getattr(pipeline, name).state_dict()) for name, part in parts.items()}
 
 
 def _description(pipeline: DiffusionPipeline, recipe: Recipe | None, sampling: Defaults | None) -> dict[str, Any]:
     """What names and shapes do not tell, as plain values."""
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline.tokenizer.save_pretrained(folder)
-        tokenizer = {name: packed((Path(folder) / name).read_text(encoding="utf-8")) for name in TOKENIZER_FILES}
+    family = family_of_pipeline(pipeline)
+    settings = {name: pipeline.config[name] for name in family.settings}
     return {
-        "configs": {
-            "unet": _plain(pipeline.unet),
-            "vae": _plain(pipeline.vae),
-            "text_encoder": _plain(pipeline.text_encoder.config, use_diff=False),
-        },
+        "configs": {name: _plain(getattr(pipeline, name)) for name in family.networks},
         "scheduler": said(pipeline.scheduler),
-        "tokenizer": tokenizer,
+        **{name: _packed_files(getattr(pipeline, name)) for name in family.tokenizers},
         "recipe": recipe.to_dict() if recipe else None,
+        **({"settings": settings} if settings else {}),
         **({"sampling": json.loads(sampling.text())} if sampling else {}),
     }
 
 
-def _plain(part: Any, **arguments: bool) -> dict[str, Any]:
-    """A config as it is written into a folder."""
-    values: dict[str, Any] = json.loads(part.to_json_string(**arguments))
+def _packed_files(tokenizer: CLIPTokenizer) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {name: packed((Path(folder) / name).read_text(encoding="utf-8")) for name in TOKENIZER_FILES}
+
+
+def _plain(network: Any) -> dict[str, Any]:
+    """A config as it is written into a folder; one of transformers in full."""
+    of_transformers = isinstance(network, PreTrainedModel)
+    text = network.config.to_json_string(use_diff=False) if of_transformers else network.to_json_string()
+    values: dict[str, Any] = json.loads(text)
     values.pop("_name_or_path", None)  # where it was loaded from is nobody's business
     return values

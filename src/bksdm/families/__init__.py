@@ -15,6 +15,7 @@ from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.sd import StableDiffusion
 from bksdm.families.sdxl import StableDiffusionXL
+from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.unet.readers import Reader
 from bksdm.families.unet.readers import readers as known_readers
 from bksdm.families.units import Names, Removals, Unit
@@ -50,6 +51,12 @@ def family_of_pipeline(pipeline: DiffusionPipeline) -> Family:
     family = family_of_class(type(pipeline).__name__)
     assert family, f"{type(pipeline).__name__} is of no family"
     return family
+
+
+def layout_of(shapes: FileShapes) -> tuple[Family, Layout]:
+    """The family of a single file with these tensors, if it is of any, and where they lie."""
+    found = ((family, family.layout_of(shapes)) for family in FAMILIES)
+    return next((family, layout) for family, layout in found if layout)
 
 
 def derive(recipe: Recipe, teacher_config: Config) -> Pruning:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Config, Pruning, Recipe
+from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.units import Names, Removals, Unit
 
 Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
@@ -62,6 +63,7 @@ class Family(ABC):
         encoders, tokenizers: Names of the text encoders, and of their tokenizers in the same order.
         of_caption, of_picture: Names of the conditions that a caption gives, and that say something of a picture.
         upcasts_vae: Whether its VAE decodes in float32 where its config has `force_upcast`, as all of diffusers do.
+        settings: Entries of a pipeline's config that a single file has to tell, for no network does.
     """
 
     name: ClassVar[str]
@@ -75,6 +77,7 @@ class Family(ABC):
     of_caption: ClassVar[tuple[str, ...]]
     of_picture: ClassVar[tuple[str, ...]] = ()
     upcasts_vae: ClassVar[bool] = False
+    settings: ClassVar[tuple[str, ...]] = ()
 
     # Is it mine?
 
@@ -87,8 +90,8 @@ class Family(ABC):
         """Why a denoiser of this kind cannot be worked with; None where it can."""
 
     @abstractmethod
-    def misfit(self, config: Config, encoders: Sequence[Mapping[str, Any]]) -> str | None:
-        """Why a denoiser with this config and text encoders with these do not go together; None where they do."""
+    def misfit(self, configs: Mapping[str, Config]) -> str | None:
+        """Why networks with these configs, by their names in a pipeline, do not go together; None where they do."""
 
     def remark(self, config: Config, scheduler: Mapping[str, Any]) -> str | None:  # noqa: ARG002
         """What to say of a teacher with such a denoiser and scheduler before it teaches; None for nothing."""
@@ -153,6 +156,20 @@ class Family(ABC):
     @abstractmethod
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """The denoiser's output (B, C, h, w) for latents (B, C, h, w), timesteps (B,) and what it is told."""
+
+    # Where does it lie in a single file?
+
+    @abstractmethod
+    def layout(self, config: Config) -> Layout:
+        """Of a file with a denoiser of this config."""
+
+    @abstractmethod
+    def layout_of(self, shapes: FileShapes) -> Layout | None:
+        """Of a file with these tensors, if they are of this kind, if of any; None where they are of another."""
+
+    @abstractmethod
+    def is_whole(self, config: Config) -> bool:
+        """Whether a denoiser, whose config follows from a file, is one that was published whole."""
 
     # What is it made of?
 

@@ -71,9 +71,12 @@ class Tensors(Mapping[str, Tensor]):
 
     def __init__(self, weights: Weights) -> None:
         self._files: dict[str, Path] = {}
+        self._about: dict[str, tuple[tuple[int, ...], str]] = {}
         for file in weights.files:
             with safe_open(file, framework="pt") as opened:
-                self._files |= dict.fromkeys(opened.keys(), file)
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    tensor = opened.get_slice(name)
+                    self._files[name], self._about[name] = file, (tuple(tensor.get_shape()), tensor.get_dtype())
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._files[name], framework="pt") as opened:
@@ -81,8 +84,11 @@ class Tensors(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read for that."""
-        with safe_open(self._files[name], framework="pt") as opened:
-            return tuple(opened.get_slice(name).get_shape())
+        return self._about[name][0]
+
+    def stored(self, name: str) -> str:
+        """The number format of a tensor as safetensors calls it."""
+        return self._about[name][1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -120,7 +126,7 @@ def copy_papers(source: Path, target: Path) -> None:
 def rewrite_weights(folder: Path, dtype: torch.dtype | None, prefix: str = "") -> None:
     """Bring the weights of a part into a number format, if one is given, and let their names begin with `prefix`."""
     weights = find_weights(folder)
-    if weights is None or (dtype is None and all(name.startswith(prefix) for name in Tensors(weights))):
+    if weights is None or (_stored_in(weights, dtype) and all(name.startswith(prefix) for name in Tensors(weights))):
         return
     for file in weights.files:
         tensors = {
@@ -129,6 +135,12 @@ def rewrite_weights(folder: Path, dtype: torch.dtype | None, prefix: str = "") -
         }
         save_file(tensors, file, metadata={"format": "pt"})
     write_index(folder)
+
+
+def _stored_in(weights: Weights, dtype: torch.dtype | None) -> bool:
+    """Whether all numbers but whole ones are in a number format already, if one is given."""
+    tensors, wanted = Tensors(weights), {torch.float32: "F32"} | {kind: name for name, kind in _HALF.items()}
+    return dtype is None or all(tensors.stored(name) in (wanted[dtype], "I32", "I64") for name in tensors)
 
 
 def half_format(files: Iterable[Path], prefix: str = "") -> torch.dtype | None:

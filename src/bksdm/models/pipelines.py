@@ -10,6 +10,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +38,6 @@ from bksdm.data.pictures import Size, sides
 from bksdm.families import FAMILIES, family_of, family_of_class, family_of_pipeline
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config
-from bksdm.families.unet import names
 from bksdm.models.parts import (
     Tensors,
     copy_papers,
@@ -47,7 +47,7 @@ from bksdm.models.parts import (
     load_in_float32,
     rewrite_weights,
 )
-from bksdm.models.single_file import Contents, read_contents, read_pipeline
+from bksdm.models.single_file import Contents, read_contents, read_pipeline, unread
 from bksdm.pruning.cost import TOKENS, latent_sides
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.schedulers import LEFT_OUT, told
@@ -79,17 +79,41 @@ def load_pipeline(
         InputError: There is no such model, it is incomplete, or its weights are not safetensors.
     """
     path = located(model)
+    with _loading(model):
+        pipeline = (_single_file if path.is_file() else _folder)(path, dtype, with_unet)
+        check_parts(pipeline, model)
+    return _ready(pipeline, path)
+
+
+def open_pipeline(model: str | Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
+    """The pipeline that MODEL stands for without the weights of its U-Net, and these by name.
+
+    They are in their own number format, and each is read when it is asked for. The other networks have their weights
+    where MODEL is a single file; of a folder they can be copied, and are on the meta device.
+
+    Raises:
+        InputError: As `load_pipeline`.
+    """
+    path = located(model)
+    with _loading(model):
+        pipeline, tensors = (_open_file if path.is_file() else _open_folder)(path)
+        check_parts(pipeline, model)
+    return _ready(pipeline, path), tensors
+
+
+@contextmanager
+def _loading(model: str | Path) -> Iterator[None]:
     try:
-        load = _single_file if path.is_file() else _folder
-        pipeline = load(path, dtype, with_unet)
+        yield
     except InputError:
         raise
     except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {one_line(error, 300)}") from error
+
+
+def _ready(pipeline: DiffusionPipeline, path: Path) -> DiffusionPipeline:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.register_to_config(_name_or_path=str(path))
-    if with_unet:
-        check_parts(pipeline, pipeline.unet.config, model)
     for tokenizer in tokenizers(pipeline):
         for word in hidden_words(saved_words(tokenizer.added_tokens_encoder), tokenizer.tokenize):
             say_hidden(word)
@@ -138,9 +162,35 @@ def _folder(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPipelin
         else None
         for name in family.networks
     }
-    networks |= _others(path, arguments)
-    kind = getattr(diffusers, family.pipeline)
-    return kind.from_pretrained(path, local_files_only=True, **networks, **arguments)
+    return _around(path, family, networks | _others(path, arguments), arguments)
+
+
+def _around(path: Path, family: Family, networks: Mapping[str, Any], arguments: Mapping[str, Any]) -> DiffusionPipeline:
+    """The pipeline in a folder, with these of its networks."""
+    kind: Any = getattr(diffusers, family.pipeline)
+    pipeline: DiffusionPipeline = kind.from_pretrained(path, local_files_only=True, **networks, **arguments)
+    return pipeline
+
+
+def _open_folder(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
+    """Every network is loaded by itself, in half precision, to see that it is whole, and goes again."""
+    family = check_folder(path)
+    arguments = {"dtype": torch.float16, "use_safetensors": True}
+    others = [name for name in family.networks if name != family.denoiser]
+    networks = {name: _network(path / name, family.network_class(name), arguments).to("meta") for name in others}
+    denoiser, tensors = _unread(path / family.denoiser, family)
+    optional = dict.fromkeys(_OTHERS.keys() & dict(_parts(_read_json(path / "model_index.json"))).keys())
+    return _around(path, family, networks | optional | {family.denoiser: denoiser}, arguments), tensors
+
+
+def _open_file(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
+    contents, formats = load_contents(path), set(formats_of(path, "keep").values())
+    dtype = formats.pop() if len(formats) == 1 else torch.float32
+    if contents.is_stock:
+        pipeline = _single_file(path, dtype, with_unet=True)
+        return pipeline, getattr(pipeline, contents.family.denoiser).state_dict()
+    pipeline = read_pipeline(path, contents, dtype, with_unet=False)
+    return pipeline, unread(path, contents, getattr(pipeline, contents.family.denoiser))
 
 
 def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,10 +205,14 @@ def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPipeline:
     contents = load_contents(path)
-    if not contents.is_stock:
-        return read_pipeline(path, contents, dtype, with_unet)
-    pipeline = diffusers.StableDiffusionPipeline.from_single_file(str(path), dtype=dtype)
-    pipeline.unet = pipeline.unet if with_unet else None
+    family = contents.family
+    pipeline: DiffusionPipeline
+    if contents.is_stock:
+        pipeline = getattr(diffusers, family.pipeline).from_single_file(str(path), dtype=dtype)
+    else:
+        pipeline = read_pipeline(path, contents, dtype, with_unet)
+    if not with_unet:
+        setattr(pipeline, family.denoiser, None)
     return pipeline
 
 
@@ -271,18 +325,37 @@ def check_drawing(pipeline: DiffusionPipeline, model: str | Path, *, masked: boo
         raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
 
 
-def check_parts(pipeline: DiffusionPipeline, unet: Config, model: str | Path) -> None:
-    """Refuse a U-Net of another family than its pipeline, and text encoders whose embeddings it does not take.
+def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
+    """Refuse a U-Net of another family than its pipeline, and networks that do not go together.
 
     Raises:
         InputError: Naming both, or what does not fit.
     """
     family = family_of_pipeline(pipeline)
-    if not family.claims(unet):
-        raise InputError(f"model {model} is a {family.pipeline} around a U-Net of {family_of(unet).name}; {_COPY}")
-    reason = family.misfit(unet, [encoder.config.to_dict() for encoder in text_encoders(pipeline)])
+    networks = {name: getattr(pipeline, name) for name in family.networks}
+    if networks[family.denoiser] is None:
+        with torch.device("meta"):
+            networks[family.denoiser] = family.build(load_unet_config(model))
+    configs = {name: _config_of(network) for name, network in networks.items()}
+    denoiser = configs[family.denoiser]
+    if not family.claims(denoiser):
+        raise InputError(f"model {model} is a {family.pipeline} around a U-Net of {family_of(denoiser).name}; {_COPY}")
+    reason = family.misfit(configs)
     if reason:
-        raise InputError(f"model {model} does not fit together: {reason}; {_COPY}")
+        raise InputError(f"model {model} does not fit together: {reason}; {_COPY} or give another model")
+
+
+def remark_on(teacher: DiffusionPipeline) -> None:
+    """Say what its family has to say of a teacher."""
+    family = family_of_pipeline(teacher)
+    remark = family.remark(getattr(teacher, family.denoiser).config, teacher.scheduler.config)
+    if remark:
+        say(remark)
+
+
+def _config_of(network: Any) -> Config:
+    config = network.config
+    return config if isinstance(config, Mapping) else config.to_dict()
 
 
 def text_encoders(pipeline: DiffusionPipeline) -> list[Any]:
@@ -370,29 +443,21 @@ def load_unet_config(model: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_unet(folder: Path) -> tuple[Config, Tensors]:
-    """Config and weights of the U-Net of a pipeline's folder; a tensor is read, in its own format, when asked for.
-
-    Raises:
-        InputError: Its weights are not those that its config names.
-    """
-    weights = find_weights(folder / "unet")
+def _unread(folder: Path, family: Family) -> tuple[Any, Tensors]:
+    """A denoiser on the meta device, and its tensors, each read when it is asked for."""
+    weights = find_weights(folder)
     assert weights, "the folder was checked"
-    config = _read_json(folder / "unet" / "config.json")
-    try:
-        with torch.device("meta"):
-            unet = family_of(config).build(config)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise InputError(f"model {folder} cannot be loaded: {one_line(error, 300)}") from error
-    wanted, tensors = unet.state_dict(), Tensors(weights)
-    _check_complete(folder / "unet", wanted.keys() - tensors.keys())
+    with torch.device("meta"):
+        denoiser = family.build(_read_json(folder / "config.json"))
+    wanted, tensors = denoiser.state_dict(), Tensors(weights)
+    _check_complete(folder, wanted.keys() - tensors.keys())
     for name, tensor in wanted.items():
         if tensors.shape(name) != tuple(tensor.shape):
             raise InputError(
-                f"{folder / 'unet'}: {name} has shape {tensors.shape(name)}, and its config wants "
+                f"{folder}: {name} has shape {tensors.shape(name)}, and its config wants "
                 f"{tuple(tensor.shape)}; copy or make it again"
             )
-    return cast(Config, unet.config), tensors
+    return denoiser, tensors
 
 
 def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
@@ -407,9 +472,8 @@ def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
     path = located(model)
     if path.is_dir():
         return {}  # files are copied
-    prefixes = {"unet": names.UNET, "vae": names.VAE, "text_encoder": "cond_stage_model."}
-    found = {name: half_format([path], prefix) for name, prefix in prefixes.items()}
-    return {name: half for name, half in found.items() if half}
+    parts = load_contents(path).layout.parts
+    return {name: half_format([path], part.prefix) or torch.float32 for name, part in parts.items()}
 
 
 def load_config(model: str | Path, part: str) -> dict[str, Any]:
@@ -429,8 +493,7 @@ def load_config(model: str | Path, part: str) -> dict[str, Any]:
     contents = load_contents(path)
     if not contents.is_stock:
         return contents.configs[part]
-    config = getattr(load_pipeline(path), part).config
-    return dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+    return dict(_config_of(getattr(load_pipeline(path), part)))
 
 
 def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
@@ -450,7 +513,8 @@ def context_tokens(model: str | Path) -> int:
     """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
     path = _local(model)
     if path is not None and path.is_file():
-        return int(load_contents(path).configs["text_encoder"]["max_position_embeddings"])
+        contents = load_contents(path)
+        return int(contents.configs[contents.family.encoders[0]]["max_position_embeddings"])
     config = path / "text_encoder" / "config.json" if path else None
     found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
     return found if isinstance(found, int) else TOKENS
@@ -470,7 +534,9 @@ def check_folder(path: Path) -> Family:
     family = _family(path, _read_json(path / "model_index.json"))
     for name in (*family.networks, *family.tokenizers, "scheduler"):
         if not (path / name).is_dir():
-            raise InputError(f"{path} has no folder {name}; give a whole pipeline")
+            config = path / family.denoiser / "config.json"
+            reason = family.why_not(_read_json(config)) if config.is_file() else None
+            raise InputError(f"{path} has no folder {name}{f': {reason}' if reason else ''}; give a whole pipeline")
     for name in family.tokenizers:
         _check_tokenizer(path / name)
     return family

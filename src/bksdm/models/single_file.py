@@ -9,27 +9,27 @@ import binascii
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, SchedulerMixin
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from bksdm.common.errors import InputError
-from bksdm.families.unet import names
+from bksdm.families import layout_of
+from bksdm.families.family import Family
+from bksdm.families.single_file import Layout, Place, Vocabulary
 from bksdm.runtime.defaults import Defaults
 
 KEY = "bksdm"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-NETWORKS = ("unet", "vae", "text_encoder")
 _MOST_TEXT = 64 * 2**20
-_TOKENIZERS = {False: "openai/clip-vit-large-patch14", True: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,29 @@ class Contents:
 
     Attributes:
         shapes: Of its tensors, by name.
-        configs: Of `unet`, `vae` and `text_encoder`: those written into it, or those that follow from the shapes.
+        family, layout: What it is of, and where its networks lie.
+        configs: Of its networks, by name: those written into it, or those that follow from the shapes.
         recipe: What it was pruned by, as plain values; None where it does not tell.
         scheduler: Config of the scheduler; None where it does not tell.
-        tokenizer: Text files by name; empty where it does not tell.
+        tokenizers: Text files by name, of each tokenizer by its name; empty where it does not tell.
+        settings: Of the pipeline; empty where it does not tell.
         sampling: What it draws best with; None where it does not tell.
     """
 
     shapes: dict[str, tuple[int, ...]]
+    family: Family
+    layout: Layout
     configs: dict[str, dict[str, Any]]
-    recipe: dict[str, Any] | None
-    scheduler: dict[str, Any] | None
-    tokenizer: dict[str, str]
+    recipe: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
+    tokenizers: dict[str, dict[str, str]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     sampling: Defaults | None = None
 
     @property
     def is_stock(self) -> bool:
-        """Whether it is one of Stable Diffusion's own, which diffusers knows better."""
-        return self.scheduler is None and not names.is_pruned(self.configs["unet"])
+        """Whether it is one of those published, which diffusers knows better."""
+        return self.scheduler is None and self.family.is_whole(self.configs[self.family.denoiser])
 
 
 def read_contents(file: Path) -> Contents:
@@ -67,60 +72,118 @@ def read_contents(file: Path) -> Contents:
     with safe_open(file, framework="pt") as opened:
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
         written = (opened.metadata() or {}).get(KEY)
-    try:
-        found = {
-            "unet": names.unet_config(shapes),
-            "vae": names.vae_config(shapes),
-            "text_encoder": names.text_config(shapes),
-        }
-    except InputError as error:
-        raise InputError(f"{file} is not a whole Stable Diffusion checkpoint: {error}") from error
+    family, layout = layout_of(shapes)
+    found = _found(file, family, layout, shapes)
     if written is None:
-        return Contents(shapes, found, None, None, {})
+        return Contents(shapes, family, layout, found)
     try:
         values = json.loads(written)
-        configs = {name: dict(values["configs"][name]) for name in NETWORKS}
-        tokenizer = {name: unpacked(values["tokenizer"][name]) for name in TOKENIZER_FILES}
-        sampling = Defaults.of(values["sampling"], file) if values.get("sampling") else None
-        return Contents(shapes, configs, values.get("recipe"), dict(values["scheduler"]), tokenizer, sampling)
+        return Contents(
+            shapes,
+            family,
+            layout,
+            configs={name: dict(values["configs"][name]) for name in layout.parts},
+            recipe=values.get("recipe"),
+            scheduler=dict(values["scheduler"]),
+            tokenizers={name: _unpacked_files(values[name]) for name in family.tokenizers},
+            settings={name: values["settings"][name] for name in family.settings},
+            sampling=Defaults.of(values["sampling"], file) if values.get("sampling") else None,
+        )
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, zlib.error) as error:
         raise InputError(f"{file} has a damaged header ({type(error).__name__}: {error}); make it again") from error
 
 
-def read_pipeline(
-    file: Path, contents: Contents, dtype: torch.dtype, with_unet: bool = True
-) -> StableDiffusionPipeline:
+def _found(file: Path, family: Family, layout: Layout, shapes: dict[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+    """The configs that follow from names and shapes."""
+    configs = {}
+    try:
+        for name, part in layout.parts.items():
+            configs[name] = part.config(shapes)
+            reason = family.why_not(configs[name]) if name == family.denoiser else None
+            if reason:
+                raise InputError(reason)
+    except InputError as error:
+        raise InputError(f"{file} is not a whole Stable Diffusion checkpoint: {error}") from error
+    return configs
+
+
+def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet: bool = True) -> DiffusionPipeline:
     """The pipeline in a checkpoint, on the CPU, in eval mode, its networks in `dtype`.
+
+    Arguments:
+        file: The checkpoint.
+        contents: What it says about itself.
+        dtype: Number format of the weights.
+        with_unet: Whether its U-Net has weights; without them it is on the meta device, see `unread`.
 
     Raises:
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.
     """
-    configs, open_clip = contents.configs, names.has_open_clip(contents.shapes)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(configs["unet"])
-        vae = AutoencoderKL.from_config(configs["vae"])
-        text = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
-    places = {
-        "unet": names.unet_places(unet.state_dict()),
-        "vae": names.vae_places(vae.state_dict()),
-        "text_encoder": names.text_places(text.state_dict(), open_clip),
-    }
-    networks = {"unet": unet, "vae": vae, "text_encoder": text}
+    family = contents.family
+    networks = {name: _built(family, name, contents.configs[name]) for name in contents.layout.parts}
+    places = {name: part.places(networks[name].state_dict()) for name, part in contents.layout.parts.items()}
     _check_names(file, contents, places)
     with safe_open(file, framework="pt") as opened:
         for name, network in networks.items():
-            if with_unet or name != "unet":
-                _fill(network, places[name], opened.get_tensor, dtype, file)
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=_tokenizer(contents, open_clip, file),
-        unet=unet if with_unet else None,
-        scheduler=_scheduler(contents, file),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+            if with_unet or name != family.denoiser:
+                _fill(network, Stored(file, places[name], network, opened.get_tensor), dtype)
+    parts = networks | _tokenizers(contents, file) | {"scheduler": _scheduler(contents, file)}
+    return family.assembled(parts, contents.settings, family.pipeline)
+
+
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a network in a checkpoint by the names that the network has for them, each read when asked for.
+
+    Arguments:
+        file: The checkpoint.
+        places: Where they lie.
+        network: On any device; its shapes are wanted.
+        read: A tensor of the file, by its name there.
+    """
+
+    def __init__(
+        self, file: Path, places: Mapping[str, Place], network: nn.Module, read: Callable[[str], Tensor] | None = None
+    ) -> None:
+        self._file, self._places, self._read = file, places, read or self._from_file
+        self._shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+
+    def __getitem__(self, key: str) -> Tensor:
+        place, wanted = self._places[key], self._shapes[key]
+        found = self._read(place.name)
+        if place.third is not None:
+            found = found.chunk(3)[place.third] if len(found) == 3 * wanted[0] else found
+        if found.ndim == 4 and len(wanted) == 2:
+            found = found.flatten(1)
+        found = found.T if place.turned else found
+        if found.shape != wanted:
+            raise InputError(
+                f"{self._file}: {place.name} has shape {tuple(found.shape)}, and {tuple(wanted)} is wanted; "
+                f"make it again"
+            )
+        return found.clone() if place.third is not None else found.contiguous()
+
+    def _from_file(self, name: str) -> Tensor:
+        with safe_open(self._file, framework="pt") as opened:
+            return cast(Tensor, opened.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def unread(file: Path, contents: Contents, denoiser: nn.Module) -> Stored:
+    """The tensors of the denoiser of a checkpoint."""
+    part = contents.layout.parts[contents.family.denoiser]
+    return Stored(file, part.places(denoiser.state_dict()), denoiser)
+
+
+def _built(family: Family, name: str, config: Mapping[str, Any]) -> Any:
+    """A network without weights."""
+    kind = family.network_class(name)
+    with torch.device("meta"):
+        return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
 
 
 def packed(text: str) -> str:
@@ -141,39 +204,24 @@ def unpacked(text: str) -> str:
     return content.decode()
 
 
-def _check_names(file: Path, contents: Contents, places: Mapping[str, Mapping[str, names.Place]]) -> None:
+def _unpacked_files(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: unpacked(values[name]) for name in TOKENIZER_FILES}
+
+
+def _check_names(file: Path, contents: Contents, places: Mapping[str, Mapping[str, Place]]) -> None:
     """A file that lacks a tensor, or has a layer too many, is not the model that it says it is."""
     wanted = {place.name for part in places.values() for place in part.values()}
     lacking = sorted(wanted - contents.shapes.keys())
     if lacking:
         raise InputError(f"{file} lacks {len(lacking)} of its tensors, first {lacking[0]}; copy or make it again")
-    extra = sorted(name for name in contents.shapes if name.startswith(names.UNET) and name not in wanted)
+    prefix = contents.layout.parts[contents.family.denoiser].prefix
+    extra = sorted(name for name in contents.shapes if name.startswith(prefix) and name not in wanted)
     if extra:
         raise InputError(f"{file} has {len(extra)} tensors too many in its U-Net, first {extra[0]}; make it again")
 
 
-def _fill(
-    network: nn.Module,
-    places: Mapping[str, names.Place],
-    tensor: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    file: Path,
-) -> None:
-    weights = {}
-    for key, wanted in network.state_dict().items():
-        place = places[key]
-        found = tensor(place.name)
-        if place.third is not None:
-            found = found.chunk(3)[place.third] if len(found) == 3 * len(wanted) else found
-        if found.ndim == 4 and wanted.ndim == 2:
-            found = found.flatten(1)
-        if found.shape != wanted.shape:
-            raise InputError(
-                f"{file}: {place.name} has shape {tuple(found.shape)}, and {tuple(wanted.shape)} is wanted; "
-                f"make it again"
-            )
-        weights[key] = found.to(dtype) if found.is_floating_point() else found
-        weights[key] = weights[key].clone() if place.third is not None else weights[key].contiguous()
+def _fill(network: nn.Module, stored: Stored, dtype: torch.dtype) -> None:
+    weights = {name: found.to(dtype) if found.is_floating_point() else found for name, found in stored.items()}
     network.load_state_dict(weights, strict=True, assign=True)
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:  # numbers of positions, which no file holds
@@ -183,31 +231,35 @@ def _fill(
 
 
 def _scheduler(contents: Contents, file: Path) -> SchedulerMixin:
-    if contents.scheduler is None:
-        return PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        )
-    name = str(contents.scheduler.get("_class_name"))
+    config = contents.layout.scheduler if contents.scheduler is None else contents.scheduler
+    name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise InputError(f"{file} names the scheduler {name}, which diffusers {diffusers.__version__} does not have")
-    return cast(SchedulerMixin, cast(Any, kind).from_config(contents.scheduler))
+    return cast(SchedulerMixin, cast(Any, kind).from_config(config))
 
 
-def _tokenizer(contents: Contents, open_clip: bool, file: Path) -> CLIPTokenizer:
-    if not contents.tokenizer:
-        return _known_tokenizer(contents, open_clip, file)
+def _tokenizers(contents: Contents, file: Path) -> dict[str, CLIPTokenizer]:
+    family = contents.family
+    if contents.tokenizers:
+        return {name: _tokenizer(files) for name, files in contents.tokenizers.items()}
+    sizes = [contents.configs[name]["vocab_size"] for name in family.encoders]
+    known = zip(contents.layout.vocabularies, sizes, strict=True)
+    return dict(zip(family.tokenizers, (_known_tokenizer(*one, file) for one in known), strict=True))
+
+
+def _tokenizer(files: Mapping[str, str]) -> CLIPTokenizer:
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in contents.tokenizer.items():
+        for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         return cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(folder, local_files_only=True))
 
 
-def _known_tokenizer(contents: Contents, open_clip: bool, file: Path) -> CLIPTokenizer:
-    """The tokenizer of Stable Diffusion, for a file that holds none; transformers gives an empty one where it fails."""
-    name, size = _TOKENIZERS[open_clip], contents.configs["text_encoder"]["vocab_size"]
+def _known_tokenizer(vocabulary: Vocabulary, size: int, file: Path) -> CLIPTokenizer:
+    """The tokenizer of a file that holds none; transformers gives an empty one where it fails."""
+    name = vocabulary.hub_id
     try:
-        found = cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(name))
+        found = cast(CLIPTokenizer, CLIPTokenizer.from_pretrained(name, **vocabulary.settings))
     except (OSError, ValueError):
         found = None
     if found is None or len(found) != size:

@@ -19,14 +19,12 @@ from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, publishe
 from bksdm.models.card import model_card
 from bksdm.models.pipelines import (
     Origin,
-    check_parts,
     drawing_defaults,
     fingerprint,
     formats_of,
     load_contents,
-    load_pipeline,
-    located,
-    read_unet,
+    open_pipeline,
+    remark_on,
     save_pipeline,
     tokenizers,
     with_parts,
@@ -59,11 +57,11 @@ def prune(options: PruneOptions) -> Description:
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
     files = run_files("prune", settings) | as_files(own)
-    path = located(options.teacher)
-    teacher = load_pipeline(options.teacher, with_unet=path.is_file())
-    config, weights = (teacher.unet.config, teacher.unet.state_dict()) if path.is_file() else read_unet(path)
-    check_parts(teacher, config, options.teacher)
-    unet, _ = inherited(config, weights, recipe)
+    teacher, weights = open_pipeline(options.teacher)
+    remark_on(teacher)
+    config = teacher.unet.config
+    formats = formats_of(options.teacher, options.precision)
+    unet, _ = inherited(config, weights, recipe, formats.get("unet"))
     description = describe_config(dict(config), recipe, tokenizers(teacher)[0].model_max_length)
     save_student(
         with_unet(teacher, unet),
@@ -72,7 +70,7 @@ def prune(options: PruneOptions) -> Description:
         folder,
         files,
         Origin.of(teacher),
-        formats_of(options.teacher, options.precision),
+        formats,
     )
     return description
 
@@ -129,6 +127,11 @@ def checked_pruning(teacher: str, student: str, teacher_config: Config, student_
     Raises:
         InputError: The student was not made from the teacher, or its config does not tell how.
     """
+    families = [family_of(config).name for config in (teacher_config, student_config)]
+    if len(set(families)) > 1:
+        raise InputError(
+            f"student {student} is of {families[1]}, and teacher {teacher} of {families[0]}; give a student of its own"
+        )
     recipe = recipe_of(student) or _told_by_config(teacher, student, teacher_config, student_config)
     pruning = derive(recipe, teacher_config)
     differs = difference(pruning.student_config, student_config)
@@ -180,8 +183,16 @@ def prune_unet(teacher: Any, recipe: Recipe) -> tuple[Any, Pruning]:
     return inherited(teacher.config, teacher.state_dict(), recipe)
 
 
-def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) -> tuple[Any, Pruning]:
+def inherited(
+    teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe, dtype: torch.dtype | None = None
+) -> tuple[Any, Pruning]:
     """The same from the config of the teacher's U-Net and its tensors by name, of which only those that stay are read.
+
+    Arguments:
+        teacher: The config.
+        weights: The tensors.
+        recipe: What stays.
+        dtype: Number format of the student; that of each tensor, if None.
 
     Raises:
         InputError: The teacher cannot satisfy the recipe.
@@ -193,7 +204,7 @@ def inherited(teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe) ->
     for key, wanted in student.state_dict().items():
         source = weights[pruning.teacher_key(key)]
         assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
-        own[key] = source.detach().clone()
+        own[key] = source.detach().to(dtype, copy=True)
     student.load_state_dict(own, strict=True, assign=True)
     return student.eval(), pruning
 

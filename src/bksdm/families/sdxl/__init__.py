@@ -12,13 +12,30 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Frame, Shapes, Told
 from bksdm.families.recipe import Config
-from bksdm.families.unet import structure
-from bksdm.families.unet.depth import listed
+from bksdm.families.single_file import FileShapes, Layout, Part, Vocabulary
+from bksdm.families.unet import names, structure, text_names
+from bksdm.families.unet.depth import Depths, listed
 from bksdm.families.unet.family import UNetFamily
 
 _NUMBERS = structure.NUMBERS
+_CONDITIONER = "conditioner.embedders."
+_FIRST, _SECOND = f"{_CONDITIONER}0.transformer.text_model.", f"{_CONDITIONER}1.model."
+_WHOLE = Depths(((), (2, 2), (10, 10)), ((), (2, 2, 2), (10, 10, 10)), 10)
+_SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+_VOCABULARIES = (
+    Vocabulary("openai/clip-vit-large-patch14"),
+    Vocabulary("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", {"pad_token": "!"}),
+)
 
 
 class StableDiffusionXL(UNetFamily):
@@ -39,6 +56,7 @@ class StableDiffusionXL(UNetFamily):
     of_caption = ("context", "text_embeds")
     of_picture = ("time_ids",)
     upcasts_vae = True
+    settings = ("force_zeros_for_empty_prompt",)
 
     def claims(self, config: Config) -> bool:
         return bool(config.get(structure.ADDED))
@@ -46,13 +64,19 @@ class StableDiffusionXL(UNetFamily):
     def why_not(self, config: Config) -> str | None:
         return structure.why_not(config)
 
-    def misfit(self, config: Config, encoders: Sequence[Mapping[str, Any]]) -> str | None:
-        widths, takes = [encoder["hidden_size"] for encoder in encoders], config["cross_attention_dim"]
+    def misfit(self, configs: Mapping[str, Config]) -> str | None:
+        unet, first, second, vae = (configs[name] for name in ("unet", "text_encoder", "text_encoder_2", "vae"))
+        widths, takes = [first["hidden_size"], second["hidden_size"]], unet["cross_attention_dim"]
         if sum(widths) not in listed(takes, 1):
             return f"its text encoders give embeddings of width {' and '.join(map(str, widths))}, and its U-Net {takes}"
-        pooled, wanted = encoders[1]["projection_dim"], _pooled_width(config)
+        pooled, wanted = second["projection_dim"], _pooled_width(unet)
         if pooled != wanted:
             return f"its second text encoder gives pooled embeddings of width {pooled}, and its U-Net takes {wanted}"
+        if vae.get("latents_mean") or vae.get("latents_std"):
+            return (
+                "its VAE has latents_mean and latents_std, as that of Playground 2.5 has, and SDXL's latents are "
+                "scaled by one factor"
+            )
         return None
 
     def remark(self, config: Config, scheduler: Mapping[str, Any]) -> str | None:  # noqa: ARG002
@@ -61,7 +85,8 @@ class StableDiffusionXL(UNetFamily):
         return (
             "the teacher's timesteps are spaced as those of few-step models are (turbo, lightning): such a teacher "
             "knows a few timesteps only, and a student learns at all of them; the model that it was made from teaches "
-            "more, and bksdm lcm makes few steps of a student"
+            "more, and bksdm lcm makes few steps of a student; pictures of this one want --guidance 0 and --steps 1 to "
+            "4 (turbo) or 4 to 8 (lightning)"
         )
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
@@ -94,6 +119,16 @@ class StableDiffusionXL(UNetFamily):
         output: Tensor = denoiser(latents, timesteps, told["context"], added_cond_kwargs=added).sample
         return output
 
+    def layout(self, config: Config) -> Layout:  # noqa: ARG002
+        return _LAYOUT
+
+    def layout_of(self, shapes: FileShapes) -> Layout | None:
+        return _LAYOUT if any(name.startswith(_CONDITIONER) for name in shapes) else None
+
+    def is_whole(self, config: Config) -> bool:
+        shape = structure.UNetShape.of(config)
+        return (shape.layers, shape.depths) == ((2, 2, 2), _WHOLE)
+
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
         optional = dict.fromkeys(("feature_extractor", "image_encoder"))
         zeros = like.get("force_zeros_for_empty_prompt", True)
@@ -103,3 +138,36 @@ class StableDiffusionXL(UNetFamily):
 def _pooled_width(config: Config) -> int:
     width: int = config["projection_class_embeddings_input_dim"] - _NUMBERS * config["addition_time_embed_dim"]
     return width
+
+
+def _unet_config(shapes: FileShapes) -> dict[str, Any]:
+    label = f"{names.UNET}label_emb.0.0.weight"
+    found = names.unet_config(shapes)
+    if label not in shapes:
+        raise InputError(f"its U-Net is told nothing about pictures (no {label})")
+    takes, pooled = shapes[label][1], shapes.get(_SECOND + text_names.PROJECTION, (0, 0))[1]
+    each, rest = divmod(takes - pooled, _NUMBERS)
+    return found | {
+        "sample_size": 128,
+        structure.ADDED: "text_time",
+        "addition_time_embed_dim": each if pooled and not rest else 256,
+        "projection_class_embeddings_input_dim": takes,
+    }
+
+
+def _vae_config(shapes: FileShapes) -> dict[str, Any]:
+    """Playground 2.5 has what it calls `edm_mean` beside its VAE."""
+    scales = {"latents_mean": list(shapes["edm_mean"])} if "edm_mean" in shapes else {}
+    return names.vae_config(shapes) | {"sample_size": 1024, "scaling_factor": 0.13025} | scales
+
+
+_LAYOUT = Layout(
+    {
+        "unet": Part(names.UNET, names.unet_places, _unet_config),
+        "vae": Part(names.VAE, names.vae_places, _vae_config),
+        "text_encoder": text_names.clip(_FIRST),
+        "text_encoder_2": text_names.open_clip(_SECOND),
+    },
+    _SCHEDULER,
+    _VOCABULARIES,
+)
