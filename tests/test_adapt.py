@@ -22,6 +22,7 @@ from torch import Tensor
 from bksdm.common.errors import InputError
 from bksdm.families import derive, skip_connections
 from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.families.sd import StableDiffusion
 from bksdm.families.unet.names import UNET, unet_places
 from bksdm.models.adapters.controlnet import StudentControlNet, load_controlnet
 from bksdm.models.adapters.kinds import LORA_FILE
@@ -55,9 +56,9 @@ def lora(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline, folder = load_pipeline(v1_folder), tmp_path_factory.mktemp("lora")
     networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     torch.manual_seed(1)
-    for parameter in add_lora(networks, 2, seed=0).parameters():
+    for parameter in add_lora(networks, StableDiffusion(), 2, seed=0).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_lora(networks, folder)
+    save_lora(networks, folder, StableDiffusion())
     return folder
 
 
@@ -612,7 +613,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "words of SDXL": (
         {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)},
-        "is a textual inversion of SDXL, which no student",
+        r"'it' in .* is of SDXL, and this model of Stable Diffusion 1.x or 2.x; give one of Stable Diffusion",
     ),
     "half a LoRA": (
         {f"{LAYER}.lora_up.weight": torch.zeros(32, 1, 1, 1)},
@@ -646,7 +647,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "layers of SDXL": (
         PLAIN | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)},
-        r"1 of 2 layers that this model does not have, first lora_te2",
+        "is of SDXL, and this model of Stable Diffusion 1.x or 2.x; give one of Stable Diffusion",
     ),
     "whole numbers": ({f"{LAYER}.diff": torch.zeros(32, 4, 3, 3, dtype=torch.int8)}, "diff in int8; give floats"),
     "numbers that are not finite": (

@@ -39,6 +39,14 @@ class StableDiffusionXL(UNetFamily):
     of_caption = ("context", "text_embeds")
     of_picture = ("time_ids",)
     upcasts_vae = True
+    lora_prefixes = {  # noqa: RUF012
+        "unet": ("lora_unet_",),
+        "text_encoder": ("lora_te1_",),
+        "text_encoder_2": ("lora_te2_",),
+    }
+    lora_versions = {2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}  # noqa: RUF012
+    words = ("clip_l", "clip_g")
+    shrinks = 2
 
     def claims(self, config: Config) -> bool:
         return bool(config.get(structure.ADDED))
@@ -93,6 +101,11 @@ class StableDiffusionXL(UNetFamily):
         added = {name: told[name] for name in ("text_embeds", "time_ids")}
         output: Tensor = denoiser(latents, timesteps, told["context"], added_cond_kwargs=added).sample
         return output
+
+    def stage_residuals(self, config: Config) -> dict[str, int]:
+        """The last, which the middle block takes, is as wide as the innermost stage."""
+        widths = super().stage_residuals(config)
+        return widths | ({"mid_block": config["block_out_channels"][-1]} if config.get("mid_block_type", True) else {})
 
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
         optional = dict.fromkeys(("feature_extractor", "image_encoder"))
