@@ -132,12 +132,8 @@ def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 def layers(pipeline: DiffusionPipeline, unet: tuple[str, ...] = UNET, text: tuple[str, ...] = TEXT) -> Iterator[Layer]:
     """Those at the paths, of what the pipeline has there."""
     found = networks(pipeline)
-    several = "text_encoder_2" in found
-    begins = {
-        "unet": "lora_unet_",
-        "text_encoder": "lora_te1_" if several else "lora_te_",
-        "text_encoder_2": "lora_te2_",
-    }
+    one = "text_encoder_2" not in found
+    begins = {"unet": "lora_unet_", "text_encoder": "lora_te_" if one else "lora_te1_", "text_encoder_2": "lora_te2_"}
     for part, network in found.items():
         modules = {name.removeprefix("text_model."): module for name, module in network.named_modules()}
         for path in unet if part == "unet" else text:

@@ -22,7 +22,7 @@ from tiny_models import V1_UNET, XL_UNET, build_pipeline, build_xl_pipeline
 from verbs import make_student
 
 RECIPES = {"v1": ("base", "small", "tiny"), "xl": ("base", "small", "ssd-1b", "vega", "koala-700m")}
-OF_XL = ("kohya", "kohya, numbers of original checkpoints", "diffusers", "peft, folder", "LoKr")
+OF_XL = ("kohya", "kohya, numbers of original checkpoints", "diffusers", "peft, folder")
 CASES = [*(("v1", layout) for layout in LAYOUTS), *(("xl", layout) for layout in OF_XL)]
 
 
@@ -30,12 +30,17 @@ CASES = [*(("v1", layout) for layout in LAYOUTS), *(("xl", layout) for layout in
 class Models:
     """A teacher and its students: folders, and pipelines in double precision, where small changes are seen."""
 
+    teacher: DiffusionPipeline
     folders: dict[str, Path]
     doubles: dict[str, DiffusionPipeline]
 
 
+OfFamily = Callable[[str], Models]
+Loras = Callable[[str, str], tuple[Made, Path]]
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Models]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> OfFamily:
     """Those of a family, by a short name; each is made once."""
 
     @cache
@@ -45,21 +50,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Models]:
         save_pipeline(teacher, folder / "teacher")
         students = {recipe: make_student(teacher, folder / recipe, recipe) for recipe in RECIPES[family]}
         folders = {"teacher": folder / "teacher", **students}
-        return Models(folders, {name: load_pipeline(path, torch.float64) for name, path in folders.items()})
+        return Models(teacher, folders, {name: load_pipeline(path, torch.float64) for name, path in folders.items()})
 
     return made
 
 
 @pytest.fixture(scope="module")
-def loras(
-    models: Callable[[str], Models], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], tuple[Made, Path]]:
+def loras(models: OfFamily, tmp_path_factory: pytest.TempPathFactory) -> Loras:
     """A LoRA of a family's teacher in a layout, and where it lies; each is made once."""
 
     @cache
     def made(family: str, layout: str) -> tuple[Made, Path]:
         torch.manual_seed(zlib.crc32(layout.encode()))
-        lora = LAYOUTS[layout](load_pipeline(models(family).folders["teacher"]))
+        lora = LAYOUTS[layout](models(family).teacher)
         return lora, lora.write(tmp_path_factory.mktemp("lora") / "it")
 
     return made
@@ -84,7 +87,7 @@ def check(pipeline: DiffusionPipeline, lora: Path, wanted: dict[str, Tensor]) ->
 
 @pytest.mark.parametrize(("family", "layout"), CASES)
 def test_a_lora_adds_to_the_teacher_what_its_format_says(
-    models: Callable[[str], Models], loras: Callable[[str, str], tuple[Made, Path]], family: str, layout: str
+    models: OfFamily, loras: Loras, family: str, layout: str
 ) -> None:
     lora, file = loras(family, layout)
     check(models(family).doubles["teacher"], file, lora.changes)
@@ -94,8 +97,8 @@ def test_a_lora_adds_to_the_teacher_what_its_format_says(
     ("family", "recipe", "layout"), [(family, recipe, layout) for family, layout in CASES for recipe in RECIPES[family]]
 )
 def test_a_student_gets_the_same_in_every_layer_that_stays(
-    models: Callable[[str], Models],
-    loras: Callable[[str, str], tuple[Made, Path]],
+    models: OfFamily,
+    loras: Loras,
     tmp_path: Path,
     family: str,
     recipe: str,
@@ -104,7 +107,7 @@ def test_a_student_gets_the_same_in_every_layer_that_stays(
     (lora, file), own = loras(family, layout), models(family)
     folders = own.folders
     result = adapt(AdaptOptions(str(file), str(folders[recipe]), str(folders["teacher"]), str(tmp_path / "out")))
-    pruning = derive(load_recipe(recipe), own.doubles["teacher"].unet.config)
+    pruning = derive(load_recipe(recipe), own.teacher.unet.config)
     wanted = kept(lora.changes, pruning)
     gone = {name.rpartition(".")[0] for name in lora.changes if not kept({name: lora.changes[name]}, pruning)}
     assert set(result.dropped) == gone
