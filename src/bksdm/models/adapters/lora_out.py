@@ -20,6 +20,7 @@ from bksdm.models.adapters.names import diffusers_name, kohyas_name
 from bksdm.models.adapters.words import write_words
 
 KOHYA_FILE = "lora_kohya.safetensors"
+_LOST = ".add_embedding."  # a layer whose name diffusers loses on its way from kohya's
 _ATTENDING = re.compile(r"(?P<part>\w+)\..+self_attn\.[qkv]_proj")
 
 
@@ -27,7 +28,8 @@ def write_lora(weights: LoraWeights, file: Path, family: Family, recipe: Recipe 
     """Write a LoRA in kohya's names, which diffusers, ComfyUI, InvokeAI and openvino-genai read.
 
     What diffusers would leave out under these names (magnitudes of DoRA, biases, a text encoder's queries without its
-    outputs) has the names of diffusers in `file`, and kohya's, for the others, in `lora_kohya.safetensors` beside it.
+    outputs, the embedding of pooled captions) has the names of diffusers in `file`, and kohya's, for the others, in
+    `lora_kohya.safetensors` beside it.
     Words that came with it go to files of their own.
 
     Arguments:
@@ -96,7 +98,8 @@ def _needs_own_names(layers: Layers) -> bool:
     biased = any("diff_b" in own for own in layers.values())
     queries = {match["part"] for layer in layers if (match := _ATTENDING.fullmatch(layer))}
     outputs = {layer.partition(".")[0] for layer in layers if layer.endswith("self_attn.out_proj")}
-    return all(dora) or (not any(dora) and (biased or bool(queries - outputs)))
+    lost = any(_LOST in layer for layer in layers)
+    return all(dora) or (not any(dora) and (biased or lost or bool(queries - outputs)))
 
 
 def _in_diffusers_names(layers: Layers, family: Family) -> Iterable[tuple[str, Tensor]]:

@@ -21,7 +21,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, files_digest, replace_folder, run_files, write_text
 from bksdm.common.tables import listed
-from bksdm.families import family_of, skip_connections
+from bksdm.families import FAMILIES, family_of, skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters import ip_adapter, kinds, motion
@@ -186,7 +186,7 @@ def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
     if kinds.class_name(source):
         network = load_controlnet(source)
         if not pair.family.claims(network.config):
-            made_for = family_of(network.config).name
+            made_for = next(family.name for family in FAMILIES if family.claims(network.config))
             raise InputError(f"controlnet {source} is of {made_for}; give one of {pair.family.name}")
         _check_config("controlnet", source, network.config, pair.teacher, _OF_THE_ENCODER)
         copy_part(source, folder)
