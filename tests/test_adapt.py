@@ -468,6 +468,17 @@ def test_a_controlnet_in_one_file_is_the_same(crossing: Crossing, tmp_path: Path
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+def test_a_controlnet_that_attends_nowhere_is_carried_all_the_same(
+    xl_student: Path, xl_folder: Path, xl_teacher: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    """As the small ones of SDXL are: what it gives is as much."""
+    config = dict(ControlNetModel.from_unet(xl_teacher.unet, load_weights_from_unet=False).config)
+    plain = {"down_block_types": ("DownBlock2D",) * 3, "mid_block_type": "UNetMidBlock2D"}
+    ControlNetModel.from_config(config | plain).save_pretrained(tmp_path / "it")
+    made = adapt(AdaptOptions(str(tmp_path / "it"), str(xl_student), str(xl_folder), str(tmp_path / "out")))
+    assert made.kept == 1 + len(skip_connections(UNet2DConditionModel.load_config(xl_student / "unet")))
+
+
 def test_what_is_no_part_of_a_controlnet_is_refused(
     students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
 ) -> None:

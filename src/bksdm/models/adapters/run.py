@@ -38,7 +38,7 @@ from bksdm.options import AdaptOptions
 from bksdm.pruning.run import as_list, checked_pruning
 
 RESULT_FILE = "adapted.json"
-_OF_THE_ENCODER = ("in_channels", "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim")
+_OF_THE_ENCODER = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -208,7 +208,7 @@ def _t2i_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
     if own != widths:
         raise InputError(
             f"T2I-Adapter {source} gives residuals of {own} channels, and the teacher's stages have {widths}; it is of "
-            f"another family"
+            f"another family, so give one of this teacher"
         )
     halvings = len(load_config(pair.options.model, "vae")["block_out_channels"]) - 1
     check_scale(tensors, pair.family.shrinks * 2**halvings, source)

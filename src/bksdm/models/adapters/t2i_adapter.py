@@ -38,5 +38,5 @@ def check_scale(tensors: Mapping[str, Tensor], scale: int, source: object) -> No
     if takes is not None and takes not in (wanted := (scale**2, 3 * scale**2)):
         raise InputError(
             f"T2I-Adapter {source} makes {takes} channels of a picture, and one of this teacher {wanted[0]} or "
-            f"{wanted[1]}; it is of another family"
+            f"{wanted[1]}; it is of another family, so give one of this teacher"
         )
