@@ -41,7 +41,8 @@ def renumbered(
         number = int(match["number"])
         if number >= len(theirs):
             raise InputError(
-                f"it has {name}, and the teacher has {len(theirs)} attentions; it is of another family, so give one of this teacher"
+                f"it has {name}, and the teacher has {len(theirs)} attentions; it is of another family, so "
+                f"give one of this teacher"
             )
         path = theirs[number]
         places[path] = pruning.student_key(path)
@@ -68,5 +69,6 @@ def check_widths(tensors: Mapping[str, Tensor], theirs: Sequence[str], weights: 
             if tensor.shape != wanted:
                 own, there = (f"{shape[1]} to {shape[0]}" for shape in (tensor.shape, wanted))
                 raise InputError(
-                    f"its {name} is {own}, and the teacher's {there}; it is of another family, so give one of this teacher"
+                    f"its {name} is {own}, and the teacher's {there}; it is of another family, so give one of "
+                    f"this teacher"
                 )

@@ -76,7 +76,8 @@ def check_layers(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], f
                 there = "none" if layer is None else f"one of {layer.shape[0]}"
                 raise InputError(
                     f"motion module {file} has a module of {tensor.shape[0]} channels behind layer {match['layer']} of "
-                    f"{match['stage']}, where the teacher has {there}; it is of another family, so give one of this teacher"
+                    f"{match['stage']}, where the teacher has {there}; it is of another family, so give one of "
+                    f"this teacher"
                 )
 
 
