@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,10 +40,23 @@ UNET = (
     f"{MOVED}.attn2.to_v",
     "up_blocks.1.upsamplers.0.conv",
     "conv_out",
+    # Those that follow, SDXL's U-Net alone has here.
+    "add_embedding.linear_1",
+    "down_blocks.2.attentions.0.transformer_blocks.6.attn1.to_q",
+    "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.2",
+    "mid_block.attentions.0.transformer_blocks.7.attn2.to_k",
+    "up_blocks.0.attentions.0.transformer_blocks.2.attn2.to_out.0",
+    "up_blocks.0.attentions.2.transformer_blocks.9.attn1.to_v",
+    "up_blocks.1.attentions.0.transformer_blocks.1.attn2.to_q",
 )
-TEXT = ("encoder.layers.0.self_attn.q_proj", "encoder.layers.0.self_attn.out_proj", "encoder.layers.1.mlp.fc1")
+TEXT = (
+    "encoder.layers.0.self_attn.q_proj",
+    "encoder.layers.0.self_attn.out_proj",
+    "encoder.layers.1.mlp.fc1",
+    "text_projection",
+)
 PROJECTIONS = tuple(path for path in UNET if ".attn" in path)
-# Their names in original checkpoints of a U-Net of four stages with two layers each.
+# Their names in original checkpoints of a U-Net with two layers a stage.
 ORIGINAL = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -55,6 +68,10 @@ ORIGINAL = {
     f"{MOVED}.attn2.to_v": "output_blocks.5.1.transformer_blocks.0.attn2.to_v",
     "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "down_blocks.2.attentions.0.transformer_blocks.6.attn1.to_q": "input_blocks.7.1.transformer_blocks.6.attn1.to_q",
+    "mid_block.attentions.0.transformer_blocks.7.attn2.to_k": "middle_block.1.transformer_blocks.7.attn2.to_k",
+    "up_blocks.0.attentions.2.transformer_blocks.9.attn1.to_v": "output_blocks.2.1.transformer_blocks.9.attn1.to_v",
 }
 RANK = 4
 
@@ -86,6 +103,7 @@ class Layer:
     part: str
     path: str
     module: nn.Module
+    begins: str  # in kohya's names
 
     @property
     def name(self) -> str:
@@ -97,21 +115,30 @@ class Layer:
 
     @property
     def kohya(self) -> str:
-        flat = self.path.replace(".", "_")
-        return f"lora_unet_{flat}" if self.part == "unet" else f"lora_te_text_model_{flat}"
+        return self.begins + self.diffusers.removeprefix(f"{self.part}.").replace(".", "_")
 
     @property
     def diffusers(self) -> str:
-        return self.name if self.part == "unet" else f"text_encoder.text_model.{self.path}"
+        outside = self.part == "unet" or self.path == "text_projection"
+        return self.name if outside else f"{self.part}.text_model.{self.path}"
 
 
-def layers(
-    pipeline: StableDiffusionPipeline, unet: tuple[str, ...] = UNET, text: tuple[str, ...] = TEXT
-) -> Iterator[Layer]:
-    for part, paths in (("unet", unet), ("text_encoder", text)):
-        network = getattr(pipeline, part)
+def networks(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """U-Net and text encoders."""
+    names = ("unet", "text_encoder", "text_encoder_2")
+    return {name: getattr(pipeline, name) for name in names if hasattr(pipeline, name)}
+
+
+def layers(pipeline: DiffusionPipeline, unet: tuple[str, ...] = UNET, text: tuple[str, ...] = TEXT) -> Iterator[Layer]:
+    """Those at the paths, of what the pipeline has there."""
+    found = networks(pipeline)
+    one = "text_encoder_2" not in found
+    begins = {"unet": "lora_unet_", "text_encoder": "lora_te_" if one else "lora_te1_", "text_encoder_2": "lora_te2_"}
+    for part, network in found.items():
         modules = {name.removeprefix("text_model."): module for name, module in network.named_modules()}
-        yield from (Layer(part, path, modules[path]) for path in paths)
+        for path in unet if part == "unet" else text:
+            if path in modules:
+                yield Layer(part, path, modules[path], begins[part])
 
 
 def random(*shape: int) -> Tensor:
@@ -131,7 +158,7 @@ def renormed(weight: Tensor, delta: Tensor, magnitude: Tensor, dims: tuple[int, 
     return magnitude.double() * changed / changed.pow(2).sum(dims, keepdim=True).sqrt() - weight
 
 
-def kohya(pipeline: StableDiffusionPipeline) -> Made:
+def kohya(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline):
         down, up, product = factors(layer)
@@ -141,7 +168,7 @@ def kohya(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def kohya_original_numbers(pipeline: StableDiffusionPipeline) -> Made:
+def kohya_original_numbers(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline, tuple(ORIGINAL), ()):
         down, up, product = factors(layer)
@@ -155,14 +182,14 @@ def kohya_original_numbers(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def kohya_without_alpha(pipeline: StableDiffusionPipeline) -> Made:
+def kohya_without_alpha(pipeline: DiffusionPipeline) -> Made:
     made = kohya(pipeline)
     made.tensors = {name: tensor for name, tensor in made.tensors.items() if not name.endswith(".alpha")}
     made.changes = {name: change * RANK for name, change in made.changes.items()}
     return made
 
 
-def kohya_that_differs(pipeline: StableDiffusionPipeline) -> Made:
+def kohya_that_differs(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for number, layer in enumerate(layers(pipeline)):
         rank, alpha = 2 + number % 3, 1.0 + number % 4
@@ -173,7 +200,7 @@ def kohya_that_differs(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def comfy(pipeline: StableDiffusionPipeline) -> Made:
+def comfy(pipeline: DiffusionPipeline) -> Made:
     """Original names with dots, as ComfyUI saves a LoRA of its own."""
     made = Made()
     for layer in layers(pipeline, tuple(ORIGINAL), ()):
@@ -184,7 +211,7 @@ def comfy(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def tucker(pipeline: StableDiffusionPipeline) -> Made:
+def tucker(pipeline: DiffusionPipeline) -> Made:
     made = kohya(pipeline)
     for layer in layers(pipeline):
         if layer.weight.ndim == 4 and layer.weight.shape[-1] > 1:
@@ -197,15 +224,15 @@ def tucker(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def dora_by_output(pipeline: StableDiffusionPipeline) -> Made:
+def dora_by_output(pipeline: DiffusionPipeline) -> Made:
     return with_magnitudes(kohya(pipeline), pipeline)
 
 
-def dora_by_input(pipeline: StableDiffusionPipeline) -> Made:
+def dora_by_input(pipeline: DiffusionPipeline) -> Made:
     return with_magnitudes(kohya(pipeline), pipeline, axis=1)
 
 
-def with_magnitudes(made: Made, pipeline: StableDiffusionPipeline, axis: int = 0) -> Made:
+def with_magnitudes(made: Made, pipeline: DiffusionPipeline, axis: int = 0) -> Made:
     """The same with DoRA, by output or by input."""
     for layer in layers(pipeline):
         dims = tuple(dim for dim in range(layer.weight.ndim) if dim != axis)
@@ -216,7 +243,7 @@ def with_magnitudes(made: Made, pipeline: StableDiffusionPipeline, axis: int = 0
     return made
 
 
-def loha(pipeline: StableDiffusionPipeline) -> Made:
+def loha(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline):
         (one_down, one_up, one), (two_down, two_up, two) = factors(layer), factors(layer)
@@ -227,7 +254,7 @@ def loha(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def loha_tucker(pipeline: StableDiffusionPipeline) -> Made:
+def loha_tucker(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline, tuple(path for path in UNET if path.endswith(("conv1", "conv2"))), ()):
         outputs, inputs, *kernel = layer.weight.shape
@@ -253,7 +280,7 @@ def divided(size: int) -> int:
     return next((factor for factor in (4, 3, 2) if size % factor == 0), 1)
 
 
-def lokr(pipeline: StableDiffusionPipeline) -> Made:
+def lokr(pipeline: DiffusionPipeline) -> Made:
     """The second factor is whole in some layers and a product in others; only products have a scale."""
     made = Made()
     for number, layer in enumerate(layers(pipeline)):
@@ -272,11 +299,11 @@ def lokr(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def lokr_dora(pipeline: StableDiffusionPipeline) -> Made:
+def lokr_dora(pipeline: DiffusionPipeline) -> Made:
     return with_magnitudes(lokr(pipeline), pipeline)
 
 
-def whole_differences(pipeline: StableDiffusionPipeline) -> Made:
+def whole_differences(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline, (*UNET, "conv_norm_out", "down_blocks.0.resnets.1.norm1", f"{ATTENTION}.norm1")):
         kind = "w_norm" if layer.weight.ndim == 1 else "diff"
@@ -290,7 +317,7 @@ def whole_differences(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def ia3(pipeline: StableDiffusionPipeline) -> Made:
+def ia3(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for number, layer in enumerate(layers(pipeline)):
         axis = number % 2
@@ -301,7 +328,7 @@ def ia3(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def diffusers(pipeline: StableDiffusionPipeline) -> Made:
+def diffusers(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline):
         down, up, product = factors(layer)
@@ -310,12 +337,12 @@ def diffusers(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def diffusers_with_metadata(pipeline: StableDiffusionPipeline) -> Made:
+def diffusers_with_metadata(pipeline: DiffusionPipeline) -> Made:
     """Alphas by patterns that match the end of a path, and the square root of rsLoRA."""
     made = diffusers(pipeline)
     config = {"r": RANK, "lora_alpha": 2, "use_rslora": True, "alpha_pattern": {"to_q": 6, r"ff\.net\.\d+(\.proj)?": 1}}
     made.header["lora_adapter_metadata"] = json.dumps(
-        {f"{part}.{key}": value for part in ("unet", "text_encoder") for key, value in config.items()}
+        {f"{part}.{key}": value for part in networks(pipeline) for key, value in config.items()}
     )
     for name, change in made.changes.items():
         alpha = 6 if name.endswith("to_q.weight") else 1 if ".ff." in name else 2
@@ -323,7 +350,7 @@ def diffusers_with_metadata(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def diffusers_dora(pipeline: StableDiffusionPipeline) -> Made:
+def diffusers_dora(pipeline: DiffusionPipeline) -> Made:
     made = diffusers(pipeline)
     for layer in layers(pipeline):
         size, dims = layer.weight.shape[0], tuple(range(1, layer.weight.ndim))
@@ -336,7 +363,7 @@ def diffusers_dora(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def diffusers_bias(pipeline: StableDiffusionPipeline) -> Made:
+def diffusers_bias(pipeline: DiffusionPipeline) -> Made:
     made = diffusers(pipeline)
     for layer in layers(pipeline):
         if layer.module.bias is None:
@@ -349,7 +376,7 @@ def diffusers_bias(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def diffusers_before_peft(pipeline: StableDiffusionPipeline) -> Made:
+def diffusers_before_peft(pipeline: DiffusionPipeline) -> Made:
     """Processors of their own, and other names for the text encoder's projections."""
     made = Made()
     for layer in layers(pipeline, PROJECTIONS, TEXT[:1]):
@@ -361,7 +388,7 @@ def diffusers_before_peft(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def diffusers_linear_layers(pipeline: StableDiffusionPipeline) -> Made:
+def diffusers_linear_layers(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline, PROJECTIONS):
         down, up, product = factors(layer)
@@ -371,7 +398,7 @@ def diffusers_linear_layers(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def eight_bit_floats(pipeline: StableDiffusionPipeline) -> Made:
+def eight_bit_floats(pipeline: DiffusionPipeline) -> Made:
     made = Made()
     for layer in layers(pipeline):
         down, up, _ = (tensor.to(torch.float8_e4m3fn) for tensor in factors(layer))
@@ -381,7 +408,7 @@ def eight_bit_floats(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def matrices_for_points(pipeline: StableDiffusionPipeline) -> Made:
+def matrices_for_points(pipeline: DiffusionPipeline) -> Made:
     """A convolution of one point is a matrix: some trainers write it as one."""
     made = kohya(pipeline)
     made.tensors = {
@@ -396,7 +423,7 @@ def pefts_config(kind: str, **more: object) -> dict[str, object]:
     return {"peft_type": kind, "r": RANK, "target_modules": list(UNET), **alpha, **more}
 
 
-def pefts_lora(pipeline: StableDiffusionPipeline) -> Made:
+def pefts_lora(pipeline: DiffusionPipeline) -> Made:
     made = Made(
         config=pefts_config("LORA", use_dora=False, rank_pattern={}, alpha_pattern={"conv_in": 8}, lora_dropout=0.1)
     )
@@ -408,7 +435,7 @@ def pefts_lora(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def pefts_loha(pipeline: StableDiffusionPipeline) -> Made:
+def pefts_loha(pipeline: DiffusionPipeline) -> Made:
     made, plain = Made(config=pefts_config("LOHA")), loha(pipeline)
     for layer in layers(pipeline, text=()):
         for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
@@ -417,7 +444,7 @@ def pefts_loha(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def pefts_lokr(pipeline: StableDiffusionPipeline) -> Made:
+def pefts_lokr(pipeline: DiffusionPipeline) -> Made:
     """peft scales two whole factors too."""
     made, plain = Made(config=pefts_config("LOKR")), lokr(pipeline)
     for layer in layers(pipeline, text=()):
@@ -430,7 +457,7 @@ def pefts_lokr(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-def pefts_ia3(pipeline: StableDiffusionPipeline) -> Made:
+def pefts_ia3(pipeline: DiffusionPipeline) -> Made:
     made = Made(config=pefts_config("IA3", feedforward_modules=["ff.net.2", "conv1"]))
     for layer in layers(pipeline, text=()):
         outputs, inputs, *kernel = layer.weight.shape
@@ -447,7 +474,7 @@ def pefts_ia3(pipeline: StableDiffusionPipeline) -> Made:
     return made
 
 
-LAYOUTS: dict[str, Callable[[StableDiffusionPipeline], Made]] = {
+LAYOUTS: dict[str, Callable[[DiffusionPipeline], Made]] = {
     "kohya": kohya,
     "kohya, ranks and alphas that differ": kohya_that_differs,
     "kohya, no alpha": kohya_without_alpha,
@@ -477,12 +504,11 @@ LAYOUTS: dict[str, Callable[[StableDiffusionPipeline], Made]] = {
 }
 
 
-def parameters(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+def parameters(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
     """Those of U-Net and text encoder themselves, by the names that `Made.changes` has."""
-    networks: dict[str, nn.Module] = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     return {
         f"{part}.{name.removeprefix('text_model.')}": parameter.detach()
-        for part, network in networks.items()
+        for part, network in networks(pipeline).items()
         for name, parameter in network.named_parameters()
     }
 

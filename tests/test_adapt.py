@@ -2,15 +2,18 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    DiffusionPipeline,
     MotionAdapter,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     T2IAdapter,
     UNet2DConditionModel,
 )
@@ -21,7 +24,8 @@ from torch import Tensor
 
 from bksdm.common.errors import InputError
 from bksdm.families import derive, skip_connections
-from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.families.recipe import Pruning, Recipe, load_recipe
+from bksdm.families.sd import StableDiffusion
 from bksdm.families.unet.names import UNET, unet_places
 from bksdm.models.adapters.controlnet import StudentControlNet, load_controlnet
 from bksdm.models.adapters.kinds import LORA_FILE
@@ -29,24 +33,50 @@ from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.lora_out import KOHYA_FILE
 from bksdm.models.adapters.motion import motion_unet, student_config
 from bksdm.models.adapters.peft_config import PeftConfig
-from bksdm.models.adapters.run import adapt
+from bksdm.models.adapters.run import Adapted, adapt
 from bksdm.models.adapters.training import add_lora, save_lora
 from bksdm.models.pipelines import load_pipeline
 from bksdm.options import AdaptOptions
 from bksdm.pruning.run import prune_unet
 from lora_layouts import LAYOUTS, Made, kept, parameters
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, added_conditions, random_inputs
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
 
-RECIPES = ("base", "small", "tiny")
+CASES = [("v1", "base"), ("v1", "small"), ("v1", "tiny"), ("xl", "base"), ("xl", "ssd-1b"), ("xl", "koala-700m")]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A teacher, on the disk too, one of its students there, and what the recipe does."""
+
+    teacher: DiffusionPipeline
+    folder: Path
+    student: Path
+    pruning: Pruning
+
+    def adapt(self, source: Path, out: Path) -> Adapted:
+        return adapt(AdaptOptions(str(source), str(self.student), str(self.folder), str(out)))
+
+    def inputs(self, batch: int = 2) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """What its U-Nets take: latents, timesteps and context, and what SDXL's take besides."""
+        return random_inputs(batch), added_conditions(self.teacher.unet.config, batch)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def crossing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Crossing:
+    """Students of both families in turn."""
+    family, recipe = request.param
+    teacher, folder = (request.getfixturevalue(f"{family}_{kind}") for kind in ("teacher", "folder"))
+    student = make_student(teacher, tmp_path_factory.mktemp("crossing") / recipe, recipe)
+    return Crossing(teacher, folder, student, derive(load_recipe(recipe), teacher.unet.config))
 
 
 @pytest.fixture(scope="module")
 def students(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("students")
-    return {recipe: make_student(v1_teacher, folder / recipe, recipe) for recipe in RECIPES}
+    return {recipe: make_student(v1_teacher, folder / recipe, recipe) for recipe in ("base", "small", "tiny")}
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +85,24 @@ def lora(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline, folder = load_pipeline(v1_folder), tmp_path_factory.mktemp("lora")
     networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     torch.manual_seed(1)
-    for parameter in add_lora(networks, 2, seed=0).parameters():
+    for parameter in add_lora(networks, StableDiffusion(), 2, seed=0).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_lora(networks, folder)
+    save_lora(networks, folder, StableDiffusion())
     return folder
 
 
 @pytest.fixture(scope="module")
 def controlnet(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ControlNet of the teacher whose residuals are not zero."""
+    """A ControlNet of the v1 teacher."""
+    return make_controlnet(v1_teacher, tmp_path_factory.mktemp("controlnet"))
+
+
+def make_controlnet(teacher: DiffusionPipeline, folder: Path) -> Path:
+    """A ControlNet of a teacher whose residuals are not zero."""
     torch.manual_seed(2)
-    made = ControlNetModel.from_unet(v1_teacher.unet, conditioning_embedding_out_channels=(8, 8, 16))
+    made = ControlNetModel.from_unet(teacher.unet, conditioning_embedding_out_channels=(8, 8, 16))
     for block in (*made.controlnet_down_blocks, made.controlnet_mid_block):
         torch.nn.init.normal_(block.weight, std=0.2)
-    folder = tmp_path_factory.mktemp("controlnet")
     made.save_pretrained(folder)
     return folder
 
@@ -91,16 +125,13 @@ def merged_by_diffusers(model: Path, lora: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "layout", ["kohya", "diffusers, config in the header (rsLoRA, patterns)", "DoRA, diffusers", "diffusers, biases"]
 )
-def test_stock_diffusers_reads_what_is_carried(
-    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, layout: str
-) -> None:
+@pytest.mark.parametrize("crossing", [("v1", "small"), ("xl", "ssd-1b")], indirect=True, ids="-".join)
+def test_stock_diffusers_reads_what_is_carried(crossing: Crossing, tmp_path: Path, layout: str) -> None:
     torch.manual_seed(3)
-    lora = LAYOUTS[layout](v1_teacher)
-    made = adapt(
-        AdaptOptions(str(lora.write(tmp_path / "it")), str(students["small"]), str(v1_folder), str(tmp_path / "out"))
-    )
-    wanted = kept(lora.changes, derive(load_recipe("small"), v1_teacher.unet.config))
-    found = merged_by_diffusers(students["small"], made.out)
+    lora = LAYOUTS[layout](crossing.teacher)
+    made = crossing.adapt(lora.write(tmp_path / "it"), tmp_path / "out")
+    wanted = kept(lora.changes, crossing.pruning)
+    found = merged_by_diffusers(crossing.student, made.out)
     assert found.keys() == wanted.keys()
     for name, change in found.items():
         assert (change - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
@@ -139,14 +170,11 @@ def test_queries_without_outputs_have_a_file_for_diffusers_too(
     assert (out / KOHYA_FILE).is_file()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_other_programs_find_every_layer_by_its_name(
-    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
-) -> None:
+def test_other_programs_find_every_layer_by_its_name(crossing: Crossing, tmp_path: Path) -> None:
     """ComfyUI and InvokeAI list names by the layers of a model; here are those of the student, by the same rules."""
-    lora = LAYOUTS["kohya"](v1_teacher).write(tmp_path / "it")
-    out = adapt(AdaptOptions(str(lora), str(students[recipe]), str(v1_folder), str(tmp_path / "out"))).out
-    unet = UNet2DConditionModel.from_pretrained(students[recipe] / "unet").state_dict()
+    lora = LAYOUTS["kohya"](crossing.teacher).write(tmp_path / "it")
+    out = crossing.adapt(lora, tmp_path / "out").out
+    unet = UNet2DConditionModel.from_pretrained(crossing.student / "unet").state_dict()
     known = {f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}" for key in unet if key.endswith(".weight")}
     projections = (
         "self_attn_q_proj",
@@ -156,10 +184,18 @@ def test_other_programs_find_every_layer_by_its_name(
         "mlp_fc1",
         "mlp_fc2",
     )
-    known |= {f"lora_te_text_model_encoder_layers_{n}_{name}" for n in range(32) for name in projections}
-    names = {name.partition(".")[0] for name in load_file(out / LORA_FILE)}
+    encoders = ("lora_te1_", "lora_te2_") if isinstance(crossing.teacher, StableDiffusionXLPipeline) else ("lora_te_",)
+    known |= {
+        f"{encoder}text_model_encoder_layers_{n}_{name}"
+        for encoder in encoders
+        for n in range(32)
+        for name in projections
+    }
+    known |= {f"{encoder}text_projection" for encoder in encoders[1:]}
+    file = out / (KOHYA_FILE if (out / KOHYA_FILE).is_file() else LORA_FILE)
+    names = {name.partition(".")[0] for name in load_file(file)}
     assert names <= known
-    with safe_open(out / LORA_FILE, framework="pt") as opened:
+    with safe_open(file, framework="pt") as opened:
         header = opened.metadata()
     assert header["ss_network_module"] == "networks.lora"
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "4.0")
@@ -282,49 +318,89 @@ def test_a_word_without_a_name_is_called_as_its_file(
     assert list(load_file(tmp_path / "out" / "learned_embeds.safetensors")) == ["charm"]
 
 
+@pytest.fixture(scope="module")
+def xl_student(xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_student(xl_teacher, tmp_path_factory.mktemp("students") / "xl", "koala-700m")
+
+
+def xl_words() -> dict[str, Tensor]:
+    """Three vectors for each text encoder of the SDXL teacher."""
+    torch.manual_seed(7)
+    return {"clip_l": torch.randn(3, CONTEXT // 2), "clip_g": torch.randn(3, CONTEXT // 2)}
+
+
+def check_words(pipeline: StableDiffusionXLPipeline, word: str) -> None:
+    """Its tokens have the vectors in both text encoders."""
+    pairs = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
+    for (tokenizer, encoder), vectors in zip(pairs, xl_words().values(), strict=True):
+        numbers = tokenizer.convert_tokens_to_ids([word, f"{word}_1", f"{word}_2"])
+        assert torch.equal(encoder.get_input_embeddings().weight[numbers], vectors)
+
+
+def test_a_word_of_two_text_encoders_is_called_as_its_file(xl_student: Path, xl_folder: Path, tmp_path: Path) -> None:
+    save_file(xl_words(), tmp_path / "thing.safetensors")
+    file = (
+        adapt(
+            AdaptOptions(str(tmp_path / "thing.safetensors"), str(xl_student), str(xl_folder), str(tmp_path / "out"))
+        ).out
+        / "thing.safetensors"
+    )
+    stock, vectors = StableDiffusionXLPipeline.from_pretrained(xl_student), load_file(file)
+    for name, encoder, tokenizer in (
+        ("clip_l", stock.text_encoder, stock.tokenizer),
+        ("clip_g", stock.text_encoder_2, stock.tokenizer_2),
+    ):
+        stock.load_textual_inversion(vectors[name], token="thing", text_encoder=encoder, tokenizer=tokenizer)
+    check_words(stock, "thing")
+
+
+def test_words_of_two_text_encoders_come_with_a_lora(
+    done: Run, xl_student: Path, xl_folder: Path, xl_teacher: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    lora = LAYOUTS["kohya"](xl_teacher)
+    lora.tensors |= {f"bundle_emb.my/thing.{name}": vectors for name, vectors in xl_words().items()}
+    file = lora.write(tmp_path / "it")
+    done("adapt", file, "--model", xl_student, "--teacher", xl_folder, "--out", tmp_path / "out")
+    for model, source in ((xl_folder, file), (xl_student, tmp_path / "out")):
+        check_words(merge_lora(load_pipeline(model), source), "my/thing")
+    words = ["--prompt", "a my/thing", "--steps", 1, "--lora", tmp_path / "out", "--out", tmp_path / "pictures"]
+    done("generate", xl_student, *words)
+
+
 # ControlNets
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_residuals_are_those_of_the_layers_that_stay(
-    students: dict[str, Path],
-    controlnet: Path,
-    v1_folder: Path,
-    v1_teacher: StableDiffusionPipeline,
-    tmp_path: Path,
-    recipe: str,
-) -> None:
-    made = adapt(AdaptOptions(str(controlnet), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
+def test_residuals_are_those_of_the_layers_that_stay(crossing: Crossing, tmp_path: Path) -> None:
+    controlnet = make_controlnet(crossing.teacher, tmp_path / "controlnet")
+    made = crossing.adapt(controlnet, tmp_path / "out")
     whole, ours = ControlNetModel.from_pretrained(controlnet), load_controlnet(made.out)
     assert isinstance(ours, StudentControlNet)
-    latents, timesteps, context = random_inputs()
+    inputs, added = crossing.inputs()
     picture = torch.rand(2, 3, PICTURE // 2, PICTURE // 2)  # two halvings, as the picture's eight pixels a latent
     picture = torch.nn.functional.interpolate(picture, size=(LATENT * 4, LATENT * 4))
     with torch.no_grad():
-        downs, mid = whole(latents, timesteps, context, picture, return_dict=False)
-        taken, middle = ours(latents, timesteps, context, picture, return_dict=False)
-    taps = dict(zip(skip_connections(v1_teacher.unet.config), downs, strict=True))
-    student = UNet2DConditionModel.from_pretrained(students[recipe] / "unet").eval()
-    pruning = derive(load_recipe(recipe), v1_teacher.unet.config)
-    outputs = _skips(student, latents, timesteps, context)
+        downs, mid = whole(*inputs, picture, added_cond_kwargs=added, return_dict=False)
+        taken, middle = ours(*inputs, picture, added_cond_kwargs=added, return_dict=False)
+    taps = dict(zip(skip_connections(crossing.teacher.unet.config), downs, strict=True))
+    student = UNet2DConditionModel.from_pretrained(crossing.student / "unet").eval()
+    outputs = _skips(student, inputs, added)
     assert list(outputs) == list(skip_connections(student.config))
     for (path, output), residual in zip(outputs.items(), taken, strict=True):
         assert output.shape == residual.shape
-        assert torch.equal(residual, taps[pruning.teacher_key(path)])
-    if recipe == "tiny":
+        assert torch.equal(residual, taps[crossing.pruning.teacher_key(path)])
+    if crossing.pruning.recipe.drop_innermost:
         assert not middle.any()
         assert "mid_block" in made.dropped
     else:
         assert torch.equal(middle, mid)
+    residuals = {"down_block_additional_residuals": taken, "mid_block_additional_residual": middle}
     with torch.no_grad():
-        plain = student(latents, timesteps, context).sample
-        led = student(
-            latents, timesteps, context, down_block_additional_residuals=taken, mid_block_additional_residual=middle
-        ).sample
+        plain = student(*inputs, added_cond_kwargs=added).sample
+        led = student(*inputs, added_cond_kwargs=added, **residuals).sample
     assert (plain - led).abs().max() > 1e-3
 
 
-def _skips(unet: UNet2DConditionModel, *inputs: Tensor) -> dict[str, Tensor]:
+def _skips(unet: UNet2DConditionModel, inputs: tuple[Tensor, ...], added: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the modules of the skip connections give, in the order in which they do."""
     found: dict[str, Tensor] = {}
 
@@ -338,7 +414,7 @@ def _skips(unet: UNet2DConditionModel, *inputs: Tensor) -> dict[str, Tensor]:
         for path in skip_connections(unet.config)
     ]
     with torch.no_grad():
-        unet(*inputs)
+        unet(*inputs, added_cond_kwargs=added)
     for hook in hooks:
         hook.remove()
     return found
@@ -380,22 +456,27 @@ def test_a_whole_controlnet_does_not_fit_a_student(students: dict[str, Path], co
 
 
 @pytest.mark.parametrize("layout", ["original", "original, prefixed", "diffusers"])
-def test_a_controlnet_in_one_file_is_the_same(
-    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, layout: str
-) -> None:
-    whole = ControlNetModel.from_unet(v1_teacher.unet, conditioning_embedding_out_channels=(4, 8, 12, 16))
+@pytest.mark.parametrize("crossing", [("v1", "tiny"), ("xl", "koala-700m")], indirect=True, ids="-".join)
+def test_a_controlnet_in_one_file_is_the_same(crossing: Crossing, tmp_path: Path, layout: str) -> None:
+    whole = ControlNetModel.from_unet(crossing.teacher.unet, conditioning_embedding_out_channels=(4, 8, 12, 16))
     tensors = whole.state_dict() if layout == "diffusers" else as_authors_write_it(whole)
     prefix = "control_model." if layout == "original, prefixed" else ""
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "control.safetensors")
-    out = adapt(
-        AdaptOptions(
-            str(tmp_path / "control.safetensors"), str(students["tiny"]), str(v1_folder), str(tmp_path / "out")
-        )
-    ).out
-    ours = load_controlnet(out)
+    ours = load_controlnet(crossing.adapt(tmp_path / "control.safetensors", tmp_path / "out").out)
     assert ours.selection is not None
     for name, tensor in whole.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_a_controlnet_that_attends_nowhere_is_carried_all_the_same(
+    xl_student: Path, xl_folder: Path, xl_teacher: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    """As the small ones of SDXL are: what it gives is as much."""
+    config = dict(ControlNetModel.from_unet(xl_teacher.unet, load_weights_from_unet=False).config)
+    plain = {"down_block_types": ("DownBlock2D",) * 3, "mid_block_type": "UNetMidBlock2D"}
+    ControlNetModel.from_config(config | plain).save_pretrained(tmp_path / "it")
+    made = adapt(AdaptOptions(str(tmp_path / "it"), str(xl_student), str(xl_folder), str(tmp_path / "out")))
+    assert made.kept == 1 + len(skip_connections(UNet2DConditionModel.load_config(xl_student / "unet")))
 
 
 def test_what_is_no_part_of_a_controlnet_is_refused(
@@ -440,40 +521,55 @@ def as_authors_write_it(controlnet: ControlNetModel) -> dict[str, Tensor]:
 # T2I-Adapters
 
 
-@pytest.mark.parametrize(("recipe", "kind"), [*((recipe, "full") for recipe in RECIPES), ("tiny", "light")])
-def test_a_t2i_adapter_gives_each_stage_what_it_gave_the_teachers(
-    students: dict[str, Path],
-    v1_folder: Path,
-    v1_teacher: StableDiffusionPipeline,
-    tmp_path: Path,
-    recipe: str,
-    kind: str,
+def make_t2i_adapter(teacher: DiffusionPipeline, folder: Path, kind: str = "full") -> Path:
+    """SDXL's halve pictures once more at first, and give the middle a residual."""
+    widths, xl = list(teacher.unet.config.block_out_channels), isinstance(teacher, StableDiffusionXLPipeline)
+    channels = [*widths, widths[-1]] if xl else widths if kind == "full" else widths[:-1]  # light ones repeat the last
+    T2IAdapter(
+        channels=channels,
+        num_res_blocks=1,
+        downscale_factor=teacher.vae_scale_factor * (2 if xl else 1),
+        adapter_type=f"{kind}_adapter{'_xl' if xl else ''}",
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("crossing", "kind"),
+    [*((case, "full") for case in CASES), (("v1", "tiny"), "light")],
+    indirect=["crossing"],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_t2i_adapter_gives_each_place_what_it_gave_the_teachers(
+    crossing: Crossing, tmp_path: Path, kind: str
 ) -> None:
     torch.manual_seed(4)
-    widths = list(v1_teacher.unet.config.block_out_channels)
-    own = widths if kind == "full" else widths[:-1]  # light ones repeat the last
-    adapter = T2IAdapter(channels=own, num_res_blocks=1, downscale_factor=4, adapter_type=f"{kind}_adapter")
-    adapter.save_pretrained(tmp_path / "adapter")
-    made = adapt(AdaptOptions(str(tmp_path / "adapter"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
+    made = crossing.adapt(make_t2i_adapter(crossing.teacher, tmp_path / "adapter", kind), tmp_path / "out")
     residuals = T2IAdapter.from_pretrained(made.out)(torch.rand(2, 3, PICTURE, PICTURE))
-    student = UNet2DConditionModel.from_pretrained(students[recipe] / "unet").eval()
-    stages = len(student.config.block_out_channels)
-    assert made.dropped == tuple(f"down_blocks.{n}" for n in range(stages, len(widths)))
-    for model, stage in ((v1_teacher.unet, 0), (student, 0), (v1_teacher.unet, stages - 1), (student, stages - 1)):
-        plain, led = (
-            last_of_stage(model, stage, None),
-            last_of_stage(model, stage, [r * (n == stage) for n, r in enumerate(residuals)]),
-        )
-        torch.testing.assert_close(led - plain, residuals[stage], atol=1e-5, rtol=1e-5)
+    teacher, student = crossing.teacher.unet, UNet2DConditionModel.from_pretrained(crossing.student / "unet").eval()
+    places = [*(f"down_blocks.{n}" for n in range(len(teacher.down_blocks))), "mid_block"][: len(residuals)]
+    there = [path for path in places if student.state_dict().keys() & {f"{path}.resnets.0.conv1.weight"}]
+    assert made.dropped == tuple(path for path in places if path not in there)
+    for path in (there[0], there[-1]):
+        number = places.index(path)
+        alone = [residual * (n == number) for n, residual in enumerate(residuals)]
+        for model in (teacher, student):
+            plain, led = (last_of(model, path, given, crossing) for given in (None, alone))
+            torch.testing.assert_close(led - plain, residuals[number], atol=1e-5, rtol=1e-5)
 
 
-def last_of_stage(unet: UNet2DConditionModel, stage: int, residuals: list[Tensor] | None) -> Tensor:
-    """What a down stage keeps for its way up, of its last layer."""
+def last_of(unet: UNet2DConditionModel, path: str, residuals: list[Tensor] | None, crossing: Crossing) -> Tensor:
+    """What the middle gives, or what a down stage keeps for its way up: of its last layer, where attention follows."""
     kept: list[Tensor] = []
-    last = -1 if stage == len(unet.down_blocks) - 1 else -2  # a sampler follows
-    hook = unet.down_blocks[stage].register_forward_hook(lambda module, given, output: kept.append(output[1][last]))
+    module = unet.get_submodule(path)
+    sampled = getattr(module, "downsamplers", None) and getattr(module, "has_cross_attention", False)
+    hook = module.register_forward_hook(
+        lambda module, given, output: kept.append(output if path == "mid_block" else output[1][-2 if sampled else -1])
+    )
+    inputs, added = crossing.inputs()
     with torch.no_grad():
-        unet(*random_inputs(), down_intrablock_additional_residuals=residuals)
+        given = residuals and [*residuals]  # which the U-Net empties
+        unet(*inputs, added_cond_kwargs=added, down_intrablock_additional_residuals=given)
     hook.remove()
     return kept[0]
 
@@ -481,28 +577,21 @@ def last_of_stage(unet: UNet2DConditionModel, stage: int, residuals: list[Tensor
 # IP-Adapters
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_an_ip_adapter_gives_each_attention_what_it_gave_the_teachers(
-    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
-) -> None:
+def test_an_ip_adapter_gives_each_attention_what_it_gave_the_teachers(crossing: Crossing, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    theirs = [name.removesuffix(".processor") for name in v1_teacher.unet.attn_processors]
+    whole, pruning = crossing.teacher.unet, crossing.pruning
+    theirs = [name.removesuffix(".processor") for name in whole.attn_processors]
     tensors = {"image_proj.proj.weight": torch.randn(4 * CONTEXT, 16), "image_proj.proj.bias": torch.randn(4 * CONTEXT)}
     tensors |= {f"image_proj.norm.{kind}": torch.randn(CONTEXT) for kind in ("weight", "bias")}
     for number, path in enumerate(theirs):
         if path.endswith("attn2"):
-            shape = v1_teacher.unet.get_submodule(path).to_k.weight.shape
+            shape = whole.get_submodule(path).to_k.weight.shape
             tensors |= {f"ip_adapter.{number}.to_{kind}_ip.weight": torch.randn(*shape) for kind in "kv"}
     save_file(tensors, tmp_path / "ip-adapter.safetensors")
-    made = adapt(
-        AdaptOptions(
-            str(tmp_path / "ip-adapter.safetensors"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")
-        )
-    )
-    teacher, student = (load_pipeline(model).unet for model in (v1_folder, students[recipe]))
+    made = crossing.adapt(tmp_path / "ip-adapter.safetensors", tmp_path / "out")
+    teacher, student = (load_pipeline(model).unet for model in (crossing.folder, crossing.student))
     load_ip_adapter(teacher, tmp_path / "ip-adapter.safetensors")
     load_ip_adapter(student, made.out / "ip-adapter.safetensors")
-    pruning = derive(load_recipe(recipe), v1_teacher.unet.config)
     for path in (name.removesuffix(".processor") for name in student.attn_processors if "attn2" in name):
         own, theirs_ = (
             unet.get_submodule(p).processor for unet, p in ((student, path), (teacher, pruning.teacher_key(path)))
@@ -512,9 +601,10 @@ def test_an_ip_adapter_gives_each_attention_what_it_gave_the_teachers(
     assert set(made.dropped) == {
         path for path in theirs if path.endswith("attn2") and pruning.student_key(path) is None
     }
+    inputs, added = crossing.inputs()
     with torch.no_grad():
         image = {"image_embeds": [torch.randn(2, 1, 16)]}
-        assert (student(*random_inputs(), added_cond_kwargs=image).sample).isfinite().all()
+        assert (student(*inputs, added_cond_kwargs=added | image).sample).isfinite().all()
 
 
 def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> None:
@@ -529,25 +619,22 @@ def load_ip_adapter(unet: UNet2DConditionModel, file: Path) -> None:
 # Motion modules
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_motion_modules_follow_their_layers(
-    students: dict[str, Path], v1_folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
-) -> None:
+def test_motion_modules_follow_their_layers(crossing: Crossing, tmp_path: Path) -> None:
     torch.manual_seed(6)
-    config = {"motion_layers_per_block": 2, "motion_norm_num_groups": 16, "motion_num_attention_heads": 2}
-    whole = MotionAdapter(block_out_channels=v1_teacher.unet.config.block_out_channels, **config)
+    config = {"motion_layers_per_block": 2, "motion_norm_num_groups": 8, "motion_num_attention_heads": 2}
+    whole = MotionAdapter(block_out_channels=crossing.teacher.unet.config.block_out_channels, **config)
     for parameter in whole.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     whole.save_pretrained(tmp_path / "motion")
     whole.save_pretrained(tmp_path / "motion", variant="fp16")  # beside it, as people publish it
-    made = adapt(AdaptOptions(str(tmp_path / "motion"), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
-    motion, pruning = MotionAdapter.from_pretrained(made.out), derive(load_recipe(recipe), v1_teacher.unet.config)
+    made = crossing.adapt(tmp_path / "motion", tmp_path / "out")
+    motion = MotionAdapter.from_pretrained(made.out)
     modules = dict(whole.named_modules())
     seen = set()
     for name, module in motion.named_modules():
         if name.count(".") == 3 and "motion_modules" in name and "blocks" in name and "mid" not in name:
             stage, layer = name.split(".motion_modules.")
-            there = pruning.teacher_key(f"{stage}.resnets.{layer}").replace("resnets", "motion_modules")
+            there = crossing.pruning.teacher_key(f"{stage}.resnets.{layer}").replace("resnets", "motion_modules")
             seen.add(there)
             own, theirs = module.state_dict(), modules[there].state_dict()
             assert own.keys() == theirs.keys()
@@ -555,11 +642,20 @@ def test_motion_modules_follow_their_layers(
     assert seen | set(made.dropped) >= {
         n for n in modules if n.count(".") == 3 and n.startswith(("down", "up")) and "motion_modules" in n
     }
-    unet = motion_unet(load_pipeline(students[recipe]).unet, motion)
-    assert (unet.mid_block is None) == (recipe != "base")
-    latents = torch.randn(1, 4, 3, LATENT, LATENT)
+    student = load_pipeline(crossing.student).unet
+    unet = motion_unet(student, motion)
+    assert (unet.mid_block is None) == (student.mid_block is None)
+    for name, parameter in unet.named_parameters():
+        if name.endswith(("proj_out.weight", "proj_out.bias")) and "motion_modules" in name:
+            torch.nn.init.zeros_(parameter)  # modules that move nothing
+    (latents, _, context), added = crossing.inputs(batch=1)
+    frames = latents[:, :, None].expand(-1, -1, 3, -1, -1)
     with torch.no_grad():
-        assert unet(latents, 5, torch.randn(3, MAX_TOKENS, CONTEXT)).sample.shape == latents.shape
+        still, picture = (
+            unet(frames, 5, context.expand(3, -1, -1), added_cond_kwargs=added).sample,
+            student(latents, 5, context, added_cond_kwargs=added).sample,
+        )
+    torch.testing.assert_close(still, picture[:, :, None].expand_as(still), atol=1e-5, rtol=1e-4)
 
 
 def test_motion_modules_go_around_a_middle_block_of_one_resnet(v1_teacher: StableDiffusionPipeline) -> None:
@@ -599,6 +695,33 @@ def test_motion_modules_in_one_file_keep_their_names(
 # Bad input
 
 
+@pytest.mark.parametrize("kind", ["lora", "captions of a LoRA", "words", "controlnet", "t2i-adapter"])
+def test_what_was_made_for_stable_diffusion_is_refused_by_sdxl(
+    xl_student: Path, xl_folder: Path, v1_teacher: StableDiffusionPipeline, controlnet: Path, tmp_path: Path, kind: str
+) -> None:
+    source, line = tmp_path / "it.safetensors", r"is of Stable Diffusion 1.x or 2.x.*give one of SDXL"
+    captions = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    if kind == "lora":
+        source = LAYOUTS["kohya"](v1_teacher).write(tmp_path / "it")
+    elif kind == "captions of a LoRA":
+        save_file(
+            {f"{captions}.lora_down.weight": torch.zeros(1, 768), f"{captions}.lora_up.weight": torch.zeros(16, 1)},
+            source,
+        )
+    elif kind == "words":
+        save_file({"<thing>": torch.ones(CONTEXT // 2)}, source)
+    elif kind == "controlnet":
+        source = controlnet
+    else:
+        T2IAdapter(channels=(16, 16, 32, 32), num_res_blocks=1, downscale_factor=4).save_pretrained(tmp_path / "it")
+        source, line = (
+            tmp_path / "it",
+            "makes 48 channels of a picture, and one of this teacher 64 or 192; it is of another",
+        )
+    with pytest.raises(InputError, match=line):
+        adapt(AdaptOptions(str(source), str(xl_student), str(xl_folder), str(tmp_path / "out")))
+
+
 LAYER = "lora_unet_conv_in"
 PLAIN = {f"{LAYER}.lora_down.weight": torch.zeros(1, 4, 3, 3), f"{LAYER}.lora_up.weight": torch.zeros(32, 1, 1, 1)}
 PEFTS = {
@@ -612,7 +735,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "words of SDXL": (
         {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)},
-        "is a textual inversion of SDXL, which no student",
+        r"'it' in .* is of SDXL, and this model of Stable Diffusion 1.x or 2.x; give one of Stable Diffusion",
     ),
     "half a LoRA": (
         {f"{LAYER}.lora_up.weight": torch.zeros(32, 1, 1, 1)},
@@ -646,7 +769,7 @@ REFUSED: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "layers of SDXL": (
         PLAIN | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)},
-        r"1 of 2 layers that this model does not have, first lora_te2",
+        "is of SDXL, and this model of Stable Diffusion 1.x or 2.x; give one of Stable Diffusion",
     ),
     "whole numbers": ({f"{LAYER}.diff": torch.zeros(32, 4, 3, 3, dtype=torch.int8)}, "diff in int8; give floats"),
     "numbers that are not finite": (

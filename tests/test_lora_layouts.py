@@ -1,49 +1,74 @@
 """LoRAs in every layout: what a format says is what `generate --lora` merges, and what `adapt` carries to a student."""
 
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.run import adapt
-from bksdm.models.pipelines import load_pipeline
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import AdaptOptions
-from lora_layouts import LAYOUTS, Made, parameters
+from lora_layouts import LAYOUTS, Made, kept, parameters
+from tiny_models import V1_UNET, XL_UNET, build_pipeline, build_xl_pipeline
 from verbs import make_student
 
-RECIPES = ("base", "small", "tiny")
+RECIPES = {"v1": ("base", "small", "tiny"), "xl": ("base", "small", "ssd-1b", "vega", "koala-700m")}
+OF_XL = ("kohya", "kohya, numbers of original checkpoints", "diffusers", "peft, folder")
+CASES = [*(("v1", layout) for layout in LAYOUTS), *(("xl", layout) for layout in OF_XL)]
+
+
+@dataclass(frozen=True)
+class Models:
+    """A teacher and its students: folders, and pipelines in double precision, where small changes are seen."""
+
+    teacher: DiffusionPipeline
+    folders: dict[str, Path]
+    doubles: dict[str, DiffusionPipeline]
+
+
+OfFamily = Callable[[str], Models]
+Loras = Callable[[str, str], tuple[Made, Path]]
 
 
 @pytest.fixture(scope="module")
-def students(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("students")
-    return {recipe: make_student(v1_teacher, folder / recipe, recipe) for recipe in RECIPES}
+def models(tmp_path_factory: pytest.TempPathFactory) -> OfFamily:
+    """Those of a family, by a short name; each is made once."""
+
+    @cache
+    def made(family: str) -> Models:
+        folder = tmp_path_factory.mktemp(family)
+        teacher = build_pipeline(V1_UNET) if family == "v1" else build_xl_pipeline(XL_UNET)
+        save_pipeline(teacher, folder / "teacher")
+        students = {recipe: make_student(teacher, folder / recipe, recipe) for recipe in RECIPES[family]}
+        folders = {"teacher": folder / "teacher", **students}
+        return Models(teacher, folders, {name: load_pipeline(path, torch.float64) for name, path in folders.items()})
+
+    return made
 
 
 @pytest.fixture(scope="module")
-def doubles(v1_folder: Path, students: dict[str, Path]) -> dict[str, StableDiffusionPipeline]:
-    """Teacher and students in double precision, in which small changes of large weights are seen."""
-    folders = {"teacher": v1_folder, **students}
-    return {name: load_pipeline(folder, torch.float64) for name, folder in folders.items()}
+def loras(models: OfFamily, tmp_path_factory: pytest.TempPathFactory) -> Loras:
+    """A LoRA of a family's teacher in a layout, and where it lies; each is made once."""
+
+    @cache
+    def made(family: str, layout: str) -> tuple[Made, Path]:
+        torch.manual_seed(zlib.crc32(layout.encode()))
+        lora = LAYOUTS[layout](models(family).teacher)
+        return lora, lora.write(tmp_path_factory.mktemp("lora") / "it")
+
+    return made
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def made(
-    request: pytest.FixtureRequest, v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Made, Path]:
-    """A LoRA of the teacher in each layout, and where it lies."""
-    torch.manual_seed(zlib.crc32(request.param.encode()))
-    lora = LAYOUTS[request.param](v1_teacher)
-    return lora, lora.write(tmp_path_factory.mktemp("lora") / "it")
-
-
-def check(pipeline: StableDiffusionPipeline, lora: Path, wanted: dict[str, Tensor]) -> None:
+def check(pipeline: DiffusionPipeline, lora: Path, wanted: dict[str, Tensor]) -> None:
     """Merging adds to every parameter what is wanted, and to all others nothing."""
     was = {name: parameter.clone() for name, parameter in parameters(pipeline).items()}
     now = parameters(merge_lora(pipeline, lora))
@@ -60,33 +85,30 @@ def check(pipeline: StableDiffusionPipeline, lora: Path, wanted: dict[str, Tenso
             parameter.copy_(was[name])
 
 
+@pytest.mark.parametrize(("family", "layout"), CASES)
 def test_a_lora_adds_to_the_teacher_what_its_format_says(
-    made: tuple[Made, Path], doubles: dict[str, StableDiffusionPipeline]
+    models: OfFamily, loras: Loras, family: str, layout: str
 ) -> None:
-    lora, file = made
-    check(doubles["teacher"], file, lora.changes)
+    lora, file = loras(family, layout)
+    check(models(family).doubles["teacher"], file, lora.changes)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("family", "recipe", "layout"), [(family, recipe, layout) for family, layout in CASES for recipe in RECIPES[family]]
+)
 def test_a_student_gets_the_same_in_every_layer_that_stays(
-    made: tuple[Made, Path],
-    v1_teacher: StableDiffusionPipeline,
-    v1_folder: Path,
-    students: dict[str, Path],
-    doubles: dict[str, StableDiffusionPipeline],
+    models: OfFamily,
+    loras: Loras,
     tmp_path: Path,
+    family: str,
     recipe: str,
+    layout: str,
 ) -> None:
-    lora, file = made
-    result = adapt(AdaptOptions(str(file), str(students[recipe]), str(v1_folder), str(tmp_path / "out")))
-    pruning = derive(load_recipe(recipe), v1_teacher.unet.config)
-    wanted, gone = {}, set()
-    for name, change in lora.changes.items():
-        part, _, path = name.partition(".")
-        here = pruning.student_key(path) if part == "unet" else path
-        if here is None:
-            gone.add(name.rpartition(".")[0])
-        else:
-            wanted[f"{part}.{here}"] = change
+    (lora, file), own = loras(family, layout), models(family)
+    folders = own.folders
+    result = adapt(AdaptOptions(str(file), str(folders[recipe]), str(folders["teacher"]), str(tmp_path / "out")))
+    pruning = derive(load_recipe(recipe), own.teacher.unet.config)
+    wanted = kept(lora.changes, pruning)
+    gone = {name.rpartition(".")[0] for name in lora.changes if not kept({name: lora.changes[name]}, pruning)}
     assert set(result.dropped) == gone
-    check(doubles[recipe], result.out, wanted)
+    check(own.doubles[recipe], result.out, wanted)

@@ -1,12 +1,16 @@
 """Personalisation: the loss by hand, what comes out of a run, and that it resumes to the same bits."""
 
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -14,6 +18,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.state import Checkpoints
+from bksdm.families import family_of_pipeline
 from bksdm.families.noise import NoiseSchedule
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.adapters.lora import merge_lora
@@ -23,13 +28,15 @@ from bksdm.personalize.objective import Personalization
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
 from bksdm.pruning.run import read_recipe
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, random_inputs
+from lora_layouts import networks
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, added_conditions, random_inputs
 from verbs import Run, mtimes, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
 
 PROMPT = "a sks car"
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
+_UNUSED = r"encoder\.layers\.1\.|final_layer_norm"  # of SDXL's first text encoder, whose last layer is not used
 
 
 @pytest.fixture(scope="module")
@@ -48,42 +55,66 @@ def options(model: Path, images: Path, out: Path, **more: object) -> Personalize
     return PersonalizeOptions(str(model), str(images), PROMPT, str(out), **few | {"lr": 1e-3, "rank": 2} | more)
 
 
-@pytest.fixture(scope="module")
-def whole(v1_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that taught all weights, the text encoder's too."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    personalize(options(v1_folder, images, out, text_encoder=True))
-    return out
+@dataclass(frozen=True)
+class Runs:
+    """A model and what was learnt from it: all weights, and a LoRA, of all networks."""
+
+    model: Path
+    whole: Path
+    low_rank: Path
 
 
 @pytest.fixture(scope="module")
-def low_rank(v1_folder: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that learnt a LoRA of both networks."""
-    out = tmp_path_factory.mktemp("runs") / "lora"
-    personalize(options(v1_folder, images, out, lora=True, text_encoder=True))
-    return out
+def of_family(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Runs]:
+    """The runs of a family, by a short name; each is made once."""
+
+    @cache
+    def made(family: str) -> Runs:
+        model, out = request.getfixturevalue(f"{family}_folder"), tmp_path_factory.mktemp("runs")
+        personalize(options(model, images, out / "whole", text_encoder=True))
+        personalize(options(model, images, out / "lora", lora=True, text_encoder=True))
+        return Runs(model, out / "whole", out / "lora")
+
+    return made
+
+
+@pytest.fixture(params=["v1", "xl"])
+def runs(request: pytest.FixtureRequest, of_family: Callable[[str], Runs]) -> Runs:
+    return of_family(request.param)
+
+
+@pytest.fixture
+def low_rank(of_family: Callable[[str], Runs]) -> Path:
+    """The LoRA of the v1 model."""
+    return of_family("v1").low_rank
 
 
 # The loss
 
 
-def test_the_loss_is_the_error_to_the_noise_of_the_subject_and_of_its_kind(v1_teacher: StableDiffusionPipeline) -> None:
+def test_the_loss_is_the_error_to_the_noise_of_the_subject_and_of_its_kind(any_teacher: DiffusionPipeline) -> None:
     rng = torch.Generator().manual_seed(0)
     shape = (2, 4, LATENT, LATENT)
     mean, kind = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
     batch = {"latents_mean": mean, "class_mean": kind} | dict.fromkeys(("latents_std", "class_std"), torch.zeros(shape))
-    contexts = torch.randn(2, MAX_TOKENS, CONTEXT, generator=rng)
-    schedule = NoiseSchedule.from_scheduler(v1_teacher.scheduler)
+    family, unet, added = family_of_pipeline(any_teacher), any_teacher.unet, added_conditions(any_teacher.unet.config)
+    told = {"context": torch.randn(2, MAX_TOKENS, CONTEXT, generator=rng), **added}
+    schedule = NoiseSchedule.from_scheduler(any_teacher.scheduler)
     with torch.no_grad():
-        found = Personalization(v1_teacher.unet, schedule, lambda: contexts, 0.5)(batch, Draws(7, "noise", 3))
+        found = Personalization(unet, schedule, lambda: told, 0.5, family)(batch, Draws(7, "noise", 3))
         expected = []
-        for latents, context, draws in zip(
-            (mean, kind), contexts, (Draws(7, "noise", 3), Draws(7, "noise", 3).also("class")), strict=True
+        for number, (latents, draws) in enumerate(
+            zip((mean, kind), (Draws(7, "noise", 3), Draws(7, "noise", 3).also("class")), strict=True)
         ):
             draws.normal(shape)  # the sample of the posterior, which has no spread here
             noise, timesteps = draws.normal(shape), draws.integers(1000, 2)
-            noisy = v1_teacher.scheduler.add_noise(latents, noise, timesteps)
-            answer = v1_teacher.unet(noisy, timesteps, context.expand(2, -1, -1)).sample
+            noisy = DDPMScheduler.from_config(any_teacher.scheduler.config).add_noise(latents, noise, timesteps)
+            own = {name: value[number : number + 1].expand(2, *value.shape[1:]) for name, value in told.items()}
+            answer = unet(noisy, timesteps, own.pop("context"), added_cond_kwargs=own).sample
+            if schedule.prediction_type == "v_prediction":
+                noise = DDPMScheduler.from_config(any_teacher.scheduler.config).get_velocity(latents, noise, timesteps)
             expected.append((answer - noise).square().mean())
     torch.testing.assert_close([found["task"], found["prior"]], expected)
     torch.testing.assert_close(found["loss"], expected[0] + 0.5 * expected[1])
@@ -92,7 +123,9 @@ def test_the_loss_is_the_error_to_the_noise_of_the_subject_and_of_its_kind(v1_te
 def test_without_pictures_of_the_kind_there_is_one_loss(v1_teacher: StableDiffusionPipeline) -> None:
     latents, _, context = random_inputs()
     schedule = NoiseSchedule.from_scheduler(v1_teacher.scheduler)
-    objective = Personalization(v1_teacher.unet, schedule, lambda: context, 1.0)
+    objective = Personalization(
+        v1_teacher.unet, schedule, lambda: {"context": context}, 1.0, family_of_pipeline(v1_teacher)
+    )
     with torch.no_grad():
         found = objective({"latents_mean": latents, "latents_std": torch.zeros_like(latents)}, Draws(0, "noise"))
     assert found.keys() == {"loss", "task"}
@@ -122,35 +155,42 @@ def test_a_draw_chooses_a_picture_of_the_kind() -> None:
 # Runs
 
 
-def test_all_weights_become_a_model_that_diffusers_loads(whole: Path, v1_folder: Path) -> None:
-    made = StableDiffusionPipeline.from_pretrained(whole / "model", safety_checker=None)
-    before = load_pipeline(v1_folder)
-    for part in ("unet", "text_encoder"):
+def test_all_weights_become_a_model_that_diffusers_loads(runs: Runs) -> None:
+    made, before = DiffusionPipeline.from_pretrained(runs.whole / "model"), load_pipeline(runs.model)
+    for part, network in networks(made).items():
+        unused = _UNUSED if "text_encoder_2" in networks(made) and part == "text_encoder" else "none"
         changed = [
-            not torch.equal(a, b)
-            for a, b in zip(getattr(made, part).parameters(), getattr(before, part).parameters(), strict=True)
+            not torch.equal(tensor, getattr(before, part).get_parameter(name))
+            for name, tensor in network.named_parameters()
+            if not re.match(unused, name)
         ]
         assert sum(changed) > 0.9 * len(changed), part
     assert all(torch.equal(a, b) for a, b in zip(made.vae.parameters(), before.vae.parameters(), strict=True))
-    assert f'pipeline("{PROMPT}")' in (whole / "model" / "README.md").read_text()
-    assert len(list((whole / "class_images").glob("*.png"))) == 2
-    assert read_lines(whole / "class_images" / "metadata.jsonl")[0]["text"] == "a car"
-    assert {"loss", "task", "prior", "lr"} <= read_lines(whole / "metrics.jsonl")[-1].keys()
+    assert f'pipeline("{PROMPT}")' in (runs.whole / "model" / "README.md").read_text()
+    assert len(list((runs.whole / "class_images").glob("*.png"))) == 2
+    assert read_lines(runs.whole / "class_images" / "metadata.jsonl")[0]["text"] == "a car"
+    assert {"loss", "task", "prior", "lr"} <= read_lines(runs.whole / "metrics.jsonl")[-1].keys()
 
 
-def test_a_lora_is_one_that_diffusers_loads(low_rank: Path, v1_folder: Path) -> None:
-    stock = StableDiffusionPipeline.from_pretrained(v1_folder, safety_checker=None)
-    stock.load_lora_weights(low_rank / "lora")
-    ours, before = merge_lora(load_pipeline(v1_folder), low_rank / "lora"), load_pipeline(v1_folder)
-    tokens = torch.tensor([[1, 5, 9, 2]])
-    with torch.no_grad():
-        outputs = [pipeline.unet(*random_inputs()).sample for pipeline in (stock, ours, before)]
-        texts = [pipeline.text_encoder(tokens).last_hidden_state for pipeline in (stock, ours, before)]
-    for stocks, merged, untaught in (outputs, texts):
-        torch.testing.assert_close(stocks, merged, atol=1e-5, rtol=1e-4)
-        assert (untaught - merged).abs().max() > 1e-4
+def test_a_lora_is_one_that_diffusers_loads(runs: Runs) -> None:
+    stock = DiffusionPipeline.from_pretrained(runs.model)
+    stock.load_lora_weights(runs.low_rank / "lora")
+    ours, before = merge_lora(load_pipeline(runs.model), runs.low_rank / "lora"), load_pipeline(runs.model)
+    pictures = []
+    for pipeline in (stock, ours, before):
+        pipeline.set_progress_bar_config(disable=True)
+        seed = torch.Generator().manual_seed(0)
+        size = {"height": PICTURE, "width": PICTURE, "num_inference_steps": 2}
+        pictures.append(pipeline(PROMPT, generator=seed, output_type="pt", **size).images)
+    torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=1e-4)
+    assert (pictures[2] - pictures[1]).abs().max() > 1e-4
+    for part, network in networks(before).items():
+        changed = [
+            not torch.equal(a, b) for a, b in zip(network.parameters(), getattr(ours, part).parameters(), strict=True)
+        ]
+        assert any(changed), part
     assert {
-        tensor.shape[0] for name, tensor in load_file(low_rank / "lora" / LORA_FILE).items() if "lora_down" in name
+        tensor.shape[0] for name, tensor in load_file(runs.low_rank / "lora" / LORA_FILE).items() if "lora_down" in name
     } == {2}
 
 
@@ -167,15 +207,9 @@ def test_checkpoints_of_a_lora_hold_the_lora_alone(low_rank: Path) -> None:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    v1_folder: Path,
-    images: Path,
-    whole: Path,
-    low_rank: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    lora: bool,
+    runs: Runs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
 ) -> None:
-    given = options(v1_folder, images, tmp_path / "run", lora=lora, text_encoder=True)
+    given = options(runs.model, images, tmp_path / "run", lora=lora, text_encoder=True)
     save = Checkpoints.save
 
     def stop(self: Checkpoints, state: object) -> None:
@@ -187,7 +221,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         with pytest.raises(Interrupted):
             personalize(given)
     made = personalize(given)
-    file, unbroken = (Path(LORA_FILE), low_rank / "lora") if lora else (UNET, whole / "model")
+    file, unbroken = (Path(LORA_FILE), runs.low_rank / "lora") if lora else (UNET, runs.whole / "model")
     ours, theirs = load_file(made / file), load_file(unbroken / file)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -104,9 +104,9 @@ class Pretraining:
 class Succession:
     """The output of another U-Net of the same latents and the same forward process, and the task, in equal parts.
 
-    What a batch holds of each: `context` for the one that teaches, and named conditions for the one that learns; some
-    captions are left out for both. A U-Net's answers tell more than noise does, so that this takes a fraction of the
-    steps of `Pretraining`.
+    What a batch holds for each: `taught` is the caption as the one that teaches sees it, the rest is for the one that
+    learns; some captions are left out for both. A U-Net's answers tell more than noise does, so that this takes a
+    fraction of the steps of `Pretraining`.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class Succession:
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         noisy = self.noise_schedule.corrupt(self.latents_of(batch, draws), draws)
         left_out = (draws.uniform((len(noisy.latents),)) < self.caption_dropout).to(noisy.latents.device)
-        given = {
-            name: torch.where(left_out.view(-1, *[1] * empty.ndim), empty, batch[name])
+        told = batch | {
+            name: torch.where(left_out.view(-1, *[1] * (empty.ndim - 1)), empty, batch[name])
             for name, empty in self.empty.items()
         }
         with torch.no_grad():
-            taught = self.teacher(noisy.latents, noisy.timesteps, given["context"]).sample
-        answer = self.answer(noisy.latents, noisy.timesteps, given).float()
+            taught = self.teacher(noisy.latents, noisy.timesteps, told["taught"]).sample
+        answer = self.answer(noisy.latents, noisy.timesteps, told).float()
         output, task = F.mse_loss(answer, taught), F.mse_loss(answer, noisy.target)
         return {"loss": output + task, "output": output, "task": task}

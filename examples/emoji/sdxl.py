@@ -8,14 +8,12 @@ U-Net begins with the embedded one's ResNet blocks, which have its widths, and l
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from objectives import Succession
 from pretrain import CHUNK, SIZE, InMemory, Pace, fit, trained
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from bksdm.data.folder import data_folder, read_captions
@@ -23,10 +21,10 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
-from bksdm.families.noise import NoiseSchedule
-from bksdm.models.pipelines import load_pipeline, tokenizing
+from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizers, tokenizing
+from bksdm.runtime.defaults import Defaults, as_files
 
-NUMBERS = (SIZE, SIZE, 0, 0, SIZE, SIZE)  # of a picture: its size, where it was cut, and the size that is drawn
+NUMBERS = 6  # that SDXL is told of a picture
 
 
 def build_unet(context: int, pooled: int) -> UNet2DConditionModel:
@@ -44,7 +42,7 @@ def build_unet(context: int, pooled: int) -> UNet2DConditionModel:
         norm_num_groups=16,
         addition_embed_type="text_time",
         addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=pooled + len(NUMBERS) * 32,
+        projection_class_embeddings_input_dim=pooled + NUMBERS * 32,
     )
     for name, module in unet.named_modules():
         if name.endswith("proj_out"):  # attentions change nothing at first
@@ -101,29 +99,24 @@ def build_pipeline() -> StableDiffusionXLPipeline:
 
 
 @torch.no_grad()
-def texts(pipeline: StableDiffusionXLPipeline, captions: list[str]) -> Batch:
-    """What both U-Nets are told of captions: `context` the embedded one, the others the one that learns."""
-    ids = torch.stack([tokenizing(pipeline.tokenizer)(text) for text in captions])
-    first = pipeline.text_encoder(ids, output_hidden_states=True)
-    second = pipeline.text_encoder_2(ids, output_hidden_states=True)
-    return {
-        "context": first.last_hidden_state,
-        "hidden": torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1),
-        "pooled": second.text_embeds,
-    }
+def texts(pipeline: StableDiffusionXLPipeline, conditions: Conditions, captions: list[str]) -> Batch:
+    """What captions tell the U-Net that learns, and, as `taught`, what they tell the embedded one."""
+    ids = torch.stack([tokenizing(*tokenizers(pipeline))(text) for text in captions])
+    return conditions.embedded(ids) | {"taught": pipeline.text_encoder(ids[:, 0]).last_hidden_state}
 
 
 def samples(pipeline: StableDiffusionXLPipeline, conditions: Conditions) -> InMemory:
-    """The embedded art as latents, and its captions as both U-Nets see them."""
+    """The embedded art as latents, and what both U-Nets are told of it."""
     entries = read_captions(data_folder("emoji/train"))
-    pictures = PictureSamples(entries, SIZE, tokenizing(pipeline.tokenizer))
+    pictures = PictureSamples(entries, SIZE, tokenizing(*tokenizers(pipeline)), told=conditions.of_fitted)
     found = []
     for start in range(0, len(entries), CHUNK):
-        chunk = range(start, min(start + CHUNK, len(entries)))
-        pixels = torch.stack([pictures.sample(index, 0)["pixel_values"] for index in chunk])
-        mean, std = conditions.posterior(pixels)
-        columns = {"latents_mean": mean, "latents_std": std, **texts(pipeline, [entries[n].text for n in chunk])}
-        found += [{name: column[row] for name, column in columns.items()} for row in range(len(chunk))]
+        seen = [pictures.seen(index, flipped=False) for index in range(start, min(start + CHUNK, len(entries)))]
+        columns = {name: torch.stack([one[name] for one in seen]) for name in seen[0]}
+        mean, std = conditions.posterior(columns.pop("pixel_values"))
+        columns |= {"latents_mean": mean, "latents_std": std}
+        columns |= texts(pipeline, conditions, [entry.text for entry in entries[start : start + CHUNK]])
+        found += [{name: column[row] for name, column in columns.items()} for row in range(len(seen))]
     return InMemory(found)
 
 
@@ -133,21 +126,14 @@ def learn(pipeline: StableDiffusionXLPipeline, folder: Path, pace: Pace) -> None
     for network in (unet, embedded):
         network.to(memory_format=torch.channels_last)
     conditions = Conditions.of(pipeline)
-    numbers = torch.tensor([NUMBERS], dtype=torch.float32)
-
-    def answer(latents: Tensor, timesteps: Tensor, given: Batch) -> Tensor:
-        added = {"text_embeds": given["pooled"], "time_ids": numbers.expand(len(latents), -1)}
-        found: Tensor = unet(latents, timesteps, given["hidden"], added_cond_kwargs=added).sample
-        return found
-
-    empty = {name: value[0] for name, value in texts(pipeline, [""]).items()}
-    empty |= {name: torch.zeros_like(empty[name]) for name in ("hidden", "pooled")}  # as SDXL's pipeline has it
+    family = conditions.family
+    empty = texts(pipeline, conditions, [""])
     objective = Succession(
-        answer,
+        lambda latents, timesteps, told: family.answer(unet, latents, timesteps, told),
         embedded,
         conditions.latents,
-        NoiseSchedule.from_scheduler(pipeline.scheduler),
-        empty=empty,
+        family.noise_schedule(pipeline.scheduler),
+        empty=family.without_caption(pipeline, empty) | {"taught": empty["taught"]},
         caption_dropout=0.1,
     )
     fit(unet, objective, samples(pipeline, conditions), folder, pace)
@@ -164,8 +150,7 @@ def main() -> None:
     pipeline, run = build_pipeline(), arguments.out.with_name(f"{arguments.out.name}-training")
     learn(pipeline, run, Pace(arguments.steps, arguments.batch_size, arguments.lr, ema_decay=0.99))
     trained(pipeline.unet, run)
-    pipeline.save_pretrained(arguments.out)
-    (arguments.out / "sampling.json").write_text(json.dumps({"denoising_steps": 25, "guidance": 2.5}) + "\n")
+    save_pipeline(pipeline, arguments.out, as_files(Defaults(steps=25, guidance=2.5)))
 
 
 if __name__ == "__main__":

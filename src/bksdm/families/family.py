@@ -64,6 +64,13 @@ class Family(ABC):
         of_caption, of_picture: Names of the conditions that a caption gives, and that say something of a picture.
         upcasts_vae: Whether its VAE decodes in float32 where its config has `force_upcast`, as all of diffusers do.
         settings: Entries of a pipeline's config that a single file has to tell, for no network does.
+        projections: Names of the projections of attentions, by network: what a LoRA is learnt beside.
+        lora_prefixes: Of the names of layers in kohya's scripts, by network: what is written, then what is read too.
+        lora_versions: What kohya's scripts call its models, and the architecture of their LoRAs, by the width of the
+            captions that they take.
+        words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
+            called as the word.
+        shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
     """
 
     name: ClassVar[str]
@@ -78,6 +85,11 @@ class Family(ABC):
     of_picture: ClassVar[tuple[str, ...]] = ()
     upcasts_vae: ClassVar[bool] = False
     settings: ClassVar[tuple[str, ...]] = ()
+    projections: ClassVar[Mapping[str, Sequence[str]]]
+    lora_prefixes: ClassVar[Mapping[str, tuple[str, ...]]]
+    lora_versions: ClassVar[Mapping[int, tuple[str, str]]]
+    words: ClassVar[tuple[str, ...]] = ("",)
+    shrinks: ClassVar[int] = 1
 
     # Is it mine?
 
@@ -170,6 +182,16 @@ class Family(ABC):
     @abstractmethod
     def is_whole(self, config: Config) -> bool:
         """Whether a denoiser, whose config follows from a file, is one that was published whole."""
+
+    # What do others make for it?
+
+    def original_paths(self, paths: Iterable[str]) -> dict[str, str]:  # noqa: ARG002
+        """What the layers of a whole denoiser at these paths are called in original checkpoints, if anything."""
+        return {}
+
+    def stage_residuals(self, config: Config) -> dict[str, int]:  # noqa: ARG002
+        """Channels of the residuals that a T2I-Adapter gives, in order, by the paths of the modules that take them."""
+        return {}
 
     # What is it made of?
 

@@ -239,9 +239,9 @@ def _learner(
     options: PersonalizeOptions, pipeline: DiffusionPipeline, device: torch.device, precision: torch.dtype
 ) -> Learner:
     """The pipeline with what learns in float32, set up to compute as fast as it can."""
-    networks: dict[str, nn.Module] = {"unet": pipeline.unet}
+    family = family_of_pipeline(pipeline)
+    networks: dict[str, nn.Module] = {family.denoiser: pipeline.unet}
     if options.text_encoder:
-        family = family_of_pipeline(pipeline)
         networks |= dict(zip(family.encoders, text_encoders(pipeline), strict=True))
     for network in networks.values():
         network.train()
@@ -255,7 +255,7 @@ def _learner(
     if plain_attention_is_faster(device, precision):
         pipeline.unet.set_attn_processor(AttnProcessor())
     if options.lora:
-        return Learner(pipeline, networks, add_lora(networks, options.rank, options.seed))
+        return Learner(pipeline, networks, add_lora(networks, family, options.rank, options.seed))
     return Learner(pipeline, networks, nn.ModuleDict(networks))
 
 
@@ -291,7 +291,7 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
     if options.lora:
         try:
             with replace_folder(folder) as partial:
-                save_lora(learner.networks, partial, recipe_of(options.model))
+                save_lora(learner.networks, partial, family_of_pipeline(learner.pipeline), recipe_of(options.model))
                 for name, text in files.items():
                     write_text(partial / name, text)
         except OSError as error:

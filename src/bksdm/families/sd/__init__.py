@@ -37,6 +37,11 @@ class StableDiffusion(UNetFamily):
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
     of_caption = ("context",)
+    lora_prefixes = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}  # noqa: RUF012
+    lora_versions = {  # noqa: RUF012
+        768: ("sd_v1", "stable-diffusion-v1/lora"),
+        1024: ("sd_v2", "stable-diffusion-v2/lora"),
+    }
 
     def claims(self, config: Config) -> bool:
         return not config.get(structure.ADDED)

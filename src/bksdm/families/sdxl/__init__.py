@@ -57,6 +57,14 @@ class StableDiffusionXL(UNetFamily):
     of_picture = ("time_ids",)
     upcasts_vae = True
     settings = ("force_zeros_for_empty_prompt",)
+    lora_prefixes = {  # noqa: RUF012
+        "unet": ("lora_unet_",),
+        "text_encoder": ("lora_te1_",),
+        "text_encoder_2": ("lora_te2_",),
+    }
+    lora_versions = {2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}  # noqa: RUF012
+    words = ("clip_l", "clip_g")
+    shrinks = 2
 
     def claims(self, config: Config) -> bool:
         return bool(config.get(structure.ADDED))
@@ -128,6 +136,11 @@ class StableDiffusionXL(UNetFamily):
     def is_whole(self, config: Config) -> bool:
         shape = structure.UNetShape.of(config)
         return (shape.layers, shape.depths) == ((2, 2, 2), _WHOLE)
+
+    def stage_residuals(self, config: Config) -> dict[str, int]:
+        """The last, which the middle block takes, is as wide as the innermost stage."""
+        widths = super().stage_residuals(config)
+        return widths | ({"mid_block": config["block_out_channels"][-1]} if config.get("mid_block_type", True) else {})
 
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
         optional = dict.fromkeys(("feature_extractor", "image_encoder"))

@@ -6,15 +6,21 @@ from typing import Any
 
 from torch import nn
 
+from bksdm.common.errors import InputError
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning, Recipe
-from bksdm.families.unet import bypass, structure
+from bksdm.families.unet import bypass, names, structure
 from bksdm.families.unet import units as unet_units
 from bksdm.families.units import Names, Removals, Unit
 
 
 class UNetFamily(Family):
     """A family whose denoiser is a `UNet2DConditionModel`."""
+
+    projections = {  # noqa: RUF012
+        "unet": ("to_q", "to_k", "to_v", "to_out.0"),
+        **dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "k_proj", "v_proj", "out_proj")),
+    }
 
     def derive(self, recipe: Recipe, config: Config) -> Pruning:
         return structure.derive(recipe, config)
@@ -39,3 +45,16 @@ class UNetFamily(Family):
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return bypass.bypassed(denoiser, units)
+
+    def original_paths(self, paths: Iterable[str]) -> dict[str, str]:
+        try:
+            places = names.unet_places(f"{path}.weight" for path in paths)
+        except InputError:
+            return {}
+        return {
+            key.removesuffix(".weight"): place.name.removeprefix(names.UNET).removesuffix(".weight")
+            for key, place in places.items()
+        }
+
+    def stage_residuals(self, config: Config) -> dict[str, int]:
+        return {f"down_blocks.{stage}": width for stage, width in enumerate(config["block_out_channels"])}

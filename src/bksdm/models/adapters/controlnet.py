@@ -8,19 +8,19 @@ for what it computes late depends on what it computes early.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetOutput
 from torch import Tensor
 
 from bksdm.common.errors import InputError, one_line
 from bksdm.families import skip_connections
+from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters.kinds import read_tensors
 from bksdm.models.pipelines import load_network
@@ -102,12 +102,13 @@ def selected(downs: Sequence[Tensor], mid: Tensor, selection: Selection) -> tupl
     return tuple(downs[number] for number in selection.skips), mid if selection.mid else nothing
 
 
-def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetModel:
+def read_single_file(file: Path, teacher: UNet2DConditionModel, family: Family) -> ControlNetModel:
     """The ControlNet in one file, in the names of its authors or of diffusers, for a teacher whose config it shares.
 
     Arguments:
         file: With the tensors.
         teacher: Its U-Net; the weights are not used and may be on the meta device.
+        family: Of the teacher.
 
     Raises:
         InputError: It is damaged, or was not made for a U-Net of this shape.
@@ -124,17 +125,31 @@ def read_single_file(file: Path, teacher: UNet2DConditionModel) -> ControlNetMod
             conditioning_channels=hint[0][1],
         )
     try:
-        converted = convert_controlnet_checkpoint(tensors, made.config)
-        whole = {name: tensor.float() for name, tensor in converted.items() if isinstance(tensor, Tensor)}
+        names = {name: name for name in made.state_dict()}
+        if "conv_in.weight" not in tensors:
+            prefix = "control_model." if any(name.startswith("control_model.") for name in tensors) else ""
+            names = {name: prefix + there for name, there in _authors_names(names, family).items()}
+        whole = {name: tensors[there].float() for name, there in names.items()}
         made.load_state_dict(whole, strict=True, assign=True)
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, KeyError) as error:
         reason = one_line(error)
         raise InputError(f"controlnet {file} was not made for a U-Net of this teacher's shape ({reason})") from error
-    taken = {tensor.data_ptr() for tensor in converted.values() if isinstance(tensor, Tensor)}
-    left = next((name for name, tensor in tensors.items() if tensor.data_ptr() not in taken), None)
+    left = next((name for name in tensors if name not in names.values()), None)
     if left is not None:
         raise InputError(f"controlnet {file} has {left}, which is no part of a ControlNet; give one by itself")
     return made.eval()
+
+
+def _authors_names(keys: Iterable[str], family: Family) -> dict[str, str]:
+    """What the tensors of a ControlNet are called in the files of its authors."""
+    parts = [key.rpartition(".") for key in keys]
+    places = family.original_paths(dict.fromkeys(path for path, _, _ in parts if not path.startswith("controlnet_")))
+    blocks = sum("controlnet_cond_embedding.blocks" in path for path, _, kind in parts if kind == "weight")
+    hints = ["conv_in", *(f"blocks.{number}" for number in range(blocks)), "conv_out"]
+    places |= {f"controlnet_cond_embedding.{name}": f"input_hint_block.{2 * n}" for n, name in enumerate(hints)}
+    places |= {f"controlnet_down_blocks.{n}": f"zero_convs.{n}.0" for n in range(len(parts))}
+    places |= {"controlnet_mid_block": "middle_block_out.0"}
+    return {f"{path}.{kind}": f"{places[path]}.{kind}" for path, _, kind in parts}
 
 
 def _hint_convolutions(tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:

@@ -40,7 +40,10 @@ def renumbered(
             continue
         number = int(match["number"])
         if number >= len(theirs):
-            raise InputError(f"it has {name}, and the teacher has {len(theirs)} attentions; it is of another family")
+            raise InputError(
+                f"it has {name}, and the teacher has {len(theirs)} attentions; it is of another family, so "
+                f"give one of this teacher"
+            )
         path = theirs[number]
         places[path] = pruning.student_key(path)
         if (here := places[path]) is not None:
@@ -65,4 +68,7 @@ def check_widths(tensors: Mapping[str, Tensor], theirs: Sequence[str], weights: 
             wanted = weights[f"{theirs[int(match[1])]}.to_k.weight"].shape
             if tensor.shape != wanted:
                 own, there = (f"{shape[1]} to {shape[0]}" for shape in (tensor.shape, wanted))
-                raise InputError(f"its {name} is {own}, and the teacher's {there}; it is of another family")
+                raise InputError(
+                    f"its {name} is {own}, and the teacher's {there}; it is of another family, so give one of "
+                    f"this teacher"
+                )

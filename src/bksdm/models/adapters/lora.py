@@ -9,6 +9,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
+from bksdm.families import family_of_pipeline
+from bksdm.families.family import Family
 from bksdm.families.recipe import Pruning
 from bksdm.models.adapters.layers import change
 from bksdm.models.adapters.lora_files import LoraWeights, read_lora
@@ -43,9 +45,10 @@ def merge_lora(pipeline: DiffusionPipeline, lora: str | Path, scale: float = 1.0
         InputError: There is no such LoRA, or it was not made for this model; stock loading would leave out the layers
             that it does not find, and put others in the wrong places, without a word.
     """
-    networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    weights = read_lora(lora, networks)
-    check_fits(weights, networks, lora)
+    family = family_of_pipeline(pipeline)
+    networks = {name: getattr(pipeline, name) for name in (family.denoiser, *family.encoders)}
+    weights = read_lora(lora, networks, family)
+    check_fits(weights, networks, family, lora)
     for layer, own in weights.layers.items():
         _add(layer_module(networks, layer), own, scale)
         _check_finite(layer_module(networks, layer), layer, lora, scale)
@@ -54,22 +57,33 @@ def merge_lora(pipeline: DiffusionPipeline, lora: str | Path, scale: float = 1.0
     return pipeline
 
 
-def check_fits(weights: LoraWeights, networks: Mapping[str, nn.Module], lora: str | Path, mend: str = _CARRY) -> None:
+def check_fits(
+    weights: LoraWeights, networks: Mapping[str, nn.Module], family: Family, lora: str | Path, mend: str = _CARRY
+) -> None:
     """Refuse a LoRA that changes layers which a model does not have, or has with other widths.
 
     Arguments:
         weights: As `read_lora` gives them for the same networks.
         networks: By their names; on any device.
+        family: What they are of.
         lora: What to call it.
         mend: What to do about it.
 
     Raises:
-        InputError: Naming the first such layer.
+        InputError: Naming the first such layer, or the family that it was made for.
     """
+    reason = _misfit(weights, networks, mend)
+    if reason and weights.made_for and weights.made_for is not family:
+        reason = f"is of {weights.made_for.name}, and this model of {family.name}; give one of {family.name}"
+    if reason:
+        raise InputError(f"lora {lora} {reason}")
+
+
+def _misfit(weights: LoraWeights, networks: Mapping[str, nn.Module], mend: str) -> str | None:
     if weights.lacking:
-        raise InputError(
-            f"lora {lora} changes {len(weights.lacking)} of {len(weights.lacking) + len(weights.layers)} layers that "
-            f"this model does not have, first {weights.lacking[0]}; {mend}"
+        return (
+            f"changes {len(weights.lacking)} of {len(weights.lacking) + len(weights.layers)} layers that this model "
+            f"does not have, first {weights.lacking[0]}; {mend}"
         )
     for layer, own in weights.layers.items():
         weight, bias = _held(layer_module(networks, layer))
@@ -77,21 +91,23 @@ def check_fits(weights: LoraWeights, networks: Mapping[str, nn.Module], lora: st
         try:
             change(shapes, _shape(weight), None if bias is None else _shape(bias))
         except ValueError as error:
-            raise InputError(f"lora {lora} does not fit this model: its {layer} {error}") from error
+            return f"does not fit this model: its {layer} {error}"
+    return None
 
 
-def carried(weights: LoraWeights, pruning: Pruning) -> tuple[LoraWeights, list[str]]:
+def carried(weights: LoraWeights, pruning: Pruning, denoiser: str) -> tuple[LoraWeights, list[str]]:
     """A LoRA of a teacher as one of its student, and the layers that it changed and the student has not.
 
     Arguments:
         weights: As `read_lora` gives them for the teacher.
         pruning: Which layer of the student is which of the teacher.
+        denoiser: The name of the network that was pruned.
     """
     kept: dict[str, Mapping[str, Tensor]] = {}
     gone: list[str] = []
     for layer, own in weights.layers.items():
         part, _, path = layer.partition(".")
-        here = pruning.student_key(path) if part == "unet" else path
+        here = pruning.student_key(path) if part == denoiser else path
         if here is None:
             gone.append(layer)
         else:

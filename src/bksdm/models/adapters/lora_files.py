@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.common.runs import files_digest
+from bksdm.families import FAMILIES
+from bksdm.families.family import Family
 from bksdm.families.recipe import Recipe
 from bksdm.models.adapters.kinds import (
     LORA,
@@ -27,13 +29,14 @@ from bksdm.models.adapters.kinds import (
     read_tensors,
 )
 from bksdm.models.adapters.layers import layout_of, rank_of, scale_of
-from bksdm.models.adapters.names import PEFT_PREFIX, Names, layer_module
+from bksdm.models.adapters.names import PEFT_PREFIX, Names, layer_module, prefixes
 from bksdm.models.adapters.peft_config import PeftConfig, read_configs
-from bksdm.models.adapters.words import read_words
+from bksdm.models.adapters.words import Words, read_words, vectors_for
 
 WORDS_FOLDER = "embeddings"
 RECIPE_KEY = "bksdm_recipe"  # of the student that it was made for, in the header
-_BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+)\.string_to_param\.\*")
+_BUNDLED = re.compile(r"bundle_emb\.(?P<word>.+)\.(string_to_param\.\*|(?P<name>\w+))")
+_OF_CAPTIONS = re.compile(r"attn2[._]to_k\.(lora_down|lora_A|lora\.down)\.")
 # How files call what a layer has, and how it is called here, by LyCORIS's names; longer endings first.
 _ENDINGS = {
     "lora_linear_layer.down.weight": "lora_down.weight",
@@ -75,15 +78,17 @@ class LoraWeights:
 
     Attributes:
         layers: By their paths, `unet.PATH` or `text_encoder.PATH`, their tensors as `layers.LAYOUTS` has them.
-        words: Vectors of words that came with it, each with shape (N, D).
+        words: Vectors of words that came with it.
         lacking: Names in the file of layers that the networks asked about do not have.
         header: What the file's header says.
+        made_for: The family that it tells of; None where it does not tell.
     """
 
     layers: Layers
-    words: Mapping[str, Tensor] = field(default_factory=dict)
+    words: Words = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
     header: Mapping[str, str] = field(default_factory=dict)
+    made_for: Family | None = None
 
 
 def lora_fingerprint(lora: str | None) -> str | None:
@@ -112,12 +117,13 @@ def lora_files(lora: str | Path) -> list[Path]:
     ]
 
 
-def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeights:
+def read_lora(lora: str | Path, networks: Mapping[str, nn.Module], family: Family) -> LoraWeights:
     """A LoRA's tensors by the layers of networks that they belong to.
 
     Arguments:
         lora: A `.safetensors` file, or a folder with one, of peft's too.
         networks: By their names in a pipeline, on any device.
+        family: Of the pipeline.
 
     Raises:
         InputError: There is none, it is damaged, or it holds something that is not understood; see the message.
@@ -127,16 +133,21 @@ def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeight
         raise InputError(f"lora {lora} is {named(kind)}, and no LoRA; docs/guides/adapters.md says how it is used")
     file, *more = lora_files(path)
     tensors, header = read_tensors(file)
-    words = {match["word"]: tensors.pop(name) for name in list(tensors) if (match := _BUNDLED.fullmatch(name))}
+    bundled: dict[str, dict[str, Tensor]] = {}
+    for name in list(tensors):
+        if match := _BUNDLED.fullmatch(name):
+            bundled.setdefault(match["word"], {})[match["name"] or ""] = tensors.pop(name)
+    words = {word: vectors_for(family, word, own, file) for word, own in bundled.items()}
     for other in more:
         if other.suffix == ".safetensors":
-            words |= read_words(other)
+            words |= read_words(other, family)
+    made_for = _made_for(tensors, header)
     configs = read_configs(file, header)
     if not configs and any(name.startswith(PEFT_PREFIX) for name in tensors):
         raise InputError(
             f"lora {lora} is peft's and has no {PEFT_CONFIG} beside it, which says its scale; give the folder"
         )
-    found, lacking = _by_layer(file, tensors, Names(networks))
+    found, lacking = _by_layer(file, tensors, Names(networks, family))
     layers = {
         layer: _in_lycoris_names(file, layer, own, configs.get(layer.partition(".")[0], configs.get(None)))
         for layer, own in found.items()
@@ -144,7 +155,7 @@ def read_lora(lora: str | Path, networks: Mapping[str, nn.Module]) -> LoraWeight
     layers = {layer: _with_kernel(own, layer_module(networks, layer)) for layer, own in layers.items()}
     if not layers and not lacking and not words:
         raise InputError(f"lora {lora} changes nothing; give the file of a LoRA")
-    return LoraWeights({layer: own for layer, own in layers.items() if own}, words, lacking, header)
+    return LoraWeights({layer: own for layer, own in layers.items() if own}, words, lacking, header, made_for)
 
 
 def check_made_for(lora: str | Path, recipe: Recipe | None) -> None:
@@ -162,6 +173,17 @@ def check_made_for(lora: str | Path, recipe: Recipe | None) -> None:
     if made is not None and made != recipe:
         this = "and this model is a teacher" if recipe is None else f"and this one is of {recipe.name!r}"
         raise InputError(f"lora {lora} was made for a student of recipe {made.name!r}, {this}; give another LoRA")
+
+
+def _made_for(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Family | None:
+    """The family that the names of networks, the width of captions or the header tell of, if only one."""
+    telling = [[f for f in FAMILIES if name.startswith(tuple(p for p, _ in prefixes(f)))] for name in tensors]
+    said = header.get("ss_base_model_version", "nothing")
+    widths = {width for name, tensor in tensors.items() if _OF_CAPTIONS.search(name) for width in tensor.shape[1:2]}
+    named = [f for f in FAMILIES if all(f in found for found in telling if found)]
+    wide = [f for f in named if widths & f.lora_versions.keys()]
+    called = [f for f in named if any(said.startswith(version) for version, _ in f.lora_versions.values())]
+    return next((found[0] for found in (named, wide, called) if len(found) == 1), None)
 
 
 def _by_layer(

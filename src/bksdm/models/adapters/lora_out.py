@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bksdm.families.family import Family
 from bksdm.families.recipe import Recipe
 from bksdm.models.adapters.kinds import write_tensors
 from bksdm.models.adapters.layers import rank_of, scale_of
@@ -19,32 +20,35 @@ from bksdm.models.adapters.names import diffusers_name, kohyas_name
 from bksdm.models.adapters.words import write_words
 
 KOHYA_FILE = "lora_kohya.safetensors"
-_ATTENDING = re.compile(r"^text_encoder\..+self_attn\.[qkv]_proj$")
+_LOST = ".add_embedding."  # a layer whose name diffusers loses on its way from kohya's
+_ATTENDING = re.compile(r"(?P<part>\w+)\..+self_attn\.[qkv]_proj")
 
 
-def write_lora(weights: LoraWeights, file: Path, recipe: Recipe | None = None) -> None:
+def write_lora(weights: LoraWeights, file: Path, family: Family, recipe: Recipe | None = None) -> None:
     """Write a LoRA in kohya's names, which diffusers, ComfyUI, InvokeAI and openvino-genai read.
 
     What diffusers would leave out under these names (magnitudes of DoRA, biases, a text encoder's queries without its
-    outputs) has the names of diffusers in `file`, and kohya's, for the others, in `lora_kohya.safetensors` beside it.
+    outputs, the embedding of pooled captions) has the names of diffusers in `file`, and kohya's, for the others, in
+    `lora_kohya.safetensors` beside it.
     Words that came with it go to files of their own.
 
     Arguments:
         weights: The LoRA.
         file: Where its matrices go.
+        family: Of the model that it is for.
         recipe: Of the student that it is for, which the header names; None for a teacher.
     """
     layers = weights.layers
     made_for = {} if recipe is None else {RECIPE_KEY: json.dumps(recipe.to_dict())}
     if layers and _needs_own_names(layers):
-        write_tensors(dict(_in_diffusers_names(layers)), file, {"format": "pt"} | made_for)
+        write_tensors(dict(_in_diffusers_names(layers, family)), file, {"format": "pt"} | made_for)
         file = file.with_name(KOHYA_FILE)
     if layers:
         alike = _alike(layers)
-        named = {f"{kohyas_name(layer)}.{name}": t for layer in layers for name, t in alike[layer].items()}
-        write_tensors(named, file, _header(alike) | _said(weights.header) | made_for)
+        named = {f"{kohyas_name(layer, family)}.{name}": t for layer in layers for name, t in alike[layer].items()}
+        write_tensors(named, file, _header(alike, family) | _said(weights.header) | made_for)
     if weights.words:
-        write_words(weights.words, file.parent / WORDS_FOLDER)
+        write_words(weights.words, file.parent / WORDS_FOLDER, family)
 
 
 def diffusers_leaves_out(layers: Layers) -> bool:
@@ -92,15 +96,16 @@ def _needs_own_names(layers: Layers) -> bool:
         return False
     dora = ["dora_scale" in own and own["dora_scale"].shape[0] != 1 for own in layers.values()]
     biased = any("diff_b" in own for own in layers.values())
-    queries = any(_ATTENDING.search(layer) for layer in layers)
-    outputs = any(layer.endswith("self_attn.out_proj") for layer in layers)
-    return all(dora) or (not any(dora) and (biased or (queries and not outputs)))
+    queries = {match["part"] for layer in layers if (match := _ATTENDING.fullmatch(layer))}
+    outputs = {layer.partition(".")[0] for layer in layers if layer.endswith("self_attn.out_proj")}
+    lost = any(_LOST in layer for layer in layers)
+    return all(dora) or (not any(dora) and (biased or lost or bool(queries - outputs)))
 
 
-def _in_diffusers_names(layers: Layers) -> Iterable[tuple[str, Tensor]]:
+def _in_diffusers_names(layers: Layers, family: Family) -> Iterable[tuple[str, Tensor]]:
     """Matrices in the names of diffusers, whose product is the change."""
     for layer, own in layers.items():
-        name, matrices = diffusers_name(layer), _scaled(own)
+        name, matrices = diffusers_name(layer, family), _scaled(own)
         yield f"{name}.lora_A.weight", matrices["lora_down.weight"]
         yield f"{name}.lora_B.weight", matrices["lora_up.weight"]
         if "diff_b" in own:
@@ -114,7 +119,7 @@ def _as_pefts(magnitude: Tensor) -> Tensor:
     return magnitude.flatten() if magnitude.ndim == 2 else magnitude.reshape(1, -1, 1, 1)
 
 
-def _header(layers: Layers) -> dict[str, str]:
+def _header(layers: Layers, family: Family) -> dict[str, str]:
     """What kohya's scripts write into a header, as far as it is known."""
     ranks = {rank_of(own) for own in layers.values()}
     alphas = {float(own["alpha"]) if "alpha" in own else 0.0 for own in layers.values()}
@@ -123,7 +128,7 @@ def _header(layers: Layers) -> dict[str, str]:
         "ss_network_module": "networks.lora" if all(_is_plain(own) for own in layers.values()) else "lycoris.kohya",
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(*alphas) if len(alphas) == 1 and 0 not in alphas else "Dynamic",
-        **_version(layers),
+        **_version(layers, family),
     }
 
 
@@ -133,14 +138,15 @@ def _said(header: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in header.items() if key.startswith(("ss_", "modelspec.")) and key not in ours}
 
 
-def _version(layers: Layers) -> dict[str, str]:
-    """Which Stable Diffusion the layers are of, by the width of the captions that they take."""
+def _version(layers: Layers, family: Family) -> dict[str, str]:
+    """Which model the layers are of, by the width of the captions that they take."""
     keys = (own for layer, own in layers.items() if layer.endswith("attn2.to_k") and "lora_down.weight" in own)
-    number = {768: "1", 1024: "2"}.get(next((own["lora_down.weight"].shape[1] for own in keys), 0))
-    if number is None:
+    width = next((own["lora_down.weight"].shape[1] for own in keys), 0)
+    if width not in family.lora_versions:
         return {}
+    version, architecture = family.lora_versions[width]
     return {
-        "ss_base_model_version": f"sd_v{number}",
+        "ss_base_model_version": version,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-v{number}/lora",
+        "modelspec.architecture": architecture,
     }

@@ -76,7 +76,8 @@ def check_layers(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], f
                 there = "none" if layer is None else f"one of {layer.shape[0]}"
                 raise InputError(
                     f"motion module {file} has a module of {tensor.shape[0]} channels behind layer {match['layer']} of "
-                    f"{match['stage']}, where the teacher has {there}; it is of another family"
+                    f"{match['stage']}, where the teacher has {there}; it is of another family, so give one of "
+                    f"this teacher"
                 )
 
 
@@ -94,21 +95,27 @@ def student_config(config: Config, student: Config) -> dict[str, Any]:
 def motion_unet(unet: UNet2DConditionModel, motion: MotionAdapter) -> UNetMotionModel:
     """A U-Net with motion modules, for `AnimateDiffPipeline`, also where the middle block is gone or a ResNet alone.
 
-    diffusers' own `UNetMotionModel.from_unet2d` fails there.
+    diffusers' own `UNetMotionModel.from_unet2d` fails there, and forgets how the U-Net is told of pooled captions.
 
     Arguments:
         unet: A teacher's or a student's; as many layers in every stage.
         motion: Made for it, as `bksdm adapt` writes it.
     """
-    if _mid_attends(unet.config):
-        return UNetMotionModel.from_unet2d(unet, motion)
+    made = UNetMotionModel.from_unet2d(unet if _mid_attends(unet.config) else _with_mid(unet), motion)
+    if not _mid_attends(unet.config):
+        made.mid_block = None if unet.mid_block is None else _OneResNet(unet.mid_block.resnets[0])
+    if hasattr(unet, "add_embedding"):  # whose weights diffusers leaves random
+        made.add_embedding.load_state_dict(unet.add_embedding.state_dict())
+    return made
+
+
+def _with_mid(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same U-Net with a middle block of no worth."""
     with torch.device("meta"):
         whole = UNet2DConditionModel.from_config({**unet.config, "mid_block_type": _ATTENDS})
     whole.load_state_dict(unet.state_dict(), strict=False, assign=True)
     whole.mid_block.to_empty(device="cpu")
-    made = UNetMotionModel.from_unet2d(whole, motion)
-    made.mid_block = None if unet.mid_block is None else _OneResNet(unet.mid_block.resnets[0])
-    return made
+    return whole
 
 
 def _mid_attends(config: Config) -> bool:

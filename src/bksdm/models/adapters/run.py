@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, files_digest, replace_folder, run_files, write_text
 from bksdm.common.tables import listed
-from bksdm.families import skip_connections
+from bksdm.families import FAMILIES, family_of, skip_connections
+from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters import ip_adapter, kinds, motion
 from bksdm.models.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
@@ -30,15 +30,15 @@ from bksdm.models.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_t
 from bksdm.models.adapters.lora import carried, check_fits
 from bksdm.models.adapters.lora_files import check_made_for, lora_files, read_lora
 from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
-from bksdm.models.adapters.t2i_adapter import stage_widths
-from bksdm.models.adapters.words import check_width, read_words, write_words
+from bksdm.models.adapters.t2i_adapter import check_scale, widths_of
+from bksdm.models.adapters.words import check_widths, read_words, write_words
 from bksdm.models.parts import copy_part
 from bksdm.models.pipelines import load_config, load_unet_config
 from bksdm.options import AdaptOptions
 from bksdm.pruning.run import as_list, checked_pruning
 
 RESULT_FILE = "adapted.json"
-_OF_THE_ENCODER = ("in_channels", "block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim")
+_OF_THE_ENCODER = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -94,15 +94,22 @@ class _Pair:
         return _bare(self.pruning.student_config)
 
     @cached_property
-    def text_encoder(self) -> nn.Module:
-        """The teacher's, which is the student's too."""
-        with torch.device("meta"):
-            made: nn.Module = CLIPTextModel(CLIPTextConfig(**self.text_config))
+    def family(self) -> Family:
+        return family_of(self.teacher)
+
+    @cached_property
+    def networks(self) -> dict[str, nn.Module]:
+        """The teacher's, of which the text encoders are the student's too."""
+        made: dict[str, nn.Module] = {self.family.denoiser: self.unet}
+        for name in self.family.encoders:
+            kind = self.family.network_class(name)
+            with torch.device("meta"):
+                made[name] = kind(kind.config_class(**load_config(self.options.model, name)))
         return made
 
     @cached_property
-    def text_config(self) -> dict[str, Any]:
-        return load_config(self.options.model, "text_encoder")
+    def text_widths(self) -> list[int]:
+        return [load_config(self.options.model, name)["hidden_size"] for name in self.family.encoders]
 
 
 def adapt(options: AdaptOptions) -> Adapted:
@@ -116,10 +123,6 @@ def adapt(options: AdaptOptions) -> Adapted:
     source, out = Path(options.adapter).expanduser(), Path(options.out)
     kind = kind_of(source)
     _check_teachers(source, kind)
-    if kind not in _CARRY:
-        raise InputError(
-            f"adapter {source} is {kinds.named(kind)}, which no student of this teacher takes; it is of another family"
-        )
     settings = dataclasses.asdict(options) | {"adapter_content": files_digest(_files(source, kind))}
     check_free(out, "adapt", settings, ("json",))
     try:
@@ -148,23 +151,22 @@ def _files(source: Path, kind: str) -> list[Path]:
 
 
 def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
-    networks: dict[str, nn.Module] = {"unet": pair.unet, "text_encoder": pair.text_encoder}
     check_made_for(source, None)
-    weights = read_lora(source, networks)
-    check_fits(weights, networks, source, "give one of this teacher")
-    kept, dropped = carried(weights, pair.pruning)
+    weights = read_lora(source, pair.networks, pair.family)
+    check_fits(weights, pair.networks, pair.family, source, "give one of this teacher")
+    kept, dropped = carried(weights, pair.pruning, pair.family.denoiser)
     if not kept.layers and not kept.words:
         raise InputError(
             f"lora {source} changes none of the layers that the student has kept; train one on the student"
         )
     for word, vectors in kept.words.items():
-        check_width(word, vectors, pair.text_config["hidden_size"])
+        check_widths(word, vectors, pair.text_widths)
     if kept.words:
         say(f"it brings the words {listed(list(kept.words))}")
     if not kept.layers:
-        write_words(kept.words, folder)
+        write_words(kept.words, folder, pair.family)
         return Adapted(kinds.WORDS, folder, len(kept.words), tuple(dropped))
-    write_lora(kept, folder / LORA_FILE, pair.pruning.recipe)
+    write_lora(kept, folder / LORA_FILE, pair.family, pair.pruning.recipe)
     if diffusers_leaves_out(kept.layers):
         say("stock diffusers reads this LoRA without its DoRA magnitudes; bksdm, ComfyUI and InvokeAI read it whole")
     places = dict(zip((layer for layer in weights.layers if layer not in dropped), kept.layers, strict=True))
@@ -172,21 +174,24 @@ def _lora(source: Path, pair: _Pair, folder: Path) -> Adapted:
 
 
 def _words(source: Path, pair: _Pair, folder: Path) -> Adapted:
-    """A student has its teacher's text encoder, so that vectors of words go over as they are."""
-    words = read_words(adapter_file(source))
+    """A student has its teacher's text encoders, so that vectors of words go over as they are."""
+    words = read_words(adapter_file(source), pair.family)
     for word, vectors in words.items():
-        check_width(word, vectors, pair.text_config["hidden_size"])
-    write_words(words, folder)
+        check_widths(word, vectors, pair.text_widths)
+    write_words(words, folder, pair.family)
     return Adapted(kinds.WORDS, folder, len(words))
 
 
 def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
     if kinds.class_name(source):
         network = load_controlnet(source)
+        if not pair.family.claims(network.config):
+            made_for = next(family.name for family in FAMILIES if family.claims(network.config))
+            raise InputError(f"controlnet {source} is of {made_for}; give one of {pair.family.name}")
         _check_config("controlnet", source, network.config, pair.teacher, _OF_THE_ENCODER)
         copy_part(source, folder)
     else:
-        network = read_single_file(adapter_file(source), pair.unet)
+        network = read_single_file(adapter_file(source), pair.unet, pair.family)
         network.save_pretrained(folder)
     selection = Selection.of(pair.pruning, pair.teacher)
     write_text(folder / SELECTION_FILE, json.dumps(selection.to_dict(), indent=2) + "\n")
@@ -197,16 +202,18 @@ def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
 
 def _t2i_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:
     file = adapter_file(source)
-    widths, stages = list(pair.teacher["block_out_channels"]), len(pair.pruning.student_config["block_out_channels"])
-    own = stage_widths(read_tensors(file)[0], len(widths))
+    theirs, ours = (pair.family.stage_residuals(c) for c in (pair.teacher, pair.pruning.student_config))
+    tensors, widths = read_tensors(file)[0], list(theirs.values())
+    own = widths_of(tensors, len(widths))
     if own != widths:
         raise InputError(
             f"T2I-Adapter {source} gives residuals of {own} channels, and the teacher's stages have {widths}; it is of "
-            f"another family"
+            f"another family, so give one of this teacher"
         )
+    halvings = len(load_config(pair.options.model, "vae")["block_out_channels"]) - 1
+    check_scale(tensors, pair.family.shrinks * 2**halvings, source)
     copy_part(source, folder) if kinds.class_name(source) else shutil.copyfile(file, folder / file.name)
-    places = {f"down_blocks.{n}": f"down_blocks.{n}" if n < stages else None for n in range(len(widths))}
-    return Adapted.by_places(kinds.T2I_ADAPTER, folder, places)
+    return Adapted.by_places(kinds.T2I_ADAPTER, folder, {path: path if path in ours else None for path in theirs})
 
 
 def _ip_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:

@@ -9,16 +9,13 @@ from torch import nn
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import derived_seed
+from bksdm.families.family import Family
 from bksdm.families.recipe import Recipe
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.adapters.lora_files import LoraWeights
 from bksdm.models.adapters.lora_out import write_lora
 from bksdm.models.adapters.names import TEXT_PREFIX
 
-_TARGETS = {
-    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
-    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
-}
 _SIDES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
@@ -45,11 +42,12 @@ def check_peft() -> None:
         raise InputError("a LoRA needs peft; run pip install 'bksdm[lora]'") from error
 
 
-def add_lora(networks: Mapping[str, nn.Module], rank: int, seed: int) -> Learnt:
+def add_lora(networks: Mapping[str, nn.Module], family: Family, rank: int, seed: int) -> Learnt:
     """Freeze networks and put matrices beside the projections of their attentions, which change nothing yet.
 
     Arguments:
-        networks: `unet`, and `text_encoder` where it learns too.
+        networks: By their names: the denoiser, and the text encoders where they learn too.
+        family: What they are of.
         rank: Of the matrices; their scale is 1.
         seed: Of the first of each two matrices; the second is zero.
 
@@ -61,7 +59,8 @@ def add_lora(networks: Mapping[str, nn.Module], rank: int, seed: int) -> Learnt:
 
     for part, network in networks.items():
         network.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=_TARGETS[part])
+        beside = list(family.projections[part])
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=beside)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "lora"))
             network.add_adapter(config)  # type: ignore[operator]
@@ -69,12 +68,13 @@ def add_lora(networks: Mapping[str, nn.Module], rank: int, seed: int) -> Learnt:
     return Learnt(networks)
 
 
-def save_lora(networks: Mapping[str, nn.Module], folder: Path, recipe: Recipe | None = None) -> None:
+def save_lora(networks: Mapping[str, nn.Module], folder: Path, family: Family, recipe: Recipe | None = None) -> None:
     """Write the matrices as `pytorch_lora_weights.safetensors` in kohya's names, which all programs read.
 
     Arguments:
         networks: As `add_lora` left them.
         folder: Where to.
+        family: What they are of.
         recipe: Of the model, where it is a student.
     """
     from peft.utils import get_peft_model_state_dict  # noqa: PLC0415
@@ -84,4 +84,4 @@ def save_lora(networks: Mapping[str, nn.Module], folder: Path, recipe: Recipe | 
         for name, tensor in get_peft_model_state_dict(network).items():
             path, _, side = name.removesuffix(".weight").rpartition(".")
             layers.setdefault(f"{part}.{path.removeprefix(TEXT_PREFIX)}", {})[f"{_SIDES[side]}.weight"] = tensor
-    write_lora(LoraWeights(layers), folder / LORA_FILE, recipe)
+    write_lora(LoraWeights(layers), folder / LORA_FILE, family, recipe)
