@@ -24,6 +24,7 @@ class StableDiffusion(UNetFamily):
     networks = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # noqa: RUF012
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
+    text_outputs = (("last_hidden_state", "pooler_output"),)
     of_caption = ("context",)
 
     def claims(self, config: Config) -> bool:
