@@ -56,6 +56,7 @@ class Family(ABC):
 
     Attributes:
         name: For people.
+        tag: By which the Hub lists such models.
         pipeline, from_image, under_mask: Classes of diffusers that draw from a prompt alone, from a picture, and
             within a mask.
         networks: Classes of the networks that make a pipeline, by their names in it.
@@ -67,6 +68,7 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
+    tag: ClassVar[str]
     pipeline: ClassVar[str]
     from_image: ClassVar[str]
     under_mask: ClassVar[str]

@@ -18,6 +18,7 @@ class StableDiffusion(UNetFamily):
     """Stable Diffusion 1.x and 2.x."""
 
     name = "Stable Diffusion 1.x or 2.x"
+    tag = "stable-diffusion"
     pipeline = "StableDiffusionPipeline"
     from_image = "StableDiffusionImg2ImgPipeline"
     under_mask = "StableDiffusionInpaintPipeline"

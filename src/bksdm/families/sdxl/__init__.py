@@ -25,6 +25,7 @@ class StableDiffusionXL(UNetFamily):
     """SDXL."""
 
     name = "SDXL"
+    tag = "stable-diffusion-xl"
     pipeline = "StableDiffusionXLPipeline"
     from_image = "StableDiffusionXLImg2ImgPipeline"
     under_mask = "StableDiffusionXLInpaintPipeline"
