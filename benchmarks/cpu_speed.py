@@ -218,7 +218,7 @@ def task(rival: Rival, out: Path) -> Callable[[], object]:
     else:
         networks = OpenvinoNetworks(out / rival.folder, threads=torch.get_num_threads(), precision=rival.arithmetic)
     if rival.part == UNET:
-        return partial(networks.predict, latents.numpy(), 901.0, context.numpy())
+        return partial(networks.predict, latents.numpy(), 901.0, {"context": context.numpy()})
     if rival.part == DECODER:
         return partial(networks.decode, latents[:1].numpy())
     return partial(networks.encode, tokens.numpy())

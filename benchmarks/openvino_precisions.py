@@ -30,11 +30,11 @@ from torch import Tensor
 from bksdm.common.runs import provenance, write_text
 from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.export.calibration import Step, denoising_steps
-from bksdm.export.components import UNET, Axis, Component, UNet, components
+from bksdm.export.components import UNET, Axis, Component, Denoiser, components
 from bksdm.export.formats import Source
 from bksdm.export.parity import check_parity
 from bksdm.export.to_openvino import FORMAT, MODEL_FILE, beside, save_graph, to_graph, write_graph
-from bksdm.families import derive
+from bksdm.families import derive, family_of
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import image_size, load_pipeline, quiet_libraries
 from bksdm.options import PruneOptions
@@ -72,7 +72,8 @@ def denoised(unet: UNet2DConditionModel) -> list[Step]:
     sample, context = given["sample"][:1], given["encoder_hidden_states"]
     for timestep in scheduler.timesteps:
         both = sample.repeat(2, 1, 1, 1)
-        steps.append(Step(both.numpy(), np.array([int(timestep)]), context.numpy()))
+        at = np.array([int(timestep)])
+        steps.append({"sample": both.numpy(), "timestep": at, "encoder_hidden_states": context.numpy()})
         empty, prompted = unet(both, timestep, context, return_dict=False)[0].chunk(2)
         sample = scheduler.step(empty + 7.5 * (prompted - empty), timestep, sample).prev_sample
     return steps
@@ -86,7 +87,9 @@ def convert(precision: str, work: Path) -> None:
     if precision == "fp32":
         sides = {0: Axis("batch"), 2: Axis("height", 8), 3: Axis("width", 8)}
         axes = {"sample": sides, "timestep": {}, "encoder_hidden_states": {0: Axis("batch")}}
-        write_graph(Component(UNET, UNet(full_size()), inputs(), ("out_sample",), axes, ""), file, precision, [])
+        unet = full_size()
+        network = Denoiser(unet, family_of(unet.config), ("context",))
+        write_graph(Component(UNET, network, inputs(), ("out_sample",), axes, ""), file, precision, [])
     else:
         import openvino  # noqa: PLC0415
 

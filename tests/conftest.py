@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,16 @@ from filelock import FileLock
 from bksdm.export.run import export
 from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions
-from tiny_models import TWO_STAGES, V1_UNET, V2_UNET, XL_UNET, build_pictures, build_pipeline, build_xl_pipeline
+from tiny_models import (
+    TWO_STAGES,
+    V1_UNET,
+    V2_UNET,
+    XL_TWO_STAGES,
+    XL_UNET,
+    build_pictures,
+    build_pipeline,
+    build_xl_pipeline,
+)
 
 torch.set_num_threads(1)
 
@@ -136,6 +146,31 @@ def onnx_folder(exported_model: Path, shared: Path) -> Path:
 def openvino_folder(exported_model: Path, shared: Path) -> Path:
     """The same for OpenVINO. Shared by all tests: not to be changed."""
     return made_once(shared / "openvino", lambda out: export(ExportOptions(str(exported_model), "openvino", str(out))))
+
+
+@pytest.fixture(scope="session")
+def xl_exported() -> StableDiffusionXLPipeline:
+    """What the exported folders of SDXL hold. Shared by all tests: not to be changed."""
+    return build_xl_pipeline(XL_TWO_STAGES)
+
+
+@pytest.fixture(scope="session")
+def xl_exported_model(xl_exported: StableDiffusionXLPipeline, shared: Path) -> Path:
+    """The same on the disk, in diffusers' form. Shared by all tests: not to be changed."""
+    return made_once(shared / "xl-exported-model", lambda folder: save_pipeline(xl_exported, folder))
+
+
+@pytest.fixture(scope="session")
+def xl_onnx_folder(xl_exported_model: Path, shared: Path) -> Path:
+    """The same as ONNX. Shared by all tests: not to be changed."""
+    return made_once(shared / "xl-onnx", lambda out: export(ExportOptions(str(xl_exported_model), "onnx", str(out))))
+
+
+@pytest.fixture(scope="session")
+def xl_openvino_folder(xl_exported_model: Path, shared: Path) -> Path:
+    """The same for OpenVINO. Shared by all tests: not to be changed."""
+    options = ExportOptions(str(xl_exported_model), "openvino", "")
+    return made_once(shared / "xl-openvino", lambda out: export(dataclasses.replace(options, out=str(out))))
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from bksdm.evaluate.benchmark import BatchResult, Benchmark, ModelResult, benchm
 from bksdm.evaluate.peak import Work, peaks
 from bksdm.evaluate.rivals import PARTS, Drawing, TorchRival
 from bksdm.evaluate.timing import Interval, Spread
-from bksdm.models.pipelines import load_pipeline, save_pipeline
+from bksdm.models.pipelines import load_pipeline, save_pipeline, text_encoders
 from bksdm.options import BenchmarkOptions
 from bksdm.pruning.cost import UNetCost, unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
@@ -137,18 +137,23 @@ def test_a_larger_model_and_a_larger_batch_take_more_memory(measured: dict[str, 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_parts_are_called_as_the_pipeline_calls_them(v1_folder: Path, guidance: float, batch_size: int) -> None:
-    pipeline = load_pipeline(v1_folder)
+@pytest.mark.parametrize("kind", ["v1", "xl"])
+def test_parts_are_called_as_the_pipeline_calls_them(
+    request: pytest.FixtureRequest, kind: str, guidance: float, batch_size: int
+) -> None:
+    pipeline = load_pipeline(request.getfixturevalue(f"{kind}_folder"))
     calls: list[tuple[str, Any]] = []
 
     def watch(name: str) -> Any:
         def hook(module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [*args, *(kwargs[key] for key in sorted(kwargs))]
+            flat = kwargs | (kwargs.get("added_cond_kwargs") or {})
+            given = [*args, *(flat[key] for key in sorted(flat))]
             calls.append((name, [(value.shape, value.dtype) for value in given if isinstance(value, torch.Tensor)]))
 
         return hook
 
-    for name, network in (("text", pipeline.text_encoder), ("unet", pipeline.unet), ("decoder", pipeline.vae.decoder)):
+    encoders = {f"text {number}": network for number, network in enumerate(text_encoders(pipeline))}
+    for name, network in (encoders | {"unet": pipeline.unet, "decoder": pipeline.vae.decoder}).items():
         network.register_forward_pre_hook(watch(name), with_kwargs=True)
     tasks = TorchRival("v1", pipeline, Drawing(1, guidance, PICTURE, 2 * PICTURE)).tasks(batch_size)
     calls.clear()

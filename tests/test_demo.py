@@ -12,9 +12,11 @@ import pytest
 
 from bksdm.common.errors import InputError
 from bksdm.generate.demo import Wish, pace, serve, wish_of
+from bksdm.models.pipelines import load_unet_config
 from bksdm.options import DemoOptions
+from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
-from tiny_models import PICTURE
+from tiny_models import MAX_TOKENS, PICTURE
 from verbs import Run, told
 
 pytest_plugins = ["verbs_fixtures"]
@@ -191,6 +193,18 @@ def test_others_have_their_own_and_draw_by_them(v1_folder: Path, folder: Path) -
     made = [told(Path(file)) for file in found[4]]
     assert [(one["steps"], one["guidance"], one["seed"]) for one in made] == [(3, 2.0, 7), (2, 1.0, 7)]
     assert re.search(r"\((as fast as|\d+\.\d times (as fast as|slower than)) the first\)", found[3])
+
+
+def test_models_of_two_families_draw_side_by_side(v1_folder: Path, xl_folder: Path) -> None:
+    port = free_port()
+    page = serve(DemoOptions(str(v1_folder), str(xl_folder), port=port), wait=False)
+    client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
+    found = client.predict("red car", 7, None, 0.8, 2, 3.0, api_name="/run")
+    page.close()
+    costs = [unet_cost(load_unet_config(model), tokens=MAX_TOKENS) for model in (v1_folder, xl_folder)]
+    for note, cost in zip(found[2:4], costs, strict=True):
+        assert f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step" in note
+    assert [told(Path(file))["width"] for file in found[4]] == [PICTURE, PICTURE]
 
 
 def test_what_a_model_says_may_be_beyond_the_usual_sliders(v1_folder: Path, folder: Path) -> None:

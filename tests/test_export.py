@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ import onnxruntime
 import psutil
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from bksdm.common.errors import InputError
@@ -26,11 +28,12 @@ from bksdm.export import run as verb
 from bksdm.export.components import components
 from bksdm.export.formats import Needs, Source, format_named
 from bksdm.export.run import Exported, export
-from bksdm.models.pipelines import save_pipeline
+from bksdm.families import FAMILIES
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import ExportOptions, PruneOptions
 from bksdm.pruning.run import prune
 from bksdm.runtime.onnx_networks import OnnxNetworks
-from tiny_models import V1_UNET, V2_UNET, build_pipeline
+from tiny_models import V1_UNET, V2_UNET, XL_TWO_STAGES, build_pipeline, build_xl_pipeline
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
@@ -87,8 +90,9 @@ def test_parity_by_hand() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_the_picture_that_is_compared_is_that_of_diffusers(steps: int) -> None:
-    pipeline = build_pipeline(V2_UNET, "v_prediction")
+@pytest.mark.parametrize("build", [partial(build_pipeline, V2_UNET), partial(build_xl_pipeline, XL_TWO_STAGES)])
+def test_the_picture_that_is_compared_is_that_of_diffusers(build: Callable[[str], Any], steps: int) -> None:
+    pipeline = build("v_prediction")
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = parity.draw(pipeline, parity.TorchNetworks(pipeline), latents.numpy(), steps)
     theirs = pipeline(
@@ -162,6 +166,34 @@ def test_the_verb_writes_smaller_weights(model: Path, tmp_path: Path, precision:
     assert made.parity is not None
     assert made.parity.psnr > 30
     assert made.bytes < whole.bytes
+
+
+@pytest.mark.parametrize("to", ["coreml", "gguf", "executorch", "taesd", "tensorrt"])
+def test_formats_that_tell_a_caption_alone_refuse_models_that_are_told_more(to: str) -> None:
+    kind = format_named(to)
+    assert [kind.why_not_family(family) for family in FAMILIES] == [
+        "not for SDXL yet; export to onnx or openvino",
+        None,
+    ]
+
+
+def test_the_verb_says_so(run: Run, xl_exported_model: Path, tmp_path: Path) -> None:
+    said = run("export", xl_exported_model, "--to", "tensorrt", "--out", tmp_path / "trt").said
+    assert said[-1].endswith("exported to tensorrt: not for SDXL yet; export to onnx or openvino")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["keep", "fp16"])
+def test_a_folder_of_sdxl_becomes_a_folder(xl_exported_model: Path, tmp_path: Path, precision: str) -> None:
+    made = export(ExportOptions(str(xl_exported_model), "diffusers", str(tmp_path / "out"), precision=precision))
+    assert made.parity is not None
+    assert made.parity.psnr > 30
+    assert load_pipeline(tmp_path / "out").text_encoder_2.config.projection_dim == 16
+
+
+def test_what_overflows_stays_in_float32(xl_exported: StableDiffusionXLPipeline) -> None:
+    upcast = {name: component.upcast for name, component in components(xl_exported, 32, 32).items()}
+    assert [name for name in upcast if upcast[name]] == ["vae_decoder", "vae_encoder"]
 
 
 # TensorRT

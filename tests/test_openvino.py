@@ -9,13 +9,13 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
 
@@ -28,15 +28,25 @@ from bksdm.export.layout import write_scheduler
 from bksdm.export.parity import TorchNetworks, check_parity
 from bksdm.export.run import export
 from bksdm.export.to_openvino import write_graph
+from bksdm.families import family_of_pipeline
 from bksdm.generate.sampling import scheduler_config, scheduler_named
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.lora_files import LoraWeights
 from bksdm.models.adapters.lora_out import write_lora
 from bksdm.models.decoder import fresh_autoencoder, with_decoder
-from bksdm.models.pipelines import save_pipeline
+from bksdm.models.pipelines import save_pipeline, tokenizers
 from bksdm.options import ExportOptions
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, V1_UNET, V2_UNET, build_pipeline
+from tiny_models import (
+    LATENT,
+    MAX_TOKENS,
+    PICTURE,
+    V1_UNET,
+    V2_UNET,
+    XL_TWO_STAGES,
+    build_pipeline,
+    build_xl_pipeline,
+)
 
 pytest.importorskip("openvino")
 SMALL = V1_UNET | {
@@ -48,17 +58,21 @@ SMALL = V1_UNET | {
 PROMPTS = ("", "red apple", "GREEN  car!", "a " * 50, "½ Üñï 🍎 don't 12", "red car\n")
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> StableDiffusionPipeline:
-    return build_pipeline(SMALL)
+@pytest.fixture(scope="module", params=["sd", "xl"])
+def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """One of each family; `of_sd` leaves one."""
+    return build_pipeline(SMALL) if request.param == "sd" else build_xl_pipeline(XL_TWO_STAGES)
+
+
+of_sd = pytest.mark.parametrize("pipeline", ["sd"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def folder(pipeline: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(pipeline: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(pipeline, tmp_path_factory.mktemp("openvino"))
 
 
-def exported(pipeline: StableDiffusionPipeline, made: Path, decoder: str | None = None) -> Path:
+def exported(pipeline: DiffusionPipeline, made: Path, decoder: str | None = None) -> Path:
     save_pipeline(pipeline, made / "model")
     export(ExportOptions(model=str(made / "model"), to="openvino", out=str(made / "out"), decoder=decoder))
     return made / "out"
@@ -69,8 +83,14 @@ def networks(folder: Path) -> OpenvinoNetworks:
     return OpenvinoNetworks(folder)
 
 
-def source(pipeline: StableDiffusionPipeline, precision: str = "fp32", **more: object) -> Source:
+def source(pipeline: DiffusionPipeline, precision: str = "fp32", **more: object) -> Source:
     return Source("model", pipeline, None, precision, PICTURE, PICTURE, **more)
+
+
+def told(pipeline: DiffusionPipeline, batch: int) -> dict[str, np.ndarray]:
+    """What the U-Net is told of so many pictures."""
+    shapes = family_of_pipeline(pipeline).condition_shapes(pipeline.unet.config, MAX_TOKENS)
+    return {name: np.ones((batch, *shape), np.float32) for name, shape in shapes.items()}
 
 
 def latents(batch: int, height: int = LATENT, width: int = LATENT) -> np.ndarray:
@@ -80,38 +100,54 @@ def latents(batch: int, height: int = LATENT, width: int = LATENT) -> np.ndarray
 # float32
 
 
-def test_the_picture_is_torchs(pipeline: StableDiffusionPipeline, folder: Path, networks: OpenvinoNetworks) -> None:
+def test_the_picture_is_torchs(pipeline: DiffusionPipeline, folder: Path, networks: OpenvinoNetworks) -> None:
     assert json.loads((folder / "export.json").read_text())["parity"]["largest"] <= 1
     assert check_parity(pipeline, networks, PICTURE, PICTURE, steps=2).largest <= 1
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (3, 16, 8), (2, 8, 24)])
 def test_batch_and_sides_are_open(
-    pipeline: StableDiffusionPipeline, networks: OpenvinoNetworks, batch: int, height: int, width: int
+    pipeline: DiffusionPipeline, networks: OpenvinoNetworks, batch: int, height: int, width: int
 ) -> None:
     ours, torchs = networks, TorchNetworks(pipeline)
-    noisy, context = latents(batch, height, width), np.ones((batch, MAX_TOKENS, CONTEXT), np.float32)
-    tokens = np.arange(batch * MAX_TOKENS, dtype=np.int64).reshape(batch, MAX_TOKENS)
+    noisy, given = latents(batch, height, width), told(pipeline, batch)
+    each = len(family_of_pipeline(pipeline).encoders)
+    shape = (batch, MAX_TOKENS) if each == 1 else (batch, each, MAX_TOKENS)
+    tokens = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
     pixels = torchs.decode(noisy)
     for ours_found, found in (
-        (ours.encode(tokens), torchs.encode(tokens)),
-        (ours.predict(noisy, 701.5, context), torchs.predict(noisy, 701.5, context)),
+        *((ours.encode(tokens)[name], value) for name, value in torchs.encode(tokens).items()),
+        (ours.predict(noisy, 701.5, given), torchs.predict(noisy, 701.5, given)),
         (ours.decode(noisy), pixels),
         (ours.moments(pixels), torchs.moments(pixels)),
     ):
         np.testing.assert_allclose(ours_found, found, atol=2e-4)
 
 
-def test_names_and_shapes_are_those_of_optimums_folders(folder: Path) -> None:
+HIDDEN = ["hidden_states.0", "hidden_states.1", "hidden_states.2"]
+VAE_NAMES = {
+    "vae_decoder": (["latent_sample[?,4,?,?]"], ["sample"]),
+    "vae_encoder": (["sample[?,3,?,?]"], ["latent_parameters"]),
+}
+UNET_INPUTS = ["sample[?,4,?,?]", "timestep[1]", "encoder_hidden_states[?,8,32]"]
+NAMES = {
+    "sd": {
+        "text_encoder": (["input_ids[?,8]"], ["last_hidden_state", "pooler_output"]),
+        "unet": (UNET_INPUTS, ["out_sample"]),
+    },
+    "xl": {
+        "text_encoder": (["input_ids[?,8]"], ["last_hidden_state", "pooler_output", *HIDDEN]),
+        "text_encoder_2": (["input_ids[?,8]"], ["text_embeds", "last_hidden_state", *HIDDEN]),
+        "unet": ([*UNET_INPUTS, "text_embeds[?,16]", "time_ids[?,6]"], ["out_sample"]),
+    },
+}
+
+
+@pytest.mark.parametrize(("pipeline", "expected"), NAMES.items(), ids=list(NAMES), indirect=["pipeline"])
+def test_names_and_shapes_are_those_of_optimums_folders(folder: Path, expected: dict) -> None:
     import openvino
 
-    expected = {
-        "text_encoder": (["input_ids[?,8]"], ["last_hidden_state", "pooler_output"]),
-        "unet": (["sample[?,4,?,?]", "timestep[1]", "encoder_hidden_states[?,8,32]"], ["out_sample"]),
-        "vae_decoder": (["latent_sample[?,4,?,?]"], ["sample"]),
-        "vae_encoder": (["sample[?,3,?,?]"], ["latent_parameters"]),
-    }
-    for name, (inputs, outputs) in expected.items():
+    for name, (inputs, outputs) in (expected | VAE_NAMES).items():
         model = openvino.Core().read_model(folder / name / "openvino_model.xml")
         assert [f"{port.any_name}{port.partial_shape.to_string()}" for port in model.inputs] == inputs
         assert [port.any_name for port in model.outputs] == outputs
@@ -130,22 +166,26 @@ def drawn(genai, folder: Path) -> object:
     return genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
 
 
-def test_the_tokenizer_in_the_folder_is_the_pipelines(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def test_the_tokenizers_in_the_folder_are_the_pipelines(pipeline: DiffusionPipeline, folder: Path) -> None:
     import openvino
     import openvino_tokenizers  # noqa: F401 (brings the operations that the graph is made of)
 
-    graph = openvino.compile_model(folder / "tokenizer" / "openvino_tokenizer.xml", "CPU")
     arguments = {"padding": "max_length", "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "np"}
-    wanted = pipeline.tokenizer(list(PROMPTS), **arguments).input_ids
-    np.testing.assert_array_equal(graph(list(PROMPTS))["input_ids"], wanted)
+    for name, tokenizer in zip(family_of_pipeline(pipeline).tokenizers, tokenizers(pipeline), strict=True):
+        graph = openvino.compile_model(folder / name / "openvino_tokenizer.xml", "CPU")
+        prompts = [text for text in PROMPTS if tokenizer.pad_token not in text]  # which the graph takes for plain text
+        wanted = tokenizer(prompts, **arguments).input_ids
+        np.testing.assert_array_equal(graph(prompts)["input_ids"], wanted)
 
 
 @pytest.mark.parametrize("scheduler", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
 def test_stock_genai_makes_torchs_picture(
-    pipeline: StableDiffusionPipeline, genai, drawn, scheduler: str, tmp_path: Path
+    pipeline: DiffusionPipeline, genai, drawn, scheduler: str, tmp_path: Path
 ) -> None:
     ours = copy.copy(pipeline)
     ours.scheduler = scheduler_named(scheduler, pipeline.scheduler)
+    if scheduler == "PNDMScheduler":
+        ours.scheduler.register_to_config(skip_prk_steps=True)
     ours.scheduler.save_pretrained(tmp_path)
     drawn.set_scheduler(genai.Scheduler.from_config(tmp_path / "scheduler_config.json"))
     check_genai(genai, drawn, ours)
@@ -154,6 +194,7 @@ def test_stock_genai_makes_torchs_picture(
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
+@of_sd
 @pytest.mark.parametrize(
     ("kind", "options", "draws"),
     [
@@ -194,8 +235,9 @@ def test_genai_refuses_the_schedulers_that_it_is_said_not_to_draw_by(
             draw()
 
 
+@of_sd
 def test_an_export_says_what_genai_does_not_draw_by(
-    pipeline: StableDiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    pipeline: DiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scheduler = scheduler_named("LMSDiscreteScheduler", pipeline.scheduler)
     (tmp_path / "scheduler").mkdir()
@@ -203,7 +245,8 @@ def test_an_export_says_what_genai_does_not_draw_by(
     assert "openvino-genai does not draw by this LMSDiscreteScheduler" in capfd.readouterr().err
 
 
-def test_stock_genai_draws_with_a_small_decoder(pipeline: StableDiffusionPipeline, genai, tmp_path: Path) -> None:
+@of_sd
+def test_stock_genai_draws_with_a_small_decoder(pipeline: DiffusionPipeline, genai, tmp_path: Path) -> None:
     small = fresh_autoencoder(dict(pipeline.vae.config), channels=8, blocks=1, seed=0)
     small.save_pretrained(tmp_path / "decoder")
     decoder = str(tmp_path / "decoder")
@@ -212,7 +255,8 @@ def test_stock_genai_draws_with_a_small_decoder(pipeline: StableDiffusionPipelin
     check_genai(genai, drawn, with_decoder(pipeline, decoder))
 
 
-def test_stock_genai_draws_with_a_lora(pipeline: StableDiffusionPipeline, folder: Path, genai, tmp_path: Path) -> None:
+@of_sd
+def test_stock_genai_draws_with_a_lora(pipeline: DiffusionPipeline, folder: Path, genai, tmp_path: Path) -> None:
     """Of attentions, their projections, feed-forwards and the text encoder; of a scale that is not 1 in the file."""
     torch.manual_seed(0)
     layers = {}
@@ -235,7 +279,12 @@ def test_stock_genai_draws_with_a_lora(pipeline: StableDiffusionPipeline, folder
         check_genai(genai, drawn, pipeline)
 
 
-def check_genai(genai, drawn, ours: StableDiffusionPipeline) -> None:
+def test_stock_genai_keeps_away_from_a_negative_prompt(pipeline: DiffusionPipeline, genai, drawn, folder: Path) -> None:
+    drawn.set_scheduler(genai.Scheduler.from_config(folder / "scheduler" / "scheduler_config.json"))
+    check_genai(genai, drawn, pipeline, negative_prompt="green car")
+
+
+def check_genai(genai, drawn, ours: DiffusionPipeline, **more: object) -> None:
     """From the same latents, genai's pipeline draws the picture of ours."""
     given = latents(1)
 
@@ -251,7 +300,7 @@ def check_genai(genai, drawn, ours: StableDiffusionPipeline) -> None:
 
             return openvino.Tensor(given.reshape(list(shape)))
 
-    settings = {"num_inference_steps": 4, "guidance_scale": 3.0}
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, **more}
     theirs = drawn.generate("red apple", generator=Given(), **settings).data
     with torch.inference_mode():
         torchs = ours("red apple", latents=torch.from_numpy(given), output_type="np", **settings).images
@@ -262,6 +311,7 @@ def check_genai(genai, drawn, ours: StableDiffusionPipeline) -> None:
     assert theirs.std() > 5
 
 
+@of_sd
 def test_stock_genai_starts_from_a_picture(folder: Path, genai) -> None:
     import openvino
 
@@ -276,6 +326,7 @@ def test_stock_genai_starts_from_a_picture(folder: Path, genai) -> None:
     assert (made[0] != made[1]).any()
 
 
+@of_sd
 def test_stock_genai_paints_inside_a_mask(folder: Path, genai) -> None:
     import openvino
 
@@ -300,7 +351,7 @@ def test_stock_genai_paints_inside_a_mask(folder: Path, genai) -> None:
 # Fewer bits
 
 
-def unet_of(pipeline: StableDiffusionPipeline, precision: str, folder: Path) -> tuple[OpenvinoNetworks, int]:
+def unet_of(pipeline: DiffusionPipeline, precision: str, folder: Path) -> tuple[OpenvinoNetworks, int]:
     """The U-Net in a precision, and the bytes of its weights."""
     steps = denoising_steps(source(pipeline, calibration=("red apple",))) if precision == "w8a8" else []
     (folder / UNET).mkdir()
@@ -327,32 +378,36 @@ def constants(file: Path) -> set[str]:
     ],
 )
 def test_fewer_bits_are_fewer_bytes_and_near(
-    pipeline: StableDiffusionPipeline, tmp_path: Path, precision: str, stored: str, bytes_each: float, error: float
+    pipeline: DiffusionPipeline, tmp_path: Path, precision: str, stored: str, bytes_each: float, error: float
 ) -> None:
     networks, size = unet_of(pipeline, precision, tmp_path)
     found = constants(tmp_path / UNET / "openvino_model.xml")
     assert stored in found
     assert ("rounded" in found) == (precision == "w8a8")
     assert size < bytes_each * sum(p.numel() for p in pipeline.unet.parameters())
-    noisy, context = latents(2), np.ones((2, MAX_TOKENS, CONTEXT), np.float32)
-    exact = TorchNetworks(pipeline).predict(noisy, 501, context)
-    rounded = networks.predict(noisy, 501, context)
+    noisy, given = latents(2), told(pipeline, 2)
+    exact = TorchNetworks(pipeline).predict(noisy, 501, given)
+    rounded = networks.predict(noisy, 501, given)
     assert 0 < np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2)) < error
 
 
-def test_calibration_is_the_models_own_denoising(pipeline: StableDiffusionPipeline) -> None:
+def test_calibration_is_the_models_own_denoising(pipeline: DiffusionPipeline) -> None:
     steps = denoising_steps(source(pipeline, calibration=("red apple", "green car")))
-    assert len(steps) == 2 * 9  # of eight steps PNDM takes the second twice
-    assert [int(step.timestep[0]) for step in steps[:9]] == sorted(
-        (int(s.timestep[0]) for s in steps[:9]), reverse=True
-    )
-    assert {step.sample.shape for step in steps} == {(2, 4, LATENT, LATENT)}
-    assert not np.array_equal(steps[0].encoder_hidden_states[0], steps[0].encoder_hidden_states[1])
-    np.testing.assert_array_equal(steps[0].encoder_hidden_states[0], steps[9].encoder_hidden_states[0])
+    each = len(steps) // 2
+    assert each == (9 if type(pipeline.scheduler) is PNDMScheduler else 8)  # PNDM takes the second twice
+    timesteps = [int(step["timestep"][0]) for step in steps[:each]]
+    assert timesteps == sorted(timesteps, reverse=True)
+    assert {step["sample"].shape for step in steps} == {(2, 4, LATENT, LATENT)}
+    for name in set(steps[0]) - {"sample", "timestep", "time_ids"}:
+        assert not np.array_equal(*steps[0][name])
+        np.testing.assert_array_equal(steps[0][name][0], steps[each][name][0])
+    inputs = components(pipeline, PICTURE, PICTURE)[UNET].inputs
+    assert {name: value.shape for name, value in inputs.items()} == {n: v.shape for n, v in steps[0].items()}
 
 
+@of_sd
 def test_a_whole_pipeline_in_four_bits(
-    pipeline: StableDiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    pipeline: DiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save_pipeline(pipeline, tmp_path / "model")
     made = export(ExportOptions(str(tmp_path / "model"), "openvino", str(tmp_path / "out"), precision="int4"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import ModelCard
 
 from bksdm.common.errors import InputError
@@ -71,6 +71,16 @@ def test_the_embedded_models_licence_holds_on(done: Run, tmp_path: Path) -> None
     done("prune", "emoji", "--recipe", "tiny", "--out", tmp_path / "tiny")
     words = ["--repo", "me/tiny", "--out", tmp_path / "hub", "--dry_run", "--json"]
     assert done("push", tmp_path / "tiny", *words).json["license"] == "cc-by-4.0"
+
+
+def test_the_card_names_the_pipeline_of_the_family(done: Run, xl_folder: Path, tmp_path: Path) -> None:
+    done("prune", xl_folder, "--recipe", "vega", "--out", tmp_path / "vega")
+    words = ["--repo", "me/vega", "--license", "openrail++", "--out", tmp_path / "hub", "--dry_run", "--json"]
+    assert "unet/diffusion_pytorch_model.safetensors" in done("push", tmp_path / "vega", *words).json["files"]
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert "stable-diffusion-xl" in card.data.tags
+    assert 'StableDiffusionXLPipeline.from_pretrained("PATH' in card.text
+    StableDiffusionXLPipeline.from_pretrained(tmp_path / "hub")
 
 
 def test_without_the_hub_the_folder_stays_and_one_line_says_so(run: Run, run_folder: Path, tmp_path: Path) -> None:

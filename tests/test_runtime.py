@@ -1,11 +1,13 @@
 """The torch-free runner: what it draws is what diffusers draws, from any of its folders, for the same seed."""
 
 import ast
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from diffusers import (
     PNDMScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from PIL import Image
 from transformers import CLIPTokenizer
@@ -91,16 +94,36 @@ WAYS = {
 }
 
 
+@pytest.fixture(params=["", "xl_"], ids=["sd", "xl"])
+def made(request: pytest.FixtureRequest) -> Callable[[str], Any]:
+    """Fixtures by their names, of each family."""
+    return lambda name: request.getfixturevalue(f"{request.param}{name}")
+
+
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
-def test_onnx_draws_what_diffusers_draws(exported, onnx_folder: Path, way: dict) -> None:
-    drawn = ours(onnx_folder, **way)
+def test_onnx_draws_what_diffusers_draws(made: Callable[[str], Any], way: dict) -> None:
+    drawn = ours(made("onnx_folder"), **way)
     assert drawn.std() > LARGEST  # a picture, not one colour
-    assert difference(drawn, theirs(exported, **way)) <= LARGEST
+    assert difference(drawn, theirs(made("exported"), **way)) <= LARGEST
 
 
 @pytest.mark.parametrize("way", [WAYS["guidance"], WAYS["image to image"]], ids=["text", "image"])
-def test_openvino_draws_what_diffusers_draws(exported, openvino_folder: Path, way: dict) -> None:
-    assert difference(ours(openvino_folder, **way), theirs(exported, **way)) <= LARGEST
+def test_openvino_draws_what_diffusers_draws(made: Callable[[str], Any], way: dict) -> None:
+    assert difference(ours(made("openvino_folder"), **way), theirs(made("exported"), **way)) <= LARGEST
+
+
+def test_the_empty_prompt_is_embedded_where_the_model_does_so(
+    xl_exported_model: Path, xl_openvino_folder: Path, tmp_path: Path
+) -> None:
+    pictures = []
+    for zeros in (True, False):
+        pipeline = StableDiffusionXLPipeline.from_pretrained(xl_exported_model, force_zeros_for_empty_prompt=zeros)
+        folder = Path(shutil.copytree(xl_openvino_folder, tmp_path / str(zeros)))
+        index = json.loads((folder / "model_index.json").read_text())
+        write_json(folder / "model_index.json", index | {"force_zeros_for_empty_prompt": zeros})
+        pictures.append(ours(folder, **WAYS["guidance"]))
+        assert difference(pictures[-1], theirs(pipeline, **WAYS["guidance"])) <= LARGEST
+    assert difference(*pictures) > LARGEST
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

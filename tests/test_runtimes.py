@@ -38,11 +38,12 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
 
 
 @pytest.mark.parametrize("kind", ["onnx_folder", "openvino_folder"])
+@pytest.mark.parametrize("family", ["", "xl_"], ids=["sd", "xl"])
 def test_an_exported_folder_draws_what_its_model_draws(
-    request: pytest.FixtureRequest, exported_model: Path, kind: str, tmp_path: Path
+    request: pytest.FixtureRequest, family: str, kind: str, tmp_path: Path
 ) -> None:
-    folder = request.getfixturevalue(kind)
-    assert difference(drawn(folder, tmp_path / "ours"), drawn(exported_model, tmp_path / "theirs")) <= 2
+    folder, model = (request.getfixturevalue(f"{family}{name}") for name in (kind, "exported_model"))
+    assert difference(drawn(folder, tmp_path / "ours"), drawn(model, tmp_path / "theirs")) <= 2
     assert kind.removesuffix("_folder") in (tmp_path / "ours" / "provenance.json").read_text()
 
 
@@ -224,14 +225,15 @@ def test_without_the_packages_torch_is_chosen(v1_folder: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_exported_folders_are_measured_beside_their_model(openvino_folder: Path, exported_model: Path) -> None:
-    options = BenchmarkOptions(
-        [str(exported_model), str(openvino_folder)], batch_sizes=[1], rounds=2, warmup=0, steps=2
-    )
+@pytest.mark.parametrize("family", ["", "xl_"], ids=["sd", "xl"])
+def test_exported_folders_are_measured_beside_their_model(request: pytest.FixtureRequest, family: str) -> None:
+    models = [str(request.getfixturevalue(f"{family}{name}")) for name in ("exported_model", "openvino_folder")]
+    options = BenchmarkOptions(models, batch_sizes=[1], rounds=2, warmup=0, steps=2)
     ours, theirs = reversed(benchmark(options).models)
     assert (ours.precision, theirs.precision) == ("fp32", "float32")
     assert ours.params == theirs.params
     assert ours.cost == theirs.cost
+    assert ours.params["text_encoder"] > 0
     assert all(spread.median > 0 for spread in ours.batches[0].seconds.values())
     assert ours.batches[0].peak_memory > 0
 

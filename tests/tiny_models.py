@@ -63,6 +63,14 @@ TWO_STAGES = {
     "attention_head_dim": 4,
     "norm_num_groups": 8,
 }
+XL_TWO_STAGES = XL_UNET | {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (1, 2),
+}
 # As SD 1.4 has it: nothing about the spacing of timesteps, which nobody could choose then.
 SCHEDULER_OF_2022 = {
     "_class_name": "PNDMScheduler",

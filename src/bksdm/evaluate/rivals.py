@@ -16,11 +16,22 @@ from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import generator
+from bksdm.distill.conditions import Conditions, as_type, framed, joined, repeated
+from bksdm.families import family_of_pipeline
+from bksdm.families.family import Told
 from bksdm.generate.exported import export_facts, is_exported, open_exported, sample_exported
 from bksdm.generate.runtimes import converted
 from bksdm.generate.sampling import Request, sample
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import check_text_to_image, context_tokens, image_size, load_unet_config
+from bksdm.models.pipelines import (
+    check_text_to_image,
+    context_tokens,
+    image_size,
+    load_unet_config,
+    text_encoders,
+    tokenizers,
+    tokenizing,
+)
 from bksdm.pruning.cost import UNetCost, unet_cost
 from bksdm.runtime.pipeline import Pipeline
 
@@ -151,12 +162,12 @@ class TorchRival:
 
     def cost(self) -> UNetCost:
         _, height, width = self._latent_shape()
-        tokens = self.pipeline.text_encoder.config.max_position_embeddings
+        tokens = text_encoders(self.pipeline)[0].config.max_position_embeddings
         return unet_cost(self.pipeline.unet.config, (height, width), tokens)
 
     def params(self) -> dict[str, int]:
         networks = {
-            "text_encoder": [self.pipeline.text_encoder],
+            "text_encoder": text_encoders(self.pipeline),
             "unet": [self.pipeline.unet],
             "decoder": [self.pipeline.vae.decoder, self.pipeline.vae.post_quant_conv],
         }
@@ -164,24 +175,33 @@ class TorchRival:
 
     def tasks(self, batch_size: int) -> dict[str, Task]:
         """Each calls its network as the pipeline does."""
-        pipeline, guided = self.pipeline, self.drawing.guided
-        device = pipeline.device
-        encode = partial(pipeline.encode_prompt, [PROMPT] * batch_size, device, 1, guided)
+        pipeline, guided, family = self.pipeline, self.drawing.guided, family_of_pipeline(self.pipeline)
+        encode = partial(self._encoded, batch_size)
         with torch.inference_mode():
-            prompt, empty = encode()
-        context = torch.cat([empty, prompt]) if guided else prompt
-        latents = _noise(batch_size, self._latent_shape()).to(device, context.dtype)
-        pipeline.scheduler.set_timesteps(self.drawing.steps, device=device)
-        step = partial(
-            pipeline.unet,
-            torch.cat([latents] * 2) if guided else latents,
-            pipeline.scheduler.timesteps[0],
-            encoder_hidden_states=context,
-            return_dict=False,
-        )
+            told = encode()
+        rows = 2 * batch_size if guided else batch_size
+        told = as_type(told | repeated(framed(family, self.size, pipeline.device), rows), pipeline.unet.dtype)
+        latents = _noise(batch_size, self._latent_shape()).to(pipeline.device, pipeline.unet.dtype)
+        pipeline.scheduler.set_timesteps(self.drawing.steps, device=pipeline.device)
+        noisy = torch.cat([latents] * 2) if guided else latents
+        step = partial(family.answer, pipeline.unet, noisy, pipeline.scheduler.timesteps[0], told)
         decode = partial(pipeline.vae.decode, latents / pipeline.vae.config.scaling_factor, return_dict=False)
         whole = _whole(partial(sample, pipeline), batch_size, self.drawing, self.size)
         return dict(zip(PARTS, cast(tuple[Task, ...], (encode, step, decode, whole)), strict=True))
+
+    def _encoded(self, batch_size: int) -> Told:
+        """What prompts give, and what guidance tells without one before that."""
+        pipeline, conditions = self.pipeline, Conditions.of(self.pipeline)
+        tokenize = tokenizing(*tokenizers(pipeline))
+
+        def embedded(prompt: str) -> Told:
+            return conditions.embedded(torch.stack([tokenize(prompt)] * batch_size).to(pipeline.device))
+
+        told = embedded(PROMPT)
+        if not self.drawing.guided:
+            return told
+        empty = embedded("") if conditions.family.embeds_empty(pipeline) else told
+        return joined(conditions.family.without_caption(pipeline, empty), told)
 
     def _latent_shape(self) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
@@ -219,24 +239,17 @@ class ExportedRival:
     def params(self) -> dict[str, int]:
         kept = export_facts(self.model).get("parameters")
         known = cast(dict[str, int], kept) if isinstance(kept, dict) else {}
-        names = {"text_encoder": "text_encoder", "unet": "unet", "decoder": "vae_decoder"}
-        return {ours: known.get(theirs, 0) for ours, theirs in names.items()}
+        names = {"text_encoder": self.pipeline.conditions.outputs, "unet": ["unet"], "decoder": ["vae_decoder"]}
+        return {ours: sum(known.get(name, 0) for name in theirs) for ours, theirs in names.items()}
 
     def tasks(self, batch_size: int) -> dict[str, Task]:
         """Each calls its network as the runtime does."""
         pipeline, networks, guided = self.pipeline, self.pipeline.networks, self.drawing.guided
-        prompts = [PROMPT] * batch_size
-
-        def encode() -> object:
-            made = networks.encode(pipeline.tokenizer(prompts))
-            return (networks.encode(pipeline.tokenizer([""])), made) if guided else made
-
-        rows = 2 * batch_size if guided else batch_size
-        context = np.repeat(networks.encode(pipeline.tokenizer([PROMPT])), rows, axis=0)
         shape = (pipeline.channels, *(side // pipeline.factor for side in self.size))
+        encode = partial(pipeline.told, [PROMPT] * batch_size, "" if guided else None, shape[1:])
         latents = _noise(batch_size, shape).numpy()
         noisy = np.concatenate([latents, latents]) if guided else latents
-        step = partial(networks.predict, noisy, _FIRST_TIMESTEP, context)
+        step = partial(networks.predict, noisy, _FIRST_TIMESTEP, encode())
         decode = partial(networks.decode, (latents / pipeline.scaling_factor).astype(np.float32))
         whole = _whole(partial(sample_exported, pipeline), batch_size, self.drawing, self.size)
         return dict(zip(PARTS, cast(tuple[Task, ...], (encode, step, decode, whole)), strict=True))

@@ -1,8 +1,7 @@
 """What a quantiser looks at: inputs of the U-Net from denoising that the model itself does, under guidance."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from bksdm.common.progress import bar
 from bksdm.export.formats import Source
+from bksdm.families import family_of_pipeline
 from bksdm.generate.sampling import Request, sample_latents
+from bksdm.runtime.conditions import INPUTS
 from bksdm.runtime.networks import Array
 
 PROMPTS = (
@@ -25,19 +26,9 @@ PROMPTS = (
 _STEPS, _GUIDANCE = 8, 7.5
 
 
-@dataclass(frozen=True)
-class Step:
-    """Inputs of the U-Net in one denoising step.
-
-    Attributes:
-        sample: Noisy latents with shape (2, C, h, w), those of the empty prompt first.
-        timestep: Shape (1,).
-        encoder_hidden_states: Embeddings with shape (2, L, D).
-    """
-
-    sample: Array
-    timestep: NDArray[np.int64]
-    encoder_hidden_states: Array
+# Inputs of the exported U-Net in one denoising step, by name: noisy latents `sample` with shape (2, C, h, w), those of
+# the empty prompt first, a `timestep` (1,), and what it is told of both.
+Step = dict[str, NDArray[Any]]
 
 
 def denoising_steps(source: Source) -> list[Step]:
@@ -48,26 +39,33 @@ def denoising_steps(source: Source) -> list[Step]:
     prompts = source.calibration or PROMPTS
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
     found: list[Step] = []
-    with bar(len(requests), "calibration pictures") as progress, _recorded(source.pipeline.unet, found):
+    family = family_of_pipeline(source.pipeline)
+    told = {INPUTS.get(name, name) for name in (*family.of_caption, *family.of_picture)}
+    with bar(len(requests), "calibration pictures") as progress, _recorded(source.pipeline.unet, told, found):
         for _ in sample_latents(source.pipeline, requests, steps=_STEPS, guidance=_GUIDANCE, batch_size=1):
             progress.advance()
     return found
 
 
 @contextlib.contextmanager
-def _recorded(unet: nn.Module, steps: list[Step]) -> Iterator[None]:
-    """Keep what the U-Net is given."""
+def _recorded(unet: nn.Module, told: set[str], steps: list[Step]) -> Iterator[None]:
+    """Keep what the U-Net is given, also what is named in it."""
 
     def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:  # noqa: ARG001
         sample, timestep = given
-        at = np.array([int(timestep)], np.int64)
-        steps.append(Step(_array(sample), at, _array(named["encoder_hidden_states"])))
+        kept = {name: _array(value) for name, value in _flat(named) if name in told}
+        steps.append({"sample": _array(sample), "timestep": np.array([int(timestep)], np.int64), **kept})
 
     hook = unet.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
+
+
+def _flat(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in named.items():
+        yield from value.items() if isinstance(value, Mapping) else [(name, value)]
 
 
 def _array(tensor: Tensor) -> Array:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 from bksdm.common.errors import InputError
 from bksdm.export.parity import Parity
+from bksdm.families.family import Family
 from bksdm.families.recipe import Recipe
 from bksdm.models.pipelines import text_encoders
 from bksdm.runtime.defaults import Defaults
@@ -80,6 +81,7 @@ class Format:
         fixed_size: Whether an export makes pictures of one size only.
         has_scheduler: Whether an export says by which scheduler it is drawn from.
         needs_decoder: Whether it is a small decoder that an export holds, and nothing else.
+        told: Names of the conditions that a denoiser in it can be told; None for all.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
@@ -99,6 +101,7 @@ class Format:
     fixed_size: bool = False
     has_scheduler: bool = True
     needs_decoder: bool = False
+    told: tuple[str, ...] | None = None
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
     memory: float = 2.0
@@ -113,6 +116,13 @@ class Format:
         return Needs(
             int(4 * parameters * self.memory) + comparing, int(parameters * (_BYTES[source.precision] + self.scratch))
         )
+
+    def why_not_family(self, family: Family) -> str | None:
+        """Why no model of a family can be held; None where some can."""
+        told = {*family.of_caption, *family.of_picture}
+        if self.told is None or told <= {*self.told}:
+            return None
+        return f"not for {family.name} yet; export to onnx or openvino"
 
     def missing_packages(self) -> list[str]:
         """What pip would have to install."""

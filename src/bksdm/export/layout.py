@@ -10,35 +10,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from bksdm.common.errors import InputError
 from bksdm.common.runs import write_text
 from bksdm.export.components import Component
 from bksdm.export.formats import Source
-from bksdm.models.pipelines import save_vocabulary, scheduler_config
+from bksdm.families import family_of_pipeline
+from bksdm.models.pipelines import save_vocabulary, scheduler_config, tokenizers
 from bksdm.runtime.schedulers import check_scheduler
 
-# What readers of model_index.json compare with: the networks' own classes, not those of a runtime.
-_CLASSES = {
-    "scheduler": "diffusers",
-    "text_encoder": "transformers",
-    "tokenizer": "transformers",
-    "unet": "diffusers",
-    "vae": "diffusers",
-}
 
-
-def write_layout(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write `model_index.json`, the tokenizer and the scheduler."""
-    pipeline.tokenizer.save_pretrained(folder / "tokenizer")
-    save_vocabulary(pipeline.tokenizer, folder / "tokenizer")
+def write_layout(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Write `model_index.json`, the tokenizers and the scheduler."""
+    family = family_of_pipeline(pipeline)
+    for name, tokenizer in zip(family.tokenizers, tokenizers(pipeline), strict=True):
+        tokenizer.save_pretrained(folder / name)
+        save_vocabulary(tokenizer, folder / name)
     (folder / "scheduler").mkdir()
     write_scheduler(scheduler_config(pipeline.scheduler), folder)
-    parts = {name: [library, type(getattr(pipeline, name)).__name__] for name, library in _CLASSES.items()}
-    parts["tokenizer"] = ["transformers", "CLIPTokenizer"]
-    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **parts}
+    flags = {name: value for name, value in pipeline.config.items() if isinstance(value, bool)}
+    flags |= {"requires_safety_checker": False} if "requires_safety_checker" in flags else {}
+    index = {"_class_name": family.pipeline, **flags, **_classes(pipeline)}
     write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+
+def _classes(pipeline: DiffusionPipeline) -> dict[str, list[str]]:
+    """What readers of model_index.json compare with: the networks' own classes, not those of a runtime."""
+    family = family_of_pipeline(pipeline)
+    parts = {name: type(getattr(pipeline, name)) for name in (*family.networks, "scheduler")}
+    found = {name: [kind.__module__.partition(".")[0], kind.__name__] for name, kind in parts.items()}
+    found |= {name: ["transformers", "CLIPTokenizer"] for name in family.tokenizers}
+    return dict(sorted(found.items()))
 
 
 def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:

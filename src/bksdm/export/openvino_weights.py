@@ -7,7 +7,6 @@ are computed in integers; its matrix products, and the text encoder and the VAE,
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from bksdm.export.calibration import Step
@@ -57,7 +56,7 @@ def to_w8a8(model: Any, steps: Sequence[Step]) -> Any:
     spared = [convolutions[0], convolutions[-1], *_named(model, "MatMul")]
     return nncf.quantize(
         model,
-        nncf.Dataset([asdict(step) for step in steps]),
+        nncf.Dataset(list(steps)),
         subset_size=len(steps),
         model_type=nncf.ModelType.TRANSFORMER,
         ignored_scope=nncf.IgnoredScope(names=spared),

@@ -6,7 +6,7 @@ compared: the largest difference, and the peak signal-to-noise ratio 10 log10(25
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,11 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bksdm.distill.conditions import framed, joined, repeated
+from bksdm.families import family_of_pipeline
+from bksdm.families.family import Told
+from bksdm.models.pipelines import text_encoders, tokenizers, tokenizing
+from bksdm.runtime import networks as runtime
 from bksdm.runtime.networks import Array, Networks, Tokens
 
 PROMPT = "red apple, noto style"
@@ -51,16 +56,16 @@ class TorchNetworks:
     """The networks of a diffusers pipeline."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
-        self._pipeline = pipeline
+        self._pipeline, self._family = pipeline, family_of_pipeline(pipeline)
 
     @torch.inference_mode()
-    def encode(self, tokens: Tokens) -> Array:
-        return _array(self._pipeline.text_encoder(torch.from_numpy(tokens)).last_hidden_state)
+    def encode(self, tokens: Tokens) -> runtime.Told:
+        return _arrays(self._family.embedded(text_encoders(self._pipeline), torch.from_numpy(tokens)))
 
     @torch.inference_mode()
-    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
-        given = torch.from_numpy(latents), torch.tensor(timestep), torch.from_numpy(context)
-        return _array(self._pipeline.unet(*given, return_dict=False)[0])
+    def predict(self, latents: Array, timestep: float, told: runtime.Told) -> Array:
+        given = self._pipeline.unet, torch.from_numpy(latents), torch.tensor(timestep), _tensors(told)
+        return _array(self._family.answer(*given))
 
     @torch.inference_mode()
     def decode(self, latents: Array) -> Array:
@@ -95,13 +100,14 @@ def draw(
     """The picture, 8-bit with shape (1, H, W, 3), that networks make of latents (1, C, h, w) under guidance."""
     scheduler = copy.deepcopy(pipeline.scheduler)
     scheduler.set_timesteps(steps)
-    context = networks.encode(_tokens(pipeline, ["", prompt]))
+    height, width = (side * pipeline.vae_scale_factor for side in latents.shape[2:])
+    told = _arrays(_told(pipeline, networks, prompt, (height, width)))
     sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
     noise = torch.Generator().manual_seed(_SEED)
     extra = {"generator": noise} if _draws(scheduler) else {}
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(sample, timestep).float().numpy()
-        both = torch.from_numpy(networks.predict(np.concatenate([scaled, scaled]), float(timestep), context))
+        both = torch.from_numpy(networks.predict(np.concatenate([scaled, scaled]), float(timestep), told))
         empty, prompted = both.chunk(2)
         guided = empty + _GUIDANCE * (prompted - empty)
         sample = scheduler.step(guided, timestep, sample, **extra).prev_sample
@@ -118,10 +124,20 @@ def compare(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Parity:
     return Parity(int(np.abs(difference).max()), psnr)
 
 
-def _tokens(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> Tokens:
-    length = pipeline.tokenizer.model_max_length
-    made = pipeline.tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
-    return np.asarray(made.input_ids, dtype=np.int64)
+def _told(pipeline: DiffusionPipeline, networks: Networks, prompt: str, size: tuple[int, int]) -> Told:
+    """What the denoiser is told where there is no caption, and of the prompt."""
+    family, tokenize = family_of_pipeline(pipeline), tokenizing(*tokenizers(pipeline))
+    both = _tensors(networks.encode(torch.stack([tokenize(text) for text in ("", prompt)]).numpy()))
+    empty, prompted = ({name: value[row : row + 1] for name, value in both.items()} for row in (0, 1))
+    return joined(family.without_caption(pipeline, empty), prompted) | repeated(framed(family, size), 2)
+
+
+def _tensors(told: runtime.Told) -> Told:
+    return {name: torch.from_numpy(value) for name, value in told.items()}
+
+
+def _arrays(told: Told) -> runtime.Told:
+    return {name: _array(value) for name, value in told.items()}
 
 
 def _draws(scheduler: object) -> bool:

@@ -23,6 +23,7 @@ from bksdm.export.components import components
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
 from bksdm.export.unpickle import pickled, unpickle
+from bksdm.families import family_of_pipeline
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
@@ -186,13 +187,13 @@ def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Sourc
 
 def _check_source(source: Source, kind: Format, out: Path) -> None:
     """Refuse what cannot be held, and what would fill the memory or the disk."""
+    reason = kind.why_not_family(family_of_pipeline(source.pipeline)) or kind.why_not(source)
+    if reason:
+        raise InputError(f"model {source.model} cannot be exported to {kind.name}: {reason}")
     step = 2 ** (len(source.pipeline.unet.config.block_out_channels) - 1) * source.pipeline.vae_scale_factor
     for name, value in (("height", source.height), ("width", source.width)):
         if value % step:
             raise InputError(f"{name} is {value}, and this model's U-Net halves it to multiples of {step}; give one")
-    reason = kind.why_not(source)
-    if reason:
-        raise InputError(f"model {source.model} cannot be exported to {kind.name}: {reason}")
     check_room(kind.needs(source), out)
 
 

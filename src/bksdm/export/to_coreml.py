@@ -27,7 +27,7 @@ from bksdm.export.mil import Program, quiet_coremltools
 from bksdm.export.split_einsum import split_attention
 from bksdm.export.swift import RESOURCES, guide, script
 from bksdm.models.pipelines import save_vocabulary
-from bksdm.runtime.networks import Array, Networks, Tokens
+from bksdm.runtime.networks import Array, Networks, Tokens, Told
 
 NAMES = {
     parts.TEXT_ENCODER: "TextEncoder",
@@ -205,11 +205,11 @@ class CoreMLNetworks:
         opened = _Apple if sys.platform == "darwin" else Program
         self._models: dict[str, _Model] = {part: opened(folder / f"{name}.mlpackage") for part, name in NAMES.items()}
 
-    def encode(self, tokens: Tokens) -> Array:
-        return self._run(parts.TEXT_ENCODER, "last_hidden_state", {"input_ids": tokens})
+    def encode(self, tokens: Tokens) -> Told:
+        return {"context": self._run(parts.TEXT_ENCODER, "last_hidden_state", {"input_ids": tokens})}
 
-    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
-        steps = np.full(len(latents), timestep, np.float32)
+    def predict(self, latents: Array, timestep: float, told: Told) -> Array:
+        steps, context = np.full(len(latents), timestep, np.float32), told["context"]
         given = {"sample": latents, "timestep": steps, "encoder_hidden_states": context.transpose(0, 2, 1)[:, :, None]}
         return self._run(parts.UNET, "noise_pred", given)
 
@@ -252,6 +252,7 @@ FORMAT = Format(
     networks=_open,
     fixed_size=True,
     has_scheduler=False,
+    told=("context",),
     why_not=_why_not,
     least_psnr={"fp16": 30.0, "6bit": 25.0},
     memory=3.0,

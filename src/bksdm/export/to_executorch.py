@@ -20,7 +20,7 @@ from bksdm.common.runs import write_text
 from bksdm.export.components import DECODER, ENCODER, TEXT_ENCODER, UNET, Component, components
 from bksdm.export.formats import Format, Source
 from bksdm.export.layout import component_folder, write_layout
-from bksdm.runtime.networks import Array, Networks, Tokens
+from bksdm.runtime.networks import Array, Networks, Tokens, Told
 
 MODEL_FILE, README_FILE = "model.pte", "README.md"
 _README = """# Programs for ExecuTorch
@@ -104,11 +104,11 @@ class ExecutorchNetworks:
         self._folder, self._batch_size = folder, batch_size
         self._methods: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {}
 
-    def encode(self, tokens: Tokens) -> Array:
-        return self._run(TEXT_ENCODER, 1, tokens)
+    def encode(self, tokens: Tokens) -> Told:
+        return {"context": self._run(TEXT_ENCODER, 1, tokens)}
 
-    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
-        return self._run(UNET, 2 * self._batch_size, latents, context, timestep=timestep)
+    def predict(self, latents: Array, timestep: float, told: Told) -> Array:
+        return self._run(UNET, 2 * self._batch_size, latents, told["context"], timestep=timestep)
 
     def decode(self, latents: Array) -> Array:
         return self._run(DECODER, self._batch_size, latents)
@@ -147,5 +147,6 @@ FORMAT = Format(
     write=write,
     networks=_open,
     fixed_size=True,
+    told=("context",),
     memory=4.0,
 )

@@ -184,6 +184,7 @@ FORMAT = Format(
     check=check,
     suffix=".gguf",
     has_scheduler=False,
+    told=("context",),
     why_not=why_not,
     least_psnr={"fp16": 30.0, "q8_0": 25.0},
     scratch=4.0,

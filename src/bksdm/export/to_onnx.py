@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def write(source: Source, folder: Path) -> None:
         for component in networks.values():
             made = component_folder(component, folder)
             write_graph(component, made / MODEL_FILE)
-            if source.precision == "fp16":
+            if source.precision == "fp16" and not component.upcast:
                 to_half(made / MODEL_FILE)
             elif source.precision == "int8":
                 to_int8(made / MODEL_FILE)
@@ -55,12 +56,17 @@ def write_graph(component: Component, file: Path) -> None:
             input_names=list(component.inputs),
             output_names=list(component.outputs),
             # Names alone: torch then finds out itself which multiples a side has, and limits no size.
-            dynamic_shapes={
-                name: {position: axis.name for position, axis in axes.items()} for name, axes in component.axes.items()
-            },
+            dynamic_shapes=_dynamic(component),
         )
         assert program is not None
         program.save(file, external_data=True)
+
+
+def _dynamic(component: Component) -> tuple[Any, ...]:
+    """Names of the open dimensions, of the arguments in their order."""
+    shapes = [{position: axis.name for position, axis in axes.items()} for axes in component.axes.values()]
+    count = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in signature(component.module.forward).parameters.values())
+    return (*shapes[:count], *([tuple(shapes[count:])] if shapes[count:] else []))
 
 
 def to_half(file: Path) -> None:

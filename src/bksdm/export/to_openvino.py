@@ -17,12 +17,13 @@ from transformers import CLIPTokenizer
 
 from bksdm.common.progress import bar, say
 from bksdm.export.calibration import Step, denoising_steps
-from bksdm.export.components import UNET, Component, components, least_side
+from bksdm.export.components import Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.genai import for_genai, genai_draws
 from bksdm.export.layout import component_folder, why_not, write_layout, write_scheduler
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
-from bksdm.models.pipelines import scheduler_config
+from bksdm.families import family_of_pipeline
+from bksdm.models.pipelines import scheduler_config, tokenizers
 from bksdm.runtime.networks import Networks
 
 MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
@@ -32,7 +33,9 @@ def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
     _write_scheduler(source.pipeline.scheduler, folder)
-    write_tokenizer(source.pipeline.tokenizer, folder / "tokenizer" / TOKENIZER_FILE)
+    family = family_of_pipeline(source.pipeline)
+    for name, tokenizer in zip(family.tokenizers, tokenizers(source.pipeline), strict=True):
+        write_tokenizer(tokenizer, folder / name / TOKENIZER_FILE)
     least = least_side(source.pipeline)
     networks = components(source.pipeline, least, least)
     steps = denoising_steps(source) if source.precision == "w8a8" else []
@@ -61,7 +64,7 @@ def write_graph(component: Component, file: Path, precision: str, steps: list[St
     """
     with _quiet():
         graph = to_graph(component)
-    save_graph(graph, file, precision if component.name == UNET else beside(precision), steps)
+    save_graph(graph, file, precision if component.denoises else beside(precision), steps)
 
 
 def to_graph(component: Component) -> Any:
@@ -71,7 +74,7 @@ def to_graph(component: Component) -> Any:
     # openvino-genai gives whole timesteps; `OpenvinoNetworks` makes room for others.
     examples = {name: value.long() if name == "timestep" else value for name, value in component.inputs.items()}
     model = openvino.convert_model(component.module, example_input=tuple(examples.values()))
-    for port, name in zip(model.outputs, component.outputs, strict=True):
+    for port, name in zip([*model.inputs, *model.outputs], [*examples, *component.outputs], strict=True):
         port.get_tensor().set_names({name})
     model.reshape(
         {

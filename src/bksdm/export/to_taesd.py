@@ -70,6 +70,7 @@ FORMAT = Format(
     suffix=".safetensors",
     has_scheduler=False,
     needs_decoder=True,
+    told=("context",),
     why_not=why_not,
     least_psnr={"fp16": 30.0},
     memory=1.0,

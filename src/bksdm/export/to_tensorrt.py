@@ -69,6 +69,7 @@ FORMAT = Format(
     packages=to_onnx.FORMAT.packages,
     write=write,
     networks=to_onnx.FORMAT.networks,
+    told=("context",),
     fixed_size=False,
     least_psnr=to_onnx.FORMAT.least_psnr,
 )

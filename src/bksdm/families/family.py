@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import diffusers
+import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
@@ -56,11 +57,13 @@ class Family(ABC):
 
     Attributes:
         name: For people.
+        tag: By which the Hub lists such models.
         pipeline, from_image, under_mask: Classes of diffusers that draw from a prompt alone, from a picture, and
             within a mask.
         networks: Classes of the networks that make a pipeline, by their names in it.
         denoiser: The name of the network that is made smaller.
         encoders, tokenizers: Names of the text encoders, and of their tokenizers in the same order.
+        text_outputs: Of each text encoder, what it gives other runtimes, in the order in which transformers does.
         of_caption, of_picture: Names of the conditions that a caption gives, and that say something of a picture.
         upcasts_vae: Whether its VAE decodes in float32 where its config has `force_upcast`, as all of diffusers do.
         settings: Entries of a pipeline's config that a single file has to tell, for no network does.
@@ -74,6 +77,7 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
+    tag: ClassVar[str]
     pipeline: ClassVar[str]
     from_image: ClassVar[str]
     under_mask: ClassVar[str]
@@ -81,6 +85,7 @@ class Family(ABC):
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]]
     tokenizers: ClassVar[tuple[str, ...]]
+    text_outputs: ClassVar[tuple[tuple[str, ...], ...]]
     of_caption: ClassVar[tuple[str, ...]]
     of_picture: ClassVar[tuple[str, ...]] = ()
     upcasts_vae: ClassVar[bool] = False
@@ -153,9 +158,15 @@ class Family(ABC):
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """What captions give, from their tokens: (B, L), or (B, N, L) where there are N text encoders."""
 
-    def without_caption(self, pipeline: DiffusionPipeline, empty: Told) -> Told:  # noqa: ARG002
-        """What guidance tells it where there is no caption, with B = 1, given the empty prompt as `embedded` has it."""
-        return empty
+    def embeds_empty(self, pipeline: DiffusionPipeline) -> bool:  # noqa: ARG002
+        """Whether guidance embeds the empty prompt where there is no caption; else it tells zeros."""
+        return True
+
+    def without_caption(self, pipeline: DiffusionPipeline, empty: Told) -> Told:
+        """What guidance tells it where there is no caption, given empty prompts as `embedded` has them."""
+        return (
+            empty if self.embeds_empty(pipeline) else {name: torch.zeros_like(value) for name, value in empty.items()}
+        )
 
     def of_frame(self, frame: Frame) -> Told:  # noqa: ARG002
         """What it is told of a picture, of one sample."""

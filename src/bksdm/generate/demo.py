@@ -25,7 +25,15 @@ from bksdm.data.pictures import open_picture
 from bksdm.generate.run import save_picture
 from bksdm.generate.sampling import Request, is_flagged, sample
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import check_text_to_image, cutting, drawing, image_size, scheduler_config
+from bksdm.models.pipelines import (
+    check_text_to_image,
+    cutting,
+    drawing,
+    image_size,
+    scheduler_config,
+    text_encoders,
+    tokenizers,
+)
 from bksdm.options import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
@@ -74,9 +82,10 @@ class Drawer:
         dtype = choose_precision(options.precision, device, training=False)
         pipeline = load_model(model, dtype, options.decoder)
         check_text_to_image(pipeline, model)
-        networks = (pipeline.text_encoder, pipeline.unet, pipeline.vae)
+        encoders = text_encoders(pipeline)
+        networks = (*encoders, pipeline.unet, pipeline.vae)
         tensors = [p for network in networks for p in network.parameters()]
-        cost = unet_cost(pipeline.unet.config, tokens=pipeline.text_encoder.config.max_position_embeddings)
+        cost = unet_cost(pipeline.unet.config, tokens=encoders[0].config.max_position_embeddings)
         about = (
             f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step; "
             f"whole model: {sum(p.numel() * p.element_size() for p in tensors) / 2**20:.0f} MiB"
@@ -178,7 +187,7 @@ def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) 
     about |= {"guidance": wish.guidance, "strength": wish.strength if wish.image else None}
     save_picture(picture, file, about, scheduler_config(drawer.pipeline.scheduler))
     notes = ["the model's safety checker has made it black"] if is_flagged(picture) else []
-    if lost := cutting(drawer.pipeline.tokenizer)(wish.prompt):
+    if lost := cutting(*tokenizers(drawer.pipeline))(wish.prompt):
         notes.append(f"the prompt is longer than the model reads; cut off: {lost}")
     return Made(seconds, file, notes)
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from bksdm.generate.sampling import Request
-from bksdm.runtime.folder import open_folder, read_json
+from bksdm.runtime.files import read_json
+from bksdm.runtime.folder import open_folder
 from bksdm.runtime.pipeline import Pipeline
 
 EXPORT_FILE = "export.json"

@@ -76,7 +76,8 @@ def sample(
     run.set_progress_bar_config(disable=True)
     for arguments in _batches(requests, steps, guidance, batch_size):
         count = len(arguments["prompt"])
-        arguments |= {"negative_prompt": None if negative_prompt is None else [negative_prompt] * count}
+        # An empty one is as good as none, which some pipelines tell otherwise.
+        arguments |= {"negative_prompt": [negative_prompt] * count if negative_prompt else None}
         if image:
             arguments |= {"image": [image] * count, "strength": strength}
         if mask:

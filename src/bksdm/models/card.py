@@ -6,6 +6,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from bksdm.common.assets import asset
+from bksdm.families import family_of
+from bksdm.families.family import Family
 from bksdm.pruning.describe import Description
 from bksdm.runtime.defaults import Defaults
 
@@ -23,6 +25,7 @@ def model_card(
     """
     return _template("model_card.md.jinja").render(
         description=description,
+        family=family_of(description.pruning.student_config),
         recipe=description.pruning.recipe,
         teacher=teacher,
         retraining=retraining,
@@ -32,19 +35,21 @@ def model_card(
 
 
 def personal_card(
-    model: str, prompt: str, options: Mapping[str, Any], *, lora: bool, own: Defaults | None = None
+    model: str, family: Family, prompt: str, options: Mapping[str, Any], *, lora: bool, own: Defaults | None = None
 ) -> str:
     """The text of `README.md` for what `bksdm personalize` made.
 
     Arguments:
         model: The MODEL that learnt.
+        family: That it is of.
         prompt: What brings the subject out.
         options: Of the making.
         lora: Whether it is a LoRA.
         own: What the model draws best with, where that is known.
     """
     call = own.call() if own else ""
-    return _template("personal_card.md.jinja").render(model=model, prompt=prompt, options=options, lora=lora, call=call)
+    given = {"model": model, "family": family, "prompt": prompt, "options": options}
+    return _template("personal_card.md.jinja").render(**given, lora=lora, call=call)
 
 
 def _template(name: str) -> Template:

@@ -283,9 +283,9 @@ def _told(options: PersonalizeOptions, learner: Learner, device: torch.device) -
 def _save(folder: Path, learner: Learner, state: TrainState, options: PersonalizeOptions) -> None:
     """What was learnt, whole or not at all."""
     shown: dict[str, Any] = {name: getattr(options, name) for name in _ON_CARD if options.lora or name != "rank"}
-    own = drawing_defaults(options.model)
+    own, family = drawing_defaults(options.model), family_of_pipeline(learner.pipeline)
     files = {
-        "README.md": personal_card(options.model, options.prompt, shown, lora=options.lora, own=own),
+        "README.md": personal_card(options.model, family, options.prompt, shown, lora=options.lora, own=own),
         STEPS_FILE: ended(state.step),
     }
     if options.lora:

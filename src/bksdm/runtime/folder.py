@@ -1,17 +1,18 @@
 """An exported folder becomes a `Pipeline`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bksdm.common.errors import InputError
+from bksdm.runtime.conditions import Conditions
 from bksdm.runtime.defaults import Defaults, read_defaults
+from bksdm.runtime.files import read_json
 from bksdm.runtime.folder_networks import FolderNetworks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 from bksdm.runtime.pipeline import Pipeline
 from bksdm.runtime.schedulers import check_scheduler, with_scheduler
-from bksdm.runtime.tokens import Tokenizer
+from bksdm.runtime.tokens import Tokenizer, Tokenizers
 
 _STABLE_DIFFUSION_SCALE = 0.18215
 _FORMATS: dict[str, type[FolderNetworks]] = {"onnx": OnnxNetworks, "openvino": OpenvinoNetworks}
@@ -68,6 +69,7 @@ def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any], sched
     check_scheduler(config)
     if unet.get("time_cond_proj_dim") is not None:
         raise InputError(f"{path / 'unet'} takes the guidance scale as an input, which is not known here")
+    conditions = Conditions.of(path)
     try:
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         side = unet["sample_size"]
@@ -79,7 +81,8 @@ def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any], sched
         raise InputError(f"a config.json in {path} lacks {error}; export the model again") from error
     return Pipeline(
         networks=networks,
-        tokenizer=Tokenizer(path / "tokenizer", length),
+        tokenizer=Tokenizers([Tokenizer(path / name, length) for name in conditions.tokenizers]),
+        conditions=conditions,
         scheduler=config,
         channels=channels,
         scaling_factor=vae.get("scaling_factor", _STABLE_DIFFUSION_SCALE),
@@ -98,20 +101,3 @@ def _format_of(path: Path) -> str:
         if (path / "unet" / kind.file).is_file():
             return name
     raise InputError(f"{path} has neither export.json nor networks; give a folder that bksdm export has written")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in one of the files of an exported folder.
-
-    Raises:
-        InputError: It is missing, or holds none.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file} is missing; export the model again") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); export the model again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file} holds no object; export the model again")
-    return values

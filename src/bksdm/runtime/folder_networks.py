@@ -5,8 +5,9 @@ A network is loaded when it is first asked for. All then stay, so that a second 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
-from bksdm.runtime.networks import Array, Tokens
+from bksdm.runtime.conditions import INPUTS, Conditions
+from bksdm.runtime.networks import Array, Tokens, Told
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Network(ABC):
     inputs: Mapping[str, Input]
 
     @abstractmethod
-    def run(self, inputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
-        """The output of this name."""
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        """The outputs of these names."""
 
 
 class FolderNetworks(ABC):
-    """The four networks of a folder; a runtime says how one of them is loaded."""
+    """The networks of a folder; a runtime says how one of them is loaded."""
 
     file: str
 
@@ -64,26 +66,37 @@ class FolderNetworks(ABC):
             InputError: The file cannot be read.
         """
 
-    def encode(self, tokens: Tokens) -> Array:
-        return self._run("text_encoder", {"input_ids": tokens}, "last_hidden_state")
+    @cached_property
+    def _conditions(self) -> Conditions:
+        return Conditions.of(self._folder)
 
-    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
-        given = {"sample": latents, "timestep": np.array(timestep), "encoder_hidden_states": context}
-        return self._run("unet", given, "out_sample")
+    def encode(self, tokens: Tokens) -> Told:
+        given = tokens[:, None] if tokens.ndim == 2 else tokens
+        found: dict[str, list[Array]] = {}
+        for number, (name, outputs) in enumerate(self._conditions.outputs.items()):
+            made = self._run(name, {"input_ids": given[:, number]}, tuple(outputs.values()))
+            for condition, value in zip(outputs, made, strict=True):
+                found.setdefault(condition, []).append(value)
+        return {condition: np.concatenate(values, axis=-1) for condition, values in found.items()}
+
+    def predict(self, latents: Array, timestep: float, told: Told) -> Array:
+        given = {"sample": latents, "timestep": np.array(timestep)}
+        given |= {INPUTS.get(name, name): value for name, value in told.items()}
+        return self._run("unet", given, ("out_sample",))[0]
 
     def decode(self, latents: Array) -> Array:
-        return self._run("vae_decoder", {"latent_sample": latents}, "sample")
+        return self._run("vae_decoder", {"latent_sample": latents}, ("sample",))[0]
 
     def moments(self, pixels: Array) -> Array:
-        return self._run("vae_encoder", {"sample": pixels}, "latent_parameters")
+        return self._run("vae_encoder", {"sample": pixels}, ("latent_parameters",))[0]
 
-    def _run(self, name: str, given: Mapping[str, NDArray[Any]], output: str) -> Array:
+    def _run(self, name: str, given: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Array]:
         network = self._network(name)
         lacking = sorted(given.keys() - network.inputs.keys())
         if lacking:
             raise InputError(f"{self._folder / name} has no input {lacking[0]}; export the model again")
         cast = {key: _as_declared(key, value, network.inputs[key]) for key, value in given.items()}
-        return np.asarray(network.run(cast, output), dtype=np.float32)
+        return [np.asarray(found, dtype=np.float32) for found in network.run(cast, outputs)]
 
     def _network(self, name: str) -> Network:
         if name not in self._held:

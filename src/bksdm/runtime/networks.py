@@ -7,17 +7,21 @@ from numpy.typing import NDArray
 
 Array = NDArray[float32]
 Tokens = NDArray[int64]
+Told = dict[str, Array]  # by name: what a denoiser is told besides noisy latents and their timestep
 
 
 class Networks(Protocol):
-    """The four networks of a latent diffusion model; every array is float32."""
+    """The networks of a latent diffusion model; every array is float32."""
 
-    def encode(self, tokens: Tokens) -> Array:
-        """Embeddings with shape (B, L, D) of tokens with shape (B, L)."""
+    def encode(self, tokens: Tokens) -> Told:
+        """What captions give, such as `context` with shape (B, L, D), by their tokens.
+
+        These have shape (B, L), or (B, N, L) where there are N text encoders.
+        """
         ...
 
-    def predict(self, latents: Array, timestep: float, context: Array) -> Array:
-        """The U-Net's output for noisy latents with shape (B, C, h, w) at one timestep and embeddings (B, L, D)."""
+    def predict(self, latents: Array, timestep: float, told: Told) -> Array:
+        """The U-Net's output for noisy latents with shape (B, C, h, w) at one timestep and what it is told of B."""
         ...
 
     def decode(self, latents: Array) -> Array:

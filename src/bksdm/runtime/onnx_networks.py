@@ -1,6 +1,6 @@
 """Networks of an ONNX folder, computed by onnxruntime."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,6 @@ class _Session(Network):
             for given in session.get_inputs()
         }
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
-        found: NDArray[Any] = self._session.run([output], dict(inputs))[0]
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = self._session.run(list(outputs), dict(inputs))
         return found

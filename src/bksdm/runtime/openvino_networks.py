@@ -1,6 +1,6 @@
 """Networks of an OpenVINO folder, computed by OpenVINO on the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,6 @@ class _Compiled(Network):
             for name in given.get_names()
         }
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[NDArray[Any]]:
         self._request.infer(dict(inputs))
-        found: NDArray[Any] = self._request.get_tensor(output).data.copy()
-        return found
+        return [self._request.get_tensor(output).data.copy() for output in outputs]

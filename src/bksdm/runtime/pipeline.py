@@ -1,7 +1,7 @@
 """Text-to-image and image-to-image from networks, a tokenizer and a scheduler's options, in numpy.
 
-Noise, guidance and the order of random numbers are those of diffusers' StableDiffusionPipeline and
-StableDiffusionImg2ImgPipeline with a generator on the CPU for each picture.
+Noise, guidance and the order of random numbers are those of diffusers' pipelines with a generator on the CPU for each
+picture.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
+from bksdm.runtime.conditions import Conditions
 from bksdm.runtime.defaults import Defaults
-from bksdm.runtime.networks import Array, Networks
+from bksdm.runtime.networks import Array, Networks, Told
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.schedulers import trajectory
-from bksdm.runtime.tokens import Tokenizer
+from bksdm.runtime.tokens import Tokenizers
 
 Pixels = NDArray[np.uint8]
 _LOG_VARIANCE = (-30.0, 20.0)
@@ -28,7 +29,7 @@ class Pipeline:
 
     Attributes:
         networks: Compute in some runtime.
-        tokenizer: Prompts to tokens with shape (B, L), and what of them is cut off.
+        tokenizer: Prompts to tokens, and what of them is cut off.
         scheduler: The options of scheduler_config.json.
         channels: Of the latents.
         scaling_factor: By which latents of the VAE are multiplied for the U-Net.
@@ -38,10 +39,11 @@ class Pipeline:
         width: In pixels, where none is asked for.
         fixed: Whether the networks take no other height and width.
         defaults: What the model draws best with.
+        conditions: What the networks are told.
     """
 
     networks: Networks
-    tokenizer: Tokenizer
+    tokenizer: Tokenizers
     scheduler: Mapping[str, Any]
     channels: int
     scaling_factor: float
@@ -51,6 +53,7 @@ class Pipeline:
     width: int
     fixed: bool = False
     defaults: Defaults = field(default_factory=Defaults)
+    conditions: Conditions = field(default_factory=Conditions)
 
     def sample(
         self,
@@ -114,7 +117,7 @@ class Pipeline:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             guided = how.guidance > 1
-            context = self._context(prompts[batch], negative_prompt if guided else None)
+            told = self.told(prompts[batch], negative_prompt if guided else None, shape[1:])
             draws = _Draws(seeds[batch], shape)
             if image is None:
                 way = trajectory(self.scheduler, how.steps)
@@ -125,7 +128,7 @@ class Pipeline:
                 clean = self._latents(image, draws)
                 sample = way.noisy(clean, draws())
             for number, timestep in enumerate(way.timesteps, 1):
-                output = self._predict(way.scaled(sample), float(timestep), context, how.guidance if guided else None)
+                output = self._predict(way.scaled(sample), float(timestep), told, how.guidance if guided else None)
                 sample = way.step(output, sample, draws)
                 if on_step is not None:
                     on_step(number, len(way.timesteps))
@@ -134,18 +137,29 @@ class Pipeline:
             _check_finite(pixels, "decoder")
             yield to_bytes(pixels)
 
-    def _context(self, prompts: Sequence[str], negative_prompt: str | None) -> Array:
-        """Embeddings of the prompts, under guidance after as many of the negative one."""
-        context = self.networks.encode(self.tokenizer(prompts))
-        if negative_prompt is None:
-            return context
-        away = self.networks.encode(self.tokenizer([negative_prompt]))
-        return np.concatenate([np.repeat(away, len(prompts), axis=0), context])
+    def told(self, prompts: Sequence[str], negative_prompt: str | None, sides: Sequence[int]) -> Told:
+        """What the U-Net is told of pictures.
 
-    def _predict(self, latents: Array, timestep: float, context: Array, guidance: float | None) -> Array:
+        Arguments:
+            prompts: One a picture.
+            negative_prompt: Under guidance, what all are kept away from, which comes first and as often; else None.
+            sides: Height and width of their latents.
+        """
+        told = self.networks.encode(self.tokenizer(prompts))
+        count, (height, width) = len(prompts), (side * self.factor for side in sides)
+        if negative_prompt is None:
+            return told | self.conditions.of_size(height, width, count)
+        if negative_prompt or self.conditions.embeds_empty:
+            away = self.networks.encode(self.tokenizer([negative_prompt]))
+        else:
+            away = {name: np.zeros_like(value[:1]) for name, value in told.items()}
+        both = {name: np.concatenate([np.repeat(away[name], count, axis=0), told[name]]) for name in told}
+        return both | self.conditions.of_size(height, width, 2 * count)
+
+    def _predict(self, latents: Array, timestep: float, told: Told, guidance: float | None) -> Array:
         if guidance is None:
-            return self.networks.predict(latents, timestep, context)
-        both = self.networks.predict(np.concatenate([latents, latents]), timestep, context)
+            return self.networks.predict(latents, timestep, told)
+        both = self.networks.predict(np.concatenate([latents, latents]), timestep, told)
         away, towards = np.split(both, 2)
         return away + guidance * (towards - away)
 

@@ -115,6 +115,26 @@ class Tokenizer:
         return encoded(prompt, self._tokenizer.encode, self._words)
 
 
+class Tokenizers:
+    """Those of all text encoders of a model; tokens of N have shape (B, N, L), and of one (B, L)."""
+
+    def __init__(self, each: Sequence[Tokenizer]) -> None:
+        self._each = each
+
+    def __call__(self, prompts: Sequence[str]) -> Tokens:
+        """Tokens of B prompts."""
+        found = np.stack([tokenizer(prompts) for tokenizer in self._each], axis=1)
+        return found[:, 0] if len(self._each) == 1 else found
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that a text encoder does not see, at most; nothing where they see all."""
+        return max((tokenizer.cut_off(prompt) for tokenizer in self._each), key=len)
+
+    def hidden_words(self) -> list[str]:
+        """Saved words of which the first vector counts alone."""
+        return list(dict.fromkeys(word for tokenizer in self._each for word in tokenizer.hidden_words()))
+
+
 def _pad_token(file: Path) -> str:
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

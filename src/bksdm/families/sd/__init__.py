@@ -30,12 +30,14 @@ class StableDiffusion(UNetFamily):
     """Stable Diffusion 1.x and 2.x."""
 
     name = "Stable Diffusion 1.x or 2.x"
+    tag = "stable-diffusion"
     pipeline = "StableDiffusionPipeline"
     from_image = "StableDiffusionImg2ImgPipeline"
     under_mask = "StableDiffusionInpaintPipeline"
     networks = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # noqa: RUF012
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
+    text_outputs = (("last_hidden_state", "pooler_output"),)
     of_caption = ("context",)
     lora_prefixes = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_")}  # noqa: RUF012
     lora_versions = {  # noqa: RUF012

@@ -42,6 +42,7 @@ class StableDiffusionXL(UNetFamily):
     """SDXL."""
 
     name = "SDXL"
+    tag = "stable-diffusion-xl"
     pipeline = "StableDiffusionXLPipeline"
     from_image = "StableDiffusionXLImg2ImgPipeline"
     under_mask = "StableDiffusionXLInpaintPipeline"
@@ -53,6 +54,10 @@ class StableDiffusionXL(UNetFamily):
     }
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    text_outputs = (
+        ("last_hidden_state", "pooler_output", "hidden_states"),
+        ("text_embeds", "last_hidden_state", "hidden_states"),
+    )
     of_caption = ("context", "text_embeds")
     of_picture = ("time_ids",)
     upcasts_vae = True
@@ -113,11 +118,8 @@ class StableDiffusionXL(UNetFamily):
         context = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
         return {"context": context, "text_embeds": found[-1].text_embeds}
 
-    def without_caption(self, pipeline: DiffusionPipeline, empty: Told) -> Told:
-        """Zeros, where the pipeline draws so."""
-        if not pipeline.config.get("force_zeros_for_empty_prompt", True):
-            return empty
-        return {name: torch.zeros_like(value) for name, value in empty.items()}
+    def embeds_empty(self, pipeline: DiffusionPipeline) -> bool:
+        return not pipeline.config.get("force_zeros_for_empty_prompt", True)
 
     def of_frame(self, frame: Frame) -> Told:
         return {"time_ids": torch.tensor([*frame.original, *frame.corner, *frame.size], dtype=torch.float32)}
