@@ -209,7 +209,9 @@ def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe:
     known = ("attention_head_dim", "block_out_channels", "cross_attention_dim", "down_block_types", "up_block_types")
     known += ("in_channels", "out_channels", "sample_size", "use_linear_projection")
     known += ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
-    assert {key: found.get(key) for key in known} == {key: config.get(key) for key in known}
+    assert {key: found.get(key) for key in known} == {
+        key: ({"use_linear_projection": False} | config).get(key) for key in known
+    }
     assert family.is_whole(found) == (recipe is None)
     assert parts["vae"].config(shapes)["block_out_channels"] == [128, 256, 512, 512]
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family
+from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.sd import StableDiffusion
 from bksdm.families.sdxl import StableDiffusionXL
 from bksdm.families.single_file import FileShapes, Layout
-from bksdm.families.unet.readers import Reader
 from bksdm.families.unet.readers import readers as known_readers
 from bksdm.families.units import Names, Removals, Unit
 

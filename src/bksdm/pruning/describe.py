@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.families import derive, readers
+from bksdm.families.reader import Reader
 from bksdm.families.recipe import Pruning, Recipe, Stage, load_recipe
-from bksdm.families.unet.readers import Reader
 from bksdm.models.pipelines import context_tokens, load_unet_config
 from bksdm.pruning.cost import TOKENS, UNetCost, unet_cost
 

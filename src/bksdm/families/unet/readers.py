@@ -1,46 +1,19 @@
 """Which programs read a U-Net that was pruned: a table that is data, `assets/readers.yaml`, and its rules."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 import yaml
 
 from bksdm.common.assets import asset
+from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config
 from bksdm.families.unet.depth import listed
 from bksdm.families.unet.structure import ADDED, UNetShape
 
 _WIDTHS = (320, 640, 1280, 1280)
 _MODELS = {(768, False): "sd1", (1024, False): "sd2", (2048, True): "sdxl"}
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What a program makes of a U-Net.
-
-    Attributes:
-        program: Its name.
-        file: What it is given: a folder of diffusers, or a single file with the original names.
-        answer: yes, no, or under which condition.
-        seen: What that rests on: run, or code that was read and not run.
-        why: The reason, where there is something to say.
-    """
-
-    program: str
-    file: str
-    answer: str
-    seen: str
-    why: str = ""
-
-    def __str__(self) -> str:
-        seen = "run" if self.seen == "run" else "from its code, not run"
-        return f"{self.program}, {self.file}: {self.answer}{f', {self.why}' if self.why else ''} ({seen})"
-
-    def to_dict(self) -> dict[str, str]:
-        """Plain values."""
-        return asdict(self)
 
 
 def readers(config: Config) -> list[Reader]:
