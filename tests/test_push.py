@@ -73,10 +73,10 @@ def test_the_embedded_models_licence_holds_on(done: Run, tmp_path: Path) -> None
     assert done("push", tmp_path / "tiny", *words).json["license"] == "cc-by-4.0"
 
 
-def test_the_card_names_the_pipeline_of_the_family(done: Run, xl_folder: Path, tmp_path: Path) -> None:
-    done("prune", xl_folder, "--recipe", "vega", "--out", tmp_path / "vega")
-    words = ["--repo", "me/vega", "--license", "openrail++", "--out", tmp_path / "hub", "--dry_run", "--json"]
-    assert "unet/diffusion_pytorch_model.safetensors" in done("push", tmp_path / "vega", *words).json["files"]
+def test_the_card_names_the_pipeline_of_the_family(done: Run, xl_exported_model: Path, tmp_path: Path) -> None:
+    done("prune", xl_exported_model, "--recipe", "base", "--out", tmp_path / "base")
+    words = ["--repo", "me/base", "--license", "openrail++", "--out", tmp_path / "hub", "--dry_run", "--json"]
+    assert "unet/diffusion_pytorch_model.safetensors" in done("push", tmp_path / "base", *words).json["files"]
     card = ModelCard.load(tmp_path / "hub" / "README.md")
     assert "stable-diffusion-xl" in card.data.tags
     assert 'StableDiffusionXLPipeline.from_pretrained("PATH' in card.text
