@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from bksdm.export import sd_cpp
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import Parity, TorchNetworks, compare, draw
-from bksdm.families import family_of_pipeline
-from bksdm.families.unet.structure import UNetShape
+from bksdm.families import derive, family_of_pipeline
+from bksdm.pruning.describe import WHOLE
 
 _GGML = {"q8_0": "q8_0", "q4_0": "q4_0", "fp16": "f16"}
 _PROMPT = "a"  # one token in every vocabulary of CLIP's
 _SIDE, _STEPS, _GUIDANCE, _SEED = 64, 4, 2.5, 0
-_WHOLE, _TINY = (320, 640, 1280, 1280), (320, 640, 1280)
+# Widths, what the layers of the down stages consist of, and the middle block.
+_WHOLE = (320, 640, 1280, 1280), (("RA", "RA"),) * 3 + (("R", "R"),), ("RAR",)
+_TINY = (320, 640, 1280), (("RA",),) * 3, ()
 _UNET: Mapping[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -79,15 +81,14 @@ def _objections(pipeline: DiffusionPipeline) -> Iterator[str]:
     yield from _unlike("VAE", pipeline.vae.config, _VAE)
     yield from _unlike("U-Net", pipeline.unet.config, _UNET)
     yield from _unlike("scheduler", pipeline.scheduler.config, _SCHEDULER)
-    shape = UNetShape.of(pipeline.unet.config)
-    attends = shape.attends_down if shape.attends_down == shape.attends_up else None
-    middle = (shape.has_mid, shape.depths.mid)
-    stem = (shape.widths, middle, set(shape.layers), attends)
-    if stem in ((_WHOLE, (True, 1), {2}, (True, True, True, False)), (_TINY, (False, 0), {1}, (True, True, True))):
+    network = derive(WHOLE, pipeline.unet.config)
+    widths, layers = (tuple(map(of, network.down)) for of in (lambda stage: stage.channels, lambda stage: stage.kinds))
+    middle = network.mid.kinds if network.mid else ()
+    if (widths, layers, middle) in (_WHOLE, _TINY) and [stage.kinds[1:] for stage in network.up] == [*layers]:
         return
     yield (
-        f"its U-Net has {shape.stages} stages with {', '.join(map(str, shape.layers))} layers and "
-        f"{'a' if shape.has_mid else 'no'} middle block, and stable-diffusion.cpp knows that of Stable Diffusion 1.x "
+        f"its U-Net has {len(layers)} stages with {', '.join(str(len(kinds)) for kinds in layers)} layers and "
+        f"{'a' if middle else 'no'} middle block, and stable-diffusion.cpp knows that of Stable Diffusion 1.x "
         f"and the recipe tiny alone: it takes base for the whole U-Net and small for tiny, and crashes; prune with "
         f"--recipe tiny, or export to onnx, openvino or executorch"
     )

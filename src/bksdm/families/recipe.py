@@ -123,6 +123,11 @@ class Stage:
     channels: int
     layers: tuple[tuple[str, bool], ...]
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What its layers consist of."""
+        return tuple(kinds for kinds, _ in self.layers)
+
 
 @dataclass(frozen=True)
 class Pruning:
