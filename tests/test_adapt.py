@@ -464,8 +464,9 @@ def test_a_controlnet_in_one_file_is_the_same(crossing: Crossing, tmp_path: Path
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "control.safetensors")
     ours = load_controlnet(crossing.adapt(tmp_path / "control.safetensors", tmp_path / "out").out)
     assert ours.selection is not None
+    found = ours.state_dict()
     for name, tensor in whole.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], tensor), name
+        assert torch.equal(found[name], tensor), name
 
 
 def test_a_controlnet_that_attends_nowhere_is_carried_all_the_same(
