@@ -59,7 +59,7 @@ def sample(
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; 1 or less for none.
         batch_size: Pictures at a time.
-        negative_prompt: What to keep away from.
+        negative_prompt: What to keep away from; none, or an empty one, leaves to the model what guidance tells it then.
         height: In pixels; the model's own by default.
         width: In pixels; the model's own by default.
         image: Start from this picture (SDEdit, arXiv 2108.01073) instead of from noise.
@@ -76,7 +76,7 @@ def sample(
     run.set_progress_bar_config(disable=True)
     for arguments in _batches(requests, steps, guidance, batch_size):
         count = len(arguments["prompt"])
-        arguments |= {"negative_prompt": None if negative_prompt is None else [negative_prompt] * count}
+        arguments |= {"negative_prompt": [negative_prompt] * count if negative_prompt else None}
         if image:
             arguments |= {"image": [image] * count, "strength": strength}
         if mask:
