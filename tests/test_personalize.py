@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,7 +19,6 @@ from bksdm.common.randomness import Draws
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.state import Checkpoints
 from bksdm.families import family_of_pipeline
-from bksdm.families.noise import NoiseSchedule
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.pipelines import load_pipeline
@@ -29,7 +28,7 @@ from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
 from bksdm.pruning.run import read_recipe
 from lora_layouts import networks
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, added_conditions, random_inputs
+from tiny_models import LATENT, PICTURE, asked, random_inputs, random_told
 from verbs import Run, mtimes, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
@@ -94,37 +93,35 @@ def low_rank(of_family: Callable[[str], Runs]) -> Path:
 # The loss
 
 
-def test_the_loss_is_the_error_to_the_noise_of_the_subject_and_of_its_kind(any_teacher: DiffusionPipeline) -> None:
+def test_the_loss_is_the_error_to_the_noise_of_the_subject_and_of_its_kind(kind_teacher: DiffusionPipeline) -> None:
     rng = torch.Generator().manual_seed(0)
     shape = (2, 4, LATENT, LATENT)
     mean, kind = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
     batch = {"latents_mean": mean, "class_mean": kind} | dict.fromkeys(("latents_std", "class_std"), torch.zeros(shape))
-    family, unet, added = family_of_pipeline(any_teacher), any_teacher.unet, added_conditions(any_teacher.unet.config)
-    told = {"context": torch.randn(2, MAX_TOKENS, CONTEXT, generator=rng), **added}
-    schedule = NoiseSchedule.from_scheduler(any_teacher.scheduler)
+    told, family = random_told(kind_teacher.unet.config), family_of_pipeline(kind_teacher)
+    schedule = family.noise_schedule(kind_teacher.scheduler)
+    noise_of = DDPMScheduler.from_config(kind_teacher.scheduler.config)
     with torch.no_grad():
-        found = Personalization(unet, schedule, lambda: told, 0.5, family)(batch, Draws(7, "noise", 3))
+        found = Personalization(kind_teacher.unet, schedule, lambda: told, 0.5, family)(batch, Draws(7, "noise", 3))
         expected = []
-        for number, (latents, draws) in enumerate(
-            zip((mean, kind), (Draws(7, "noise", 3), Draws(7, "noise", 3).also("class")), strict=True)
+        for number, latents, draws in zip(
+            (0, 1), (mean, kind), (Draws(7, "noise", 3), Draws(7, "noise", 3).also("class")), strict=True
         ):
             draws.normal(shape)  # the sample of the posterior, which has no spread here
             noise, timesteps = draws.normal(shape), draws.integers(1000, 2)
-            noisy = DDPMScheduler.from_config(any_teacher.scheduler.config).add_noise(latents, noise, timesteps)
-            own = {name: value[number : number + 1].expand(2, *value.shape[1:]) for name, value in told.items()}
-            answer = unet(noisy, timesteps, own.pop("context"), added_cond_kwargs=own).sample
-            if schedule.prediction_type == "v_prediction":
-                noise = DDPMScheduler.from_config(any_teacher.scheduler.config).get_velocity(latents, noise, timesteps)
+            noisy = noise_of.add_noise(latents, noise, timesteps)
+            both = {name: torch.stack([value[number]] * 2) for name, value in told.items()}
+            answer = asked(kind_teacher.unet, noisy, timesteps, both)
             expected.append((answer - noise).square().mean())
     torch.testing.assert_close([found["task"], found["prior"]], expected)
     torch.testing.assert_close(found["loss"], expected[0] + 0.5 * expected[1])
 
 
-def test_without_pictures_of_the_kind_there_is_one_loss(v1_teacher: StableDiffusionPipeline) -> None:
-    latents, _, context = random_inputs()
-    schedule = NoiseSchedule.from_scheduler(v1_teacher.scheduler)
+def test_without_pictures_of_the_kind_there_is_one_loss(kind_teacher: DiffusionPipeline) -> None:
+    latents, told = random_inputs()[0], random_told(kind_teacher.unet.config)
+    family = family_of_pipeline(kind_teacher)
     objective = Personalization(
-        v1_teacher.unet, schedule, lambda: {"context": context}, 1.0, family_of_pipeline(v1_teacher)
+        kind_teacher.unet, family.noise_schedule(kind_teacher.scheduler), lambda: told, 1.0, family
     )
     with torch.no_grad():
         found = objective({"latents_mean": latents, "latents_std": torch.zeros_like(latents)}, Draws(0, "noise"))

@@ -59,7 +59,7 @@ def sample(
         steps: Denoising steps.
         guidance: Classifier-free guidance scale; 1 or less for none.
         batch_size: Pictures at a time.
-        negative_prompt: What to keep away from.
+        negative_prompt: What to keep away from; none, or an empty one, leaves to the model what guidance tells it then.
         height: In pixels; the model's own by default.
         width: In pixels; the model's own by default.
         image: Start from this picture (SDEdit, arXiv 2108.01073) instead of from noise.
