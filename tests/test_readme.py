@@ -48,6 +48,9 @@ def test_a_command_is_understood(command: str) -> None:
         }
     elif program == "python" and given[0] == "bksdm.runtime":
         runtime._parser().parse_args(given[1:])
+    elif program == "python":
+        script = (ROOT / verb).read_text()
+        assert all(f'"{flag}"' in script for flag in given if flag.startswith("--"))
     else:
         assert program == "bksdm"
         parse(VERBS[verb][0], verb, given)
