@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, PNDMScheduler
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
@@ -43,6 +43,11 @@ def test_another_prediction_type_is_refused(prediction_type: str) -> None:
     scheduler = DPMSolverMultistepScheduler(**SD, prediction_type=prediction_type)
     with pytest.raises(InputError, match=f"'{prediction_type}' cannot be retrained; use epsilon or v_prediction"):
         NoiseSchedule.from_scheduler(scheduler)
+
+
+def test_a_scheduler_without_betas_is_refused() -> None:
+    with pytest.raises(InputError, match="EDMEulerScheduler cannot be retrained by"):
+        NoiseSchedule.from_scheduler(EDMEulerScheduler())
 
 
 def test_a_schedule_that_ends_in_pure_noise_is_taken_over() -> None:

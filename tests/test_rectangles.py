@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from bksdm.data.pictures import to_pixels
@@ -18,13 +19,14 @@ from bksdm.evaluate.output_error import probes
 from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.export import run
 from bksdm.generate.demo import Drawer, Wish, draw
+from bksdm.generate.sampling import Request, sample, sample_latents
 from bksdm.models.pipelines import load_config, load_pipeline, load_unet_config, save_pipeline
 from bksdm.options import DemoOptions, DistillOptions, ExportOptions, PersonalizeOptions, PrepareOptions
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
-from tiny_models import MAX_TOKENS, V1_UNET, build_pipeline, write_json
+from tiny_models import MAX_TOKENS, V1_UNET, XL_UNET, build_pipeline, build_xl_pipeline, write_json
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
@@ -42,6 +44,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pipeline(build_pipeline(V1_UNET | {"sample_size": LATENTS}), folder)
     assert json.loads((folder / "unet" / "config.json").read_text())["sample_size"] == list(LATENTS)
     return folder
+
+
+@pytest.fixture(scope="module")
+def wide_xl() -> StableDiffusionXLPipeline:
+    return build_xl_pipeline(XL_UNET | {"sample_size": LATENTS})
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,13 @@ def test_generate_draws_them_and_starts_from_them(done: Run, wide: Path, picture
     assert size(tmp_path / "drawn" / "00000.png") == size(tmp_path / "begun" / "00000.png") == (HEIGHT, WIDTH)
 
 
+def test_pipelines_of_every_family_draw_them_unasked(wide: Path, wide_xl: StableDiffusionXLPipeline) -> None:
+    for pipeline in (load_pipeline(wide), wide_xl):
+        request = [Request("red", 0)]
+        assert next(sample_latents(pipeline, request, steps=1)).shape[2:] == LATENTS
+        assert next(sample(pipeline, request, steps=1))[0].size == (WIDTH, HEIGHT)
+
+
 def test_describe_says_both_sides_and_counts_what_they_cost(done: Run, wide: Path) -> None:
     found = done("describe", wide, "--json").json
     assert found["latent_size"] == list(LATENTS)
@@ -93,7 +107,7 @@ def test_latents_are_prepared_and_learnt_from(
 
 @pytest.mark.parametrize(("resolution", "latents"), [(None, LATENTS), (HEIGHT, (8, 8))])
 def test_a_plan_foresees_them(wide: Path, pictures: Path, resolution: int | None, latents: tuple[int, int]) -> None:
-    configs = [load_config(wide, part) for part in ("unet", "vae", "text_encoder")]
+    configs = *(load_config(wide, part) for part in ("unet", "vae")), MAX_TOKENS
     assert open_data(str(pictures), resolution, True, 4.0).fields(*configs)["latents_mean"] == (4, *latents)
     pixels = tuple(side * 4 for side in latents)
     assert open_data(str(pictures), resolution, True, 0.0).fields(*configs)["pixel_values"] == (3, *pixels)

@@ -43,8 +43,13 @@ class NoiseSchedule:
         """The schedule that a pipeline's scheduler stands for.
 
         Raises:
-            InputError: The scheduler predicts something else than noise or velocity.
+            InputError: The scheduler has no such process, or predicts something else than noise or velocity.
         """
+        if "beta_schedule" not in scheduler.config:
+            raise InputError(
+                f"scheduler {type(scheduler).__name__} cannot be retrained by, for it adds noise by sigmas of its own; "
+                f"use a model with betas, such as one with an EulerDiscreteScheduler"
+            )
         training = DDPMScheduler.from_config(scheduler.config)
         kind = training.config.prediction_type
         if kind not in ("epsilon", "v_prediction"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.families import family_of_pipeline
-from bksdm.models.pipelines import safety_checker, scheduler_config
+from bksdm.models.pipelines import image_size, safety_checker, scheduler_config
 from bksdm.runtime.schedulers import with_scheduler
 
 _FLAGGED = "flagged"
@@ -83,7 +83,8 @@ def sample(
         if mask:
             arguments |= {"mask_image": [mask] * count}
         if image is None or mask:
-            arguments |= {"height": height, "width": width}
+            own = image_size(pipeline)  # which pipelines take for a square's side where they are not told
+            arguments |= {"height": height or own[0], "width": width or own[1]}
         if stepped:
             arguments |= {"callback_on_step_end": _calling(stepped)}
         pixels, flags = _checked(pipeline, _decoded(pipeline, run(**arguments, output_type="latent").images))
@@ -136,8 +137,9 @@ def sample_latents(
 ) -> Iterator[Tensor]:
     """Yield the final latents with shape (B, C, h, w) of `requests`, of which `decode` makes what `sample` gives."""
     pipeline.set_progress_bar_config(disable=True)
+    height, width = image_size(pipeline)
     for arguments in _batches(requests, steps, guidance, batch_size):
-        yield pipeline(**arguments, output_type="latent").images
+        yield pipeline(**arguments, height=height, width=width, output_type="latent").images
 
 
 def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:

@@ -56,7 +56,8 @@ class Description:
         else:
             share = 1 - self.student.params / self.teacher.params
             lines += [_line("teacher", self.teacher), _line("student", self.student)]
-            lines.append(f"{share:.1%} of the parameters removed, {len(self.pruning.removed)} modules")
+            gone = len(self.pruning.removed)
+            lines.append(f"{share:.1%} of the parameters removed, {gone} module{'' if gone == 1 else 's'}")
             lines += ["", "who reads it", *(f"- {reader}" for reader in self.readers())]
         return "\n".join(lines)
 
