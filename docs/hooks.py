@@ -64,7 +64,7 @@ def _section(verb: str, kind: type[Any]) -> str:
     }
     rows = [
         f"| `--{field.name}` | {_type(field.type)} | {_default(field)} | {_cell(described[field.name])} |"
-        for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only))
+        for field in dataclasses.fields(kind)
     ]
     head = ["| option | type | default | |", "|---|---|---|---|"]
     return "\n".join([f"## {verb}", "", documentation.short_description or "", "", *head, *rows, ""])

@@ -39,7 +39,7 @@ from bksdm.models.pipelines import load_pipeline
 from bksdm.options import AdaptOptions
 from bksdm.pruning.run import prune_unet
 from lora_layouts import LAYOUTS, Made, kept, parameters
-from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, added_conditions, random_inputs
+from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, XL_WIDTHS, added_conditions, random_inputs
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
@@ -326,7 +326,7 @@ def xl_student(xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.T
 def xl_words() -> dict[str, Tensor]:
     """Three vectors for each text encoder of the SDXL teacher."""
     torch.manual_seed(7)
-    return {"clip_l": torch.randn(3, CONTEXT // 2), "clip_g": torch.randn(3, CONTEXT // 2)}
+    return {name: torch.randn(3, width) for name, width in zip(("clip_l", "clip_g"), XL_WIDTHS, strict=True)}
 
 
 def check_words(pipeline: StableDiffusionXLPipeline, word: str) -> None:

@@ -334,7 +334,7 @@ OPTIONS = [
         "a teacher of other widths, evaluate",
         lambda w: w.evaluate("--teacher", "emoji"),
         "teacher emoji and model",
-        "context: 128 and 32",
+        "cross_attention_dim: 128 and 32",
     ),
     case("pruning into the current folder", lambda w: w.prune("--out", "."), "out is ., the folder that you are in"),
     case("unknown option", lambda w: w.generate("--step", 3), "bksdm generate", "--step"),
@@ -757,27 +757,21 @@ FOLDERS = [
         lambda w: w.distill(
             "--out", other_run(w, DistillOptions(str(w.teacher), "other", str(w.pictures), str(w.out)), "distill")
         ),
-        "{tmp}/out holds another run (",
-        " there, ",
-        " now)",
+        "{tmp}/out holds another run (student: 'other' there",
     ),
     case(
         "another run, generate",
         lambda w: w.generate("--out", other_run(w, GenerateOptions(str(w.teacher), str(w.out), ["blue"]), "generate")),
-        "{tmp}/out holds another run (",
-        " there, ",
-        " now)",
+        "{tmp}/out holds another run (prompt: ['blue'] there, ['red'] now)",
     ),
     case(
         "another run, evaluate",
         lambda w: w.evaluate("--out", other_run(w, EvaluateOptions([str(w.teacher)], str(w.out), "emoji"), "evaluate")),
-        "{tmp}/out holds another run (",
-        " there, ",
-        " now)",
+        "{tmp}/out holds another run (reference: 'emoji' there",
     ),
     case(
         "another run, quickstart",
-        lambda w: w.quickstart("--out", other_run(w, QuickstartOptions(str(w.out), recipe="tiny"), "quickstart")),
+        lambda w: w.quickstart("--out", other_run(w, QuickstartOptions(str(w.out), "tiny"), "quickstart")),
         "{tmp}/out holds another run (recipe: 'tiny' there, 'small' now)",
     ),
     case(

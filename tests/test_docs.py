@@ -1,7 +1,7 @@
 """The documentation site has every verb, every option and every public name."""
 
+import dataclasses
 import importlib.util
-import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +40,7 @@ def test_every_option_has_a_row_that_says_what_it_is(sections: dict[str, str], v
     kind = VERBS[verb][0]
     assert (kind.__doc__ or "").splitlines()[0] in sections[verb]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in sections[verb].splitlines() if line.startswith("| `--")]
-    assert [row[0].strip() for row in rows] == [f"`--{name}`" for name in inspect.signature(kind).parameters]
+    assert [row[0].strip() for row in rows] == [f"`--{field.name}`" for field in dataclasses.fields(kind)]
     assert all(len(row) == 4 and row[1].strip() and row[3].strip() for row in rows)
 
 

@@ -266,7 +266,7 @@ def test_stock_genai_draws_with_a_lora(pipeline: DiffusionPipeline, folder: Path
                 outputs, inputs = module.weight.shape
                 down, up = torch.randn(4, inputs) * 0.1, torch.randn(outputs, 4) * 0.3
                 layers[f"{part}.{name}"] = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}
-    write_lora(LoraWeights(layers), tmp_path / "lora.safetensors")
+    write_lora(LoraWeights(layers), tmp_path / "lora.safetensors", family_of_pipeline(pipeline))
     adapters = genai.AdapterConfig(genai.Adapter(tmp_path / "lora.safetensors"))
     drawn = genai.Text2ImagePipeline(folder, "CPU", adapters=adapters, INFERENCE_PRECISION_HINT="f32")
     merged = merge_lora(copy.deepcopy(pipeline), tmp_path / "lora.safetensors")

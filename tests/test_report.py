@@ -69,6 +69,7 @@ class Page:
                 "protocol": {"retrieval_among": 3},
             },
             results={
+                "teacher": "emoji",
                 "steps": 3,
                 "sampling": {"denoising_steps": 25, "guidance": 3.0},
                 "gap_closed": {"output_error": 0.5, "frechet_distance": 0.25},

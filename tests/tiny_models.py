@@ -52,6 +52,7 @@ XL_UNET = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 64,
 }
+XL_WIDTHS = (CONTEXT // 4, 3 * CONTEXT // 4)  # of its two text encoders
 # Two stages of one layer: quick to trace.
 TWO_STAGES = {
     "sample_size": LATENT,
@@ -121,9 +122,9 @@ def build_xl_pipeline(unet: dict, prediction_type: str = "epsilon", seed: int = 
     pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
     pipeline = StableDiffusionXLPipeline(
         vae=build_vae(),
-        text_encoder=build_text_encoder(tokenizer, CONTEXT // 4),
+        text_encoder=build_text_encoder(tokenizer, XL_WIDTHS[0]),
         tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(text_config(second, 3 * CONTEXT // 4, projection_dim=pooled)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second, XL_WIDTHS[1], projection_dim=pooled)).eval(),
         tokenizer_2=second,
         unet=UNet2DConditionModel(**unet).eval(),
         scheduler=EulerDiscreteScheduler(

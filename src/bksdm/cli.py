@@ -312,7 +312,7 @@ def _spelled_out(kind: type[Any], given: list[str]) -> list[str]:
     types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
     words = list(given)
     if words and not words[0].startswith("-"):
-        words.insert(0, f"--{next(field.name for field in dataclasses.fields(kind) if not field.kw_only)}")
+        words.insert(0, f"--{next(iter(types))}")
     config: list[str] = []
     spelled: list[str] = []
     lists: dict[str, list[str]] = {}

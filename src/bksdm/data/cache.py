@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bksdm.data.pictures import Picture, PictureSamples, flips
-from bksdm.data.stream import Batch
+from bksdm.data.stream import Batch, together
 
 _CHUNK = 32
 
@@ -74,19 +74,14 @@ def _seen(
         columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         mean, std = posterior(columns.pop("pixel_values"))
         told = {} if flipped else columns  # of a mirrored picture the same
-        chunks.append({"latents_mean": mean.float().cpu(), "latents_std": std.float().cpu(), **told})
+        chunks.append(together([{"latents_mean": mean, "latents_std": std, **told}]))
         advance(len(rows))
-    return _together(chunks)
+    return together(chunks)
 
 
 def _captions(samples: PictureSamples, embedded: Callable[[Tensor], Batch]) -> tuple[Batch, list[int]]:
     captions = list(dict.fromkeys(entry.text for entry in samples.pictures))
     number = {caption: index for index, caption in enumerate(captions)}
     chunks = [captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK)]
-    found = [embedded(torch.stack([samples.tokenize(text) for text in chunk])) for chunk in chunks]
-    kept = [{name: value.float().cpu() for name, value in chunk.items()} for chunk in found]
-    return _together(kept), [number[entry.text] for entry in samples.pictures]
-
-
-def _together(chunks: Sequence[Batch]) -> Batch:
-    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    found = together([embedded(torch.stack([samples.tokenize(text) for text in chunk])) for chunk in chunks])
+    return found, [number[entry.text] for entry in samples.pictures]

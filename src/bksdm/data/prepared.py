@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 ABOUT = "prepared.json"
 Storage = Literal["fp32", "fp16"]
-_NUMBERS = {"fp32": pa.float32(), "fp16": pa.float16()}
 
 
 @dataclass(frozen=True)
@@ -94,17 +93,18 @@ class Prepared:
 
     @property
     def schema(self) -> pa.Schema:
-        kinds = dict.fromkeys(self.told, pa.float32())  # sizes in pixels are no numbers to round
-        numbers = {name: pa.list_(kinds.get(name, _NUMBERS[self.storage]), size) for name, size in self.columns.items()}
+        numbers = {name: pa.list_(pa.from_numpy_dtype(self._kind(name)), n) for name, n in self.columns.items()}
         return pa.schema({"name": pa.string(), "text": pa.string(), **numbers})
+
+    def _kind(self, column: str) -> type[np.floating[Any]]:
+        """Number format of a column on the disk; sizes in pixels are no numbers to round."""
+        return np.float16 if self.storage == "fp16" and column not in self.told else np.float32
 
     def rows(self, names: Sequence[str], texts: Sequence[str], numbers: dict[str, Tensor]) -> pa.RecordBatch:
         """B rows from tensors with shape (B, ...)."""
-        kinds = dict.fromkeys(self.columns, np.float32 if self.storage == "fp32" else np.float16)
-        kinds |= dict.fromkeys(self.told, np.float32)
         columns = [pa.array(names, pa.string()), pa.array(texts, pa.string())]
         for name, size in self.columns.items():
-            flat = numbers[name].float().cpu().numpy().astype(kinds[name]).reshape(-1)
+            flat = numbers[name].float().cpu().numpy().astype(self._kind(name)).reshape(-1)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), size))
         return pa.record_batch(columns, schema=self.schema)
 

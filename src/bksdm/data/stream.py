@@ -6,7 +6,7 @@ split into batches and over processes does not matter.
 """
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -22,6 +22,11 @@ from bksdm.common.randomness import derived_seed, permutation
 Batch = dict[str, Tensor]
 
 _SHOWN = 8
+
+
+def together(chunks: Sequence[Batch]) -> Batch:
+    """Batches one after the other, kept on the CPU in float32."""
+    return {name: torch.cat([chunk[name].float().cpu() for chunk in chunks]) for name in chunks[0]}
 
 
 class Samples(Protocol):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bksdm.common.randomness import Draws
+from bksdm.data.stream import together
 from bksdm.families.family import Told
 
 _CHUNK = 32
@@ -32,7 +33,7 @@ class CaptionPool:
         self._tokens = tokens
         self._embed = embed
         fits = len(tokens) * sum(value.numel() for value in embed(tokens[:1]).values()) * 4 <= room
-        self._kept = _kept([embed(chunk) for chunk in torch.split(tokens, _CHUNK)]) if fits else None
+        self._kept = together([embed(chunk) for chunk in torch.split(tokens, _CHUNK)]) if fits else None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -42,10 +43,6 @@ class CaptionPool:
         if self._kept is None:
             return self._embed(self._tokens[indices])
         return {name: value[indices] for name, value in self._kept.items()}
-
-
-def _kept(chunks: list[Told]) -> Told:
-    return {name: torch.cat([chunk[name].float().cpu() for chunk in chunks]) for name in chunks[0]}
 
 
 class Captions:

@@ -195,11 +195,10 @@ class _Shapes:
         size = resolution or config_size(unet, factor)
         height, width = sides(size)
         told = family.condition_shapes(unet, tokens)
-        encoders = len(family.encoders)
         return cls(
             size,
             (vae["latent_channels"], height // factor, width // factor),
-            (tokens,) if encoders == 1 else (encoders, tokens),
+            family.token_shape(tokens),
             told,
             {name: told[name] for name in family.of_picture},
         )

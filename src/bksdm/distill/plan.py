@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig
 
 from bksdm.common.devices import peak_inside
 from bksdm.common.processes import processes
@@ -152,10 +151,7 @@ class _Shapes:
         family = family_of(self.teacher)
         with _default_dtype(formats.teacher_precision):
             made = {family.denoiser: family.build(self.teacher)}
-        made["vae"] = family.network_class("vae").from_config(dict(self.networks["vae"]))
-        for name in family.encoders:
-            config = {key: value for key, value in self.networks[name].items() if not key.startswith("_")}
-            made[name] = family.network_class(name)(CLIPTextConfig(**config))
+        made |= {name: family.build(config, name) for name, config in self.networks.items()}
         scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
         pipeline = family.assembled(
             made | dict.fromkeys(family.tokenizers) | {"scheduler": scheduler}, {}, family.pipeline
@@ -167,7 +163,7 @@ class _Shapes:
         """Shape of the tokens of a caption."""
         family = family_of(self.teacher)
         length = self.networks[family.encoders[0]]["max_position_embeddings"]
-        return (length,) if len(family.encoders) == 1 else (len(family.encoders), length)
+        return family.token_shape(length)
 
     def captions(self, pair: Pair, options: DistillOptions) -> Captions | None:
         """What becomes of the captions, with a pool of one: its size does not matter."""

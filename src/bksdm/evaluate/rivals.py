@@ -176,7 +176,7 @@ class TorchRival:
     def tasks(self, batch_size: int) -> dict[str, Task]:
         """Each calls its network as the pipeline does."""
         pipeline, guided, family = self.pipeline, self.drawing.guided, family_of_pipeline(self.pipeline)
-        encode = partial(self._encoded, batch_size)
+        encode = self._encoding(batch_size)
         with torch.inference_mode():
             told = encode()
         rows = 2 * batch_size if guided else batch_size
@@ -189,19 +189,22 @@ class TorchRival:
         whole = _whole(partial(sample, pipeline), batch_size, self.drawing, self.size)
         return dict(zip(PARTS, cast(tuple[Task, ...], (encode, step, decode, whole)), strict=True))
 
-    def _encoded(self, batch_size: int) -> Told:
-        """What prompts give, and what guidance tells without one before that."""
+    def _encoding(self, batch_size: int) -> Callable[[], Told]:
+        """What gives what prompts give, and before that what guidance tells without one."""
         pipeline, conditions = self.pipeline, Conditions.of(self.pipeline)
-        tokenize = tokenizing(*tokenizers(pipeline))
+        tokenize, family = tokenizing(*tokenizers(pipeline)), conditions.family
 
         def embedded(prompt: str) -> Told:
             return conditions.embedded(torch.stack([tokenize(prompt)] * batch_size).to(pipeline.device))
 
-        told = embedded(PROMPT)
-        if not self.drawing.guided:
-            return told
-        empty = embedded("") if conditions.family.embeds_empty(pipeline) else told
-        return joined(conditions.family.without_caption(pipeline, empty), told)
+        def encode() -> Told:
+            told = embedded(PROMPT)
+            if not self.drawing.guided:
+                return told
+            empty = embedded("") if family.embeds_empty(pipeline) else told
+            return joined(family.without_caption(pipeline, empty), told)
+
+        return encode
 
     def _latent_shape(self) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor

@@ -34,7 +34,6 @@ from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, name
 from bksdm.evaluate.statistics import Gaussian
 from bksdm.evaluate.worth import worth
 from bksdm.families import family_of
-from bksdm.families.recipe import Config
 from bksdm.generate.run import check, numbered
 from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.pipelines import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config, say_unlike
@@ -155,20 +154,13 @@ def _folder(options: EvaluateOptions, name: str) -> Path:
 def _check_comparable(sources: Mapping[str, Drawn | Finished], teacher: str | None) -> None:
     """Refuse a teacher whose inputs a model does not take."""
     for model in [source.model for source in sources.values() if isinstance(source, Drawn) and teacher]:
-        ours, theirs = (_inputs(load_unet_config(name)) for name in (model, str(teacher)))
-        for key in ours | theirs:
+        ours, theirs = load_unet_config(model), load_unet_config(str(teacher))
+        for key in family_of(ours).inputs:
             if ours.get(key) != theirs.get(key):
                 raise InputError(
                     f"teacher {teacher} and model {model} do not take the same inputs "
                     f"({key}: {theirs.get(key)} and {ours.get(key)}); give the teacher that the model was made from"
                 )
-
-
-def _inputs(config: Config) -> dict[str, Any]:
-    """What a denoiser with this config takes and gives, by name."""
-    channels = {key: config.get(key) for key in ("in_channels", "out_channels")}
-    widths = {name: shape[-1] for name, shape in family_of(config).condition_shapes(config, tokens=1).items()}
-    return channels | widths
 
 
 def _networks(protocol: Protocol, device: torch.device) -> Networks:

@@ -17,7 +17,6 @@ from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.sd import StableDiffusion
 from bksdm.families.sdxl import StableDiffusionXL
 from bksdm.families.single_file import FileShapes, Layout
-from bksdm.families.unet.readers import readers as known_readers
 from bksdm.families.units import Names, Removals, Unit
 
 FAMILIES: tuple[Family, ...] = (
@@ -26,13 +25,18 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def family_claiming(config: Config) -> Family:
+    """The family that a denoiser with this config, which may leave out defaults, is of, if of any."""
+    return next(family for family in FAMILIES if family.claims(config))
+
+
 def family_of(config: Config) -> Family:
     """The family of a denoiser with this config.
 
     Raises:
         InputError: The family is not known.
     """
-    family = next(family for family in FAMILIES if family.claims(config))
+    family = family_claiming(config)
     reason = family.why_not(config)
     if reason:
         raise InputError(
@@ -127,4 +131,4 @@ def bypassed(denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManag
 
 def readers(config: Config) -> list[Reader]:
     """What is known of programs and a denoiser with this config."""
-    return known_readers(config)
+    return family_of(config).readers(config)

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
 from bksdm.families.noise import NoiseSchedule
+from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.units import Names, Removals, Unit
@@ -62,6 +63,7 @@ class Family(ABC):
             within a mask.
         networks: Classes of the networks that make a pipeline, by their names in it.
         denoiser: The name of the network that is made smaller.
+        inputs: Entries of its config that say what it takes and gives.
         encoders, tokenizers: Names of the text encoders, and of their tokenizers in the same order.
         text_outputs: Of each text encoder, what it gives other runtimes, in the order in which transformers does.
         of_caption, of_picture: Names of the conditions that a caption gives, and that say something of a picture.
@@ -83,6 +85,7 @@ class Family(ABC):
     under_mask: ClassVar[str]
     networks: ClassVar[Mapping[str, str]]
     denoiser: ClassVar[str] = "unet"
+    inputs: ClassVar[tuple[str, ...]]
     encoders: ClassVar[tuple[str, ...]]
     tokenizers: ClassVar[tuple[str, ...]]
     text_outputs: ClassVar[tuple[tuple[str, ...], ...]]
@@ -148,15 +151,23 @@ class Family(ABC):
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         """The network without these units inside a `with` block, in memory; afterwards it is as it was."""
 
+    def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
+        """What is known of programs and a denoiser with this config."""
+        return []
+
     # What is it told, and what does it answer?
 
     @abstractmethod
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         """Shape of each condition of one sample, for captions of so many tokens."""
 
+    def token_shape(self, length: int) -> tuple[int, ...]:
+        """Shape of the tokens of a caption, (L,), or (N, L) where there are N text encoders."""
+        return (length,) if len(self.encoders) == 1 else (len(self.encoders), length)
+
     @abstractmethod
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
-        """What captions give, from their tokens: (B, L), or (B, N, L) where there are N text encoders."""
+        """What B captions give, from their tokens; see `token_shape`."""
 
     def embeds_empty(self, pipeline: DiffusionPipeline) -> bool:  # noqa: ARG002
         """Whether guidance embeds the empty prompt where there is no caption; else it tells zeros."""
@@ -211,9 +222,12 @@ class Family(ABC):
         kind = self.networks[name]
         return getattr(diffusers, kind, None) or getattr(transformers, kind)
 
-    def build(self, config: Config) -> Any:
-        """A denoiser with this config, without weights of any worth."""
-        return self.network_class(self.denoiser).from_config(dict(config))
+    def build(self, config: Config, name: str | None = None) -> Any:
+        """A network with this config, without weights of any worth: the one of this name, or the denoiser."""
+        kind = self.network_class(name or self.denoiser)
+        if hasattr(kind, "from_config"):  # one of diffusers
+            return kind.from_config(dict(config))
+        return kind(kind.config_class(**{key: value for key, value in config.items() if not key.startswith("_")}))
 
     @abstractmethod
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:

@@ -74,6 +74,7 @@ def sample(
     """
     run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
+    own_height, own_width = image_size(pipeline)  # which pipelines take for a square's side where they are not told
     for arguments in _batches(requests, steps, guidance, batch_size):
         count = len(arguments["prompt"])
         # An empty one is as good as none, which some pipelines tell otherwise.
@@ -83,8 +84,7 @@ def sample(
         if mask:
             arguments |= {"mask_image": [mask] * count}
         if image is None or mask:
-            own = image_size(pipeline)  # which pipelines take for a square's side where they are not told
-            arguments |= {"height": height or own[0], "width": width or own[1]}
+            arguments |= {"height": height or own_height, "width": width or own_width}
         if stepped:
             arguments |= {"callback_on_step_end": _calling(stepped)}
         pixels, flags = _checked(pipeline, _decoded(pipeline, run(**arguments, output_type="latent").images))

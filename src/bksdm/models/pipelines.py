@@ -55,10 +55,11 @@ from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
 
 EMBEDDED = ("emoji",)
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
-_NETWORKS = tuple(dict.fromkeys(name for family in reversed(FAMILIES) for name in family.networks))
-_TOKENIZERS = tuple(dict.fromkeys(name for family in reversed(FAMILIES) for name in family.tokenizers))
+_NETWORKS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.networks))
+_TOKENIZERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.tokenizers))
 _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
 _ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
+_FIRST = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of digests that older runs wrote
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _COPY = "copy the whole pipeline"
@@ -224,7 +225,7 @@ def fingerprint(model: str | Path) -> str | None:
     path = _local(model)
     if path is None:
         return None
-    parts = (*_NETWORKS[:3], "tokenizer", "scheduler", *_EXPORTED, *_NETWORKS[3:], *_TOKENIZERS[1:])
+    parts = dict.fromkeys((*_FIRST, *_EXPORTED, *_NETWORKS, *_TOKENIZERS))
     files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
     return files_digest(files if path.is_dir() else [path])
 

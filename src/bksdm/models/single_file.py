@@ -120,7 +120,8 @@ def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet:
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.
     """
     family = contents.family
-    networks = {name: _built(family, name, contents.configs[name]) for name in contents.layout.parts}
+    with torch.device("meta"):
+        networks = {name: family.build(contents.configs[name], name) for name in contents.layout.parts}
     places = {name: part.places(networks[name].state_dict()) for name, part in contents.layout.parts.items()}
     _check_names(file, contents, places)
     with safe_open(file, framework="pt") as opened:
@@ -177,13 +178,6 @@ def unread(file: Path, contents: Contents, denoiser: nn.Module) -> Stored:
     """The tensors of the denoiser of a checkpoint."""
     part = contents.layout.parts[contents.family.denoiser]
     return Stored(file, part.places(denoiser.state_dict()), denoiser)
-
-
-def _built(family: Family, name: str, config: Mapping[str, Any]) -> Any:
-    """A network without weights."""
-    kind = family.network_class(name)
-    with torch.device("meta"):
-        return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
 
 
 def packed(text: str) -> str:

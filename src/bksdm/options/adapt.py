@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from bksdm.options.shared import Printing
+from bksdm.options.shared import Printing, own_first
 
 
+@own_first
 @dataclass(frozen=True)
 class AdaptOptions(Printing):
     """Carry a LoRA, a textual inversion or a ControlNet of a teacher over to its student.

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bksdm.options.shared import Computing, Precision, Printing
+from bksdm.options.shared import Computing, Precision, Printing, own_first
 
 
+@own_first
 @dataclass(frozen=True)
 class PrepareOptions(Computing, Printing):
     """Compute the latents of a data set once, for retraining that is free of the VAE.

@@ -3,11 +3,12 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-from bksdm.options.shared import StudentTraining, Training
+from bksdm.options.shared import StudentTraining, Training, own_first
 
 Taps = Literal["stages", "self_attention", "both", "layers"]
 
 
+@own_first
 @dataclass(frozen=True)
 class DistillOptions(StudentTraining):
     """Retrain a student by its teacher: task, output and feature losses.
@@ -65,6 +66,7 @@ class DistillOptions(StudentTraining):
     accumulation: int = 4
 
 
+@own_first
 @dataclass(frozen=True)
 class LcmOptions(StudentTraining):
     """Teach a retrained student to draw in few steps: latent-consistency distillation.
@@ -97,6 +99,7 @@ class LcmOptions(StudentTraining):
     sample_steps: int = 4
 
 
+@own_first
 @dataclass(frozen=True)
 class DecoderOptions(Training):
     """Train a small decoder of latents by the teacher's own, for short schedules, where decoding is most of the work.

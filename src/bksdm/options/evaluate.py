@@ -3,9 +3,10 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
-from bksdm.options.shared import Drawing, Precision, Printing, Seeded
+from bksdm.options.shared import Drawing, Precision, Printing, Seeded, own_first
 
 
+@own_first
 @dataclass(frozen=True)
 class EvaluateOptions(Seeded):
     """Score one or several models' pictures against real ones, with uncertainty.
@@ -60,6 +61,7 @@ class EvaluateOptions(Seeded):
     batch_size: int = 16
 
 
+@own_first
 @dataclass(frozen=True)
 class BenchmarkOptions(Drawing, Printing):
     """Measure latency, memory and cost of models side by side.

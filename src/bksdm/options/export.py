@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bksdm.options.shared import Printing
+from bksdm.options.shared import Printing, own_first
 
 ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers"]
 
 
+@own_first
 @dataclass(frozen=True)
 class ExportOptions(Printing):
     """Write a model for another runtime, compared with torch before it is called done.
@@ -45,6 +46,7 @@ class ExportOptions(Printing):
     unpickle: bool = False
 
 
+@own_first
 @dataclass(frozen=True)
 class PushOptions(Printing):
     """Publish a model on the Hugging Face Hub: what goes there is written to a folder and checked first.

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bksdm.options.shared import Drawing, Precision, Seeded
+from bksdm.options.shared import Drawing, Precision, Seeded, own_first
 
 Runtime = Literal["auto", "torch", "openvino", "onnx"]
 
 
+@own_first
 @dataclass(frozen=True)
 class GenerateOptions(Seeded):
     """Make pictures from prompts, one seed a picture.
@@ -53,6 +54,7 @@ class GenerateOptions(Seeded):
     precision: Precision = "auto"
 
 
+@own_first
 @dataclass(frozen=True)
 class DemoOptions(Drawing):
     """Open a page to try a model on, beside another one if wished; it is reached from this machine alone.

@@ -2,9 +2,10 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-from bksdm.options.shared import Seeded, Training
+from bksdm.options.shared import Seeded, Training, own_first
 
 
+@own_first
 @dataclass(frozen=True)
 class PersonalizeOptions(Training):
     """Teach a model a subject from a few pictures: DreamBooth, by all weights or by a LoRA.
@@ -57,6 +58,7 @@ class PersonalizeOptions(Training):
     checkpoint_every: int = 100
 
 
+@own_first
 @dataclass(frozen=True)
 class FidelityOptions(Seeded):
     """Measure how well personalised models draw their subject, and what a prompt asks of it.

@@ -3,11 +3,12 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-from bksdm.options.shared import Precision, Printing, Seeded
+from bksdm.options.shared import Precision, Printing, Seeded, own_first
 
 UnitScore = Literal["output", "frechet", "clip", "latents"]
 
 
+@own_first
 @dataclass(frozen=True)
 class DescribeOptions(Printing):
     """Show which blocks a recipe keeps and removes, parameters and multiply-accumulates.
@@ -22,6 +23,7 @@ class DescribeOptions(Printing):
     recipe: str | None = None
 
 
+@own_first
 @dataclass(frozen=True)
 class PruneOptions(Printing):
     """Make a student that inherits the teacher's weights.
@@ -39,6 +41,7 @@ class PruneOptions(Printing):
     precision: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
 
 
+@own_first
 @dataclass(frozen=True)
 class SensitivityOptions(Seeded):
     """Measure what each block of the U-Net is worth, and find the recipe that loses least within a budget.

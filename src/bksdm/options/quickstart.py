@@ -9,14 +9,14 @@ class QuickstartOptions:
 
     Attributes:
         out: Folder for everything; report.html is the result. The same command resumes it.
-        teacher: 'emoji', or another model that draws the embedded art: folder, .safetensors file, or Hub id.
         recipe: base, small, tiny, or a YAML file.
         steps: Optimizer steps of the retraining.
         seed: Root of all random numbers.
+        teacher: 'emoji', or another model that draws the embedded art: folder, .safetensors file, or Hub id.
     """
 
     out: str = "runs/quickstart"
-    teacher: str = "emoji"
     recipe: str = "small"
     steps: int = 100
     seed: int = 0
+    teacher: str = "emoji"

@@ -1,9 +1,18 @@
 """What the options of several verbs have in common; each part is said once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from inspect import signature
+from typing import Literal, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Kind = TypeVar("Kind")
+
+
+def own_first(kind: type[Kind]) -> type[Kind]:
+    """A dataclass whose fields stand in the order of its arguments: its own before those that it shares."""
+    fields = vars(kind)["__dataclass_fields__"]
+    fields.update({name: fields.pop(name) for name in signature(kind).parameters})
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -291,7 +291,7 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
     if options.lora:
         try:
             with replace_folder(folder) as partial:
-                save_lora(learner.networks, partial, family_of_pipeline(learner.pipeline), recipe_of(options.model))
+                save_lora(learner.networks, partial, family, recipe_of(options.model))
                 for name, text in files.items():
                     write_text(partial / name, text)
         except OSError as error:

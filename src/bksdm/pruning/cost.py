@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError, one_line
-from bksdm.families import family_of
+from bksdm.families import family_claiming
 
 TOKENS = 77  # of a caption, in Stable Diffusion
 
@@ -135,7 +135,7 @@ def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
     try:
         with torch.device("meta"), torch.no_grad():
             given = json.loads(config)
-            family = family_of(given)
+            family = family_claiming(given)
             unet = family.build(given)
             counter = _MacCounter(unet)
             told = {

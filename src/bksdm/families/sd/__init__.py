@@ -8,7 +8,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.family import Denoiser, Told
 from bksdm.families.recipe import Config
 from bksdm.families.single_file import FileShapes, Layout, Part, Vocabulary
 from bksdm.families.unet import names, structure, text_names
@@ -48,17 +48,11 @@ class StableDiffusion(UNetFamily):
     def claims(self, config: Config) -> bool:
         return not config.get(structure.ADDED)
 
-    def why_not(self, config: Config) -> str | None:
-        return structure.why_not(config)
-
     def misfit(self, configs: Mapping[str, Config]) -> str | None:
         width, takes = configs["text_encoder"]["hidden_size"], configs["unet"]["cross_attention_dim"]
         if width in listed(takes, 1):
             return None
         return f"its text encoder gives embeddings of width {width}, and its U-Net takes {takes}"
-
-    def condition_shapes(self, config: Config, tokens: int) -> Shapes:
-        return {"context": (tokens, listed(config["cross_attention_dim"], 1)[0])}
 
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         return {"context": encoders[0](input_ids).last_hidden_state}

@@ -74,9 +74,6 @@ class StableDiffusionXL(UNetFamily):
     def claims(self, config: Config) -> bool:
         return bool(config.get(structure.ADDED))
 
-    def why_not(self, config: Config) -> str | None:
-        return structure.why_not(config)
-
     def misfit(self, configs: Mapping[str, Config]) -> str | None:
         unet, first, second, vae = (configs[name] for name in ("unet", "text_encoder", "text_encoder_2", "vae"))
         widths, takes = [first["hidden_size"], second["hidden_size"]], unet["cross_attention_dim"]
@@ -103,11 +100,8 @@ class StableDiffusionXL(UNetFamily):
         )
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
-        return {
-            "context": (tokens, listed(config["cross_attention_dim"], 1)[0]),
-            "text_embeds": (_pooled_width(config),),
-            "time_ids": (_NUMBERS,),
-        }
+        added = {"text_embeds": (_pooled_width(config),), "time_ids": (_NUMBERS,)}
+        return super().condition_shapes(config, tokens) | added
 
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """The last hidden states but one of both text encoders side by side, and the second's pooled embedding."""

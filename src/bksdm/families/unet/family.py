@@ -7,20 +7,27 @@ from typing import Any
 from torch import nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Family
+from bksdm.families.family import Family, Shapes
+from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.unet import bypass, names, structure
 from bksdm.families.unet import units as unet_units
+from bksdm.families.unet.depth import listed
+from bksdm.families.unet.readers import readers
 from bksdm.families.units import Names, Removals, Unit
 
 
 class UNetFamily(Family):
     """A family whose denoiser is a `UNet2DConditionModel`."""
 
+    inputs = ("in_channels", "out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
     projections = {  # noqa: RUF012
         "unet": ("to_q", "to_k", "to_v", "to_out.0"),
         **dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "k_proj", "v_proj", "out_proj")),
     }
+
+    def why_not(self, config: Config) -> str | None:
+        return structure.why_not(config)
 
     def derive(self, recipe: Recipe, config: Config) -> Pruning:
         return structure.derive(recipe, config)
@@ -45,6 +52,12 @@ class UNetFamily(Family):
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return bypass.bypassed(denoiser, units)
+
+    def condition_shapes(self, config: Config, tokens: int) -> Shapes:
+        return {"context": (tokens, listed(config["cross_attention_dim"], 1)[0])}
+
+    def readers(self, config: Config) -> list[Reader]:
+        return readers(config)
 
     def original_paths(self, paths: Iterable[str]) -> dict[str, str]:
         try:

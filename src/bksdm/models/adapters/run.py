@@ -21,7 +21,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, files_digest, replace_folder, run_files, write_text
 from bksdm.common.tables import listed
-from bksdm.families import FAMILIES, family_of, skip_connections
+from bksdm.families import family_claiming, family_of, skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters import ip_adapter, kinds, motion
@@ -87,11 +87,11 @@ class _Pair:
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        return _bare(self.teacher)
+        return self._bare(self.teacher)
 
     @cached_property
     def student(self) -> UNet2DConditionModel:
-        return _bare(self.pruning.student_config)
+        return self._bare(self.pruning.student_config)
 
     @cached_property
     def family(self) -> Family:
@@ -101,11 +101,11 @@ class _Pair:
     def networks(self) -> dict[str, nn.Module]:
         """The teacher's, of which the text encoders are the student's too."""
         made: dict[str, nn.Module] = {self.family.denoiser: self.unet}
-        for name in self.family.encoders:
-            kind = self.family.network_class(name)
-            with torch.device("meta"):
-                made[name] = kind(kind.config_class(**load_config(self.options.model, name)))
-        return made
+        return made | {name: self._bare(load_config(self.options.model, name), name) for name in self.family.encoders}
+
+    def _bare(self, config: Config, name: str | None = None) -> Any:
+        with torch.device("meta"):
+            return self.family.build(config, name)
 
     @cached_property
     def text_widths(self) -> list[int]:
@@ -186,7 +186,7 @@ def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
     if kinds.class_name(source):
         network = load_controlnet(source)
         if not pair.family.claims(network.config):
-            made_for = next(family.name for family in FAMILIES if family.claims(network.config))
+            made_for = family_claiming(network.config).name
             raise InputError(f"controlnet {source} is of {made_for}; give one of {pair.family.name}")
         _check_config("controlnet", source, network.config, pair.teacher, _OF_THE_ENCODER)
         copy_part(source, folder)
@@ -253,11 +253,6 @@ _CARRY: dict[str, Callable[[Path, _Pair, Path], Adapted]] = {
     kinds.IP_ADAPTER: _ip_adapter,
     kinds.MOTION: _motion,
 }
-
-
-def _bare(config: Config) -> UNet2DConditionModel:
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config)
 
 
 def _check_config(what: str, source: Path, own: Mapping[str, Any], teacher: Config, keys: Iterable[str]) -> None:
