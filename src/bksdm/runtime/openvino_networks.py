@@ -1,6 +1,7 @@
 """Networks of an OpenVINO folder, computed by OpenVINO on the CPU."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,20 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError, one_line
 from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's core, one as long as the process lives.
+
+    A core sets up the stack that signals are handled on, and on its end brings back the one that it found; which is
+    gone where that was an earlier core's. The next Ctrl-C would then end the process before Python hears of it.
+    """
+    try:
+        import openvino  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError("OpenVINO folders need openvino; pip install openvino") from error
+    return openvino.Core()
 
 
 class OpenvinoNetworks(FolderNetworks):
@@ -38,12 +53,7 @@ class OpenvinoNetworks(FolderNetworks):
             InputError: OpenVINO is missing.
         """
         super().__init__(folder, low_memory=low_memory)
-        try:
-            import openvino  # noqa: PLC0415
-        except ImportError as error:
-            raise InputError("OpenVINO folders need openvino; pip install openvino") from error
-        self._core: Any = openvino.Core()
-        self._float: Any = openvino.Type.f32
+        self._core = _core()
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": cache}
         self._settings = {name: str(value) for name, value in settings.items() if value is not None}
 
@@ -57,9 +67,11 @@ class OpenvinoNetworks(FolderNetworks):
 
     def _take_fractions(self, model: Any) -> None:
         """Declare whole timesteps as numbers of any kind, which the U-Net makes of them first of all."""
+        import openvino  # noqa: PLC0415
+
         for given in model.inputs:
             if "timestep" in given.get_names():
-                given.get_node().set_element_type(self._float)
+                given.get_node().set_element_type(openvino.Type.f32)
         model.validate_nodes_and_infer_types()
 
 
