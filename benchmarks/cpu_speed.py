@@ -40,7 +40,7 @@ from bksdm.export.run import export
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 from bksdm.options import ExportOptions
-from bksdm.pruning.run import prune_unet, with_unet
+from bksdm.pruning.run import prune_unet, with_denoiser
 from bksdm.runtime.networks import Networks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
@@ -140,7 +140,7 @@ def decoder(model: str) -> Any:
 def student(model: str) -> StableDiffusionPipeline:
     teacher = stable_diffusion()
     if model in MODELS[1:]:
-        return with_unet(teacher, prune_unet(teacher.unet, load_recipe(model))[0])
+        return with_denoiser(teacher, prune_unet(teacher.unet, load_recipe(model))[0])
     return teacher
 
 

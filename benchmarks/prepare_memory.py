@@ -69,7 +69,7 @@ def watch(command: list[str], out: Path) -> list[tuple[int, float]]:
 @torch.no_grad()
 def vae_alone(seconds: float = 20.0) -> float:
     """Pictures a second, mirrored copies included, without reading or writing anything."""
-    pipeline = load_pipeline("emoji", with_unet=False)
+    pipeline = load_pipeline("emoji", with_denoiser=False)
     pipeline.vae.to(memory_format=VAE_LAYOUT)
     conditions = Conditions.of(pipeline)
     pixels = torch.stack([to_pixels(Image.new("RGB", (64, 64), (n, n, n)), 64) for n in range(BATCH)])

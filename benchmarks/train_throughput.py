@@ -91,7 +91,7 @@ def build(size: Size, device: torch.device) -> StableDiffusionPipeline:
 def _pipeline(size: Size) -> StableDiffusionPipeline:
     if size == SIZES["emoji"]:
         return load_pipeline("emoji")
-    embedded = load_pipeline("emoji", with_unet=False)
+    embedded = load_pipeline("emoji", with_denoiser=False)
     tokenizer = embedded.tokenizer
     full = size == SIZES["sd"]
     text = CLIPTextConfig(

@@ -12,7 +12,7 @@ import pytest
 
 from bksdm.common.errors import InputError
 from bksdm.generate.demo import Wish, pace, serve, wish_of
-from bksdm.models.pipelines import load_unet_config
+from bksdm.models.pipelines import load_denoiser_config
 from bksdm.options import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
@@ -201,7 +201,7 @@ def test_models_of_two_families_draw_side_by_side(v1_folder: Path, xl_folder: Pa
     client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
     found = client.predict("red car", 7, None, 0.8, 2, 3.0, api_name="/run")
     page.close()
-    costs = [unet_cost(load_unet_config(model), tokens=MAX_TOKENS) for model in (v1_folder, xl_folder)]
+    costs = [unet_cost(load_denoiser_config(model), tokens=MAX_TOKENS) for model in (v1_folder, xl_folder)]
     for note, cost in zip(found[2:4], costs, strict=True):
         assert f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step" in note
     assert [told(Path(file))["width"] for file in found[4]] == [PICTURE, PICTURE]

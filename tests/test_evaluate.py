@@ -42,7 +42,7 @@ from bksdm.evaluate.scores import (
 from bksdm.evaluate.sources import named
 from bksdm.evaluate.table import csv_table, text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import load_unet_config
+from bksdm.models.pipelines import load_denoiser_config
 from bksdm.options import EvaluateOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.run import prune_unet
@@ -204,7 +204,7 @@ def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Pat
         assert item["low"] <= item["value"] <= item["high"]
     assert model["scores"]["output_error"]["value"] == 0
     assert model["scores"]["clip_score"]["deviation"] > 0
-    assert model["params"] == unet_cost(load_unet_config("emoji")).params
+    assert model["params"] == unet_cost(load_denoiser_config("emoji")).params
     assert model["seconds_per_picture"] > 0
     assert set(printed["reference"]["scores"]) == {"clip_score", "retrieval_r1"}
     assert printed["protocol"]["retrieval_among"] == 100

@@ -7,7 +7,7 @@ import pytest
 from bksdm.common.errors import InputError
 from bksdm.common.hub import is_id, nearest
 from bksdm.models.decoder import load_decoder
-from bksdm.models.pipelines import load_pipeline, load_unet_config
+from bksdm.models.pipelines import load_denoiser_config, load_pipeline
 from hub_cache import in_hub_cache
 from verbs import Run
 
@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_slip_in_a_path_is_answered_with_what_is_near(here: Path, name: str, near: str | None) -> None:
-    for load in (load_pipeline, load_unet_config):
+    for load in (load_pipeline, load_denoiser_config):
         with pytest.raises(InputError) as refused:
             load(name)
         shown = f" (near it: {near})" if near else ""
@@ -80,7 +80,10 @@ def test_a_model_in_the_hubs_cache_is_found_beside_a_folder_of_its_owners_name(
 ) -> None:
     assert not is_id("runs/teacher")
     in_hub_cache(v1_folder, "runs/teacher", here / "cache", monkeypatch)
-    assert load_unet_config("runs/teacher")["block_out_channels"] == load_unet_config(v1_folder)["block_out_channels"]
+    assert (
+        load_denoiser_config("runs/teacher")["block_out_channels"]
+        == load_denoiser_config(v1_folder)["block_out_channels"]
+    )
 
 
 def test_a_decoder_is_named_in_the_same_way(here: Path) -> None:

@@ -27,14 +27,14 @@ from bksdm.models.pipelines import (
     check_folder,
     context_tokens,
     load_config,
+    load_denoiser_config,
     load_pipeline,
-    load_unet_config,
     save_pipeline,
     tokenizers,
 )
 from bksdm.models.single_file import read_contents
 from bksdm.options import ExportOptions
-from bksdm.pruning.run import prune_unet, read_recipe, with_unet
+from bksdm.pruning.run import prune_unet, read_recipe, with_denoiser
 from comfy import taken_for
 from published import STUDENTS, TEACHERS, UNETS
 from tiny_models import V1_UNET, build_pipeline
@@ -54,7 +54,7 @@ def named(value: object) -> str:
 
 
 def student(teacher: DiffusionPipeline, recipe: Recipe | None) -> DiffusionPipeline:
-    return with_unet(teacher, prune_unet(teacher.unet, recipe)[0]) if recipe else teacher
+    return with_denoiser(teacher, prune_unet(teacher.unet, recipe)[0]) if recipe else teacher
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_file_gives_back_the_pipeline_to_the_bit(
     write_single_file(from_folder, file, recipe=recipe)
     assert_same(load_pipeline(file), from_folder)
     assert [found.name for found in tmp_path.iterdir() if found.name.startswith(".")] == []
-    assert load_unet_config(file)["block_out_channels"] == list(pipeline.unet.config.block_out_channels)
+    assert load_denoiser_config(file)["block_out_channels"] == list(pipeline.unet.config.block_out_channels)
     assert context_tokens(file) == context_tokens(folder)
     if recipe:
         assert read_recipe(file) == recipe

@@ -10,7 +10,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from bksdm.common.errors import InputError
-from bksdm.models.pipelines import check_folder, image_size, load_pipeline, load_unet_config, save_pipeline, tokenizing
+from bksdm.models.pipelines import (
+    check_folder,
+    image_size,
+    load_denoiser_config,
+    load_pipeline,
+    save_pipeline,
+    tokenizing,
+)
 from tiny_models import CAPTIONS, CONTEXT, LATENT, MAX_TOKENS, PICTURE, age
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -66,7 +73,7 @@ def test_loading_uses_nothing_that_diffusers_will_remove(v1_folder: Path) -> Non
 
 def test_a_home_directory_is_found(v1_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(v1_folder.parent))
-    assert load_unet_config("~/teacher") == load_unet_config(v1_folder)
+    assert load_denoiser_config("~/teacher") == load_denoiser_config(v1_folder)
 
 
 def test_a_pipeline_without_the_prefix_of_older_tools_loads_too(folder: Path) -> None:
@@ -108,7 +115,7 @@ def test_captions_become_tokens_of_one_length(v1_teacher: StableDiffusionPipelin
 # The name of a model
 
 
-@pytest.mark.parametrize("load", [load_pipeline, load_unet_config])
+@pytest.mark.parametrize("load", [load_pipeline, load_denoiser_config])
 @pytest.mark.parametrize("name", ["no-such", "/no/such", "./no/such", "a/b/c", "~/no-such-model"])
 def test_a_name_that_stands_for_nothing(load: Callable[[str], object], name: str) -> None:
     message = refusal(lambda: load(name))
@@ -117,18 +124,18 @@ def test_a_name_that_stands_for_nothing(load: Callable[[str], object], name: str
     assert name.removeprefix("./") in message
 
 
-@pytest.mark.parametrize("load", [load_pipeline, load_unet_config])
+@pytest.mark.parametrize("load", [load_pipeline, load_denoiser_config])
 def test_a_hub_id_that_cannot_be_reached(load: Callable[[str], object]) -> None:
     assert "model nobody/nothing" in refusal(lambda: load("nobody/nothing"))
 
 
-@pytest.mark.parametrize("load", [load_pipeline, load_unet_config])
+@pytest.mark.parametrize("load", [load_pipeline, load_denoiser_config])
 def test_a_file_that_is_not_safetensors_by_name(tmp_path: Path, load: Callable[[Path], object]) -> None:
     (tmp_path / "model.onnx").write_bytes(b"graph")
     assert "model.onnx is not a .safetensors file or a folder" in refusal(lambda: load(tmp_path / "model.onnx"))
 
 
-@pytest.mark.parametrize("load", [load_pipeline, load_unet_config])
+@pytest.mark.parametrize("load", [load_pipeline, load_denoiser_config])
 @pytest.mark.parametrize("content", [b"", b"hello", b"<html>not found</html>", bytes(1000)])
 def test_a_file_that_is_not_safetensors_inside(tmp_path: Path, load: Callable[[Path], object], content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -147,7 +154,7 @@ def test_a_folder_that_is_not_a_pipeline(tmp_path: Path, name: str) -> None:
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert "(no model_index.json)" in refusal(lambda: load_pipeline(tmp_path))
-    assert "has no unet/config.json" in refusal(lambda: load_unet_config(tmp_path))
+    assert "has no unet/config.json" in refusal(lambda: load_denoiser_config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", None])
@@ -272,25 +279,25 @@ def test_checking_a_whole_folder_says_nothing(v1_folder: Path) -> None:
 
 
 def test_the_unet_config_of_a_pipeline(v1_folder: Path) -> None:
-    config = load_unet_config(v1_folder)
+    config = load_denoiser_config(v1_folder)
     assert config["block_out_channels"] == [32, 64, 64, 64]
     assert config["sample_size"] == LATENT
-    assert load_unet_config(str(v1_folder)) == config
+    assert load_denoiser_config(str(v1_folder)) == config
 
 
 def test_the_unet_config_of_a_unets_own_folder(v1_folder: Path) -> None:
-    assert load_unet_config(v1_folder / "unet") == load_unet_config(v1_folder)
+    assert load_denoiser_config(v1_folder / "unet") == load_denoiser_config(v1_folder)
 
 
 def test_a_unet_config_needs_no_weights(folder: Path, v1_folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     (folder / "model_index.json").unlink()
-    assert load_unet_config(folder) == load_unet_config(v1_folder)
+    assert load_denoiser_config(folder) == load_denoiser_config(v1_folder)
 
 
 def test_a_config_of_something_else(v1_folder: Path) -> None:
-    message = refusal(lambda: load_unet_config(v1_folder / "text_encoder"))
+    message = refusal(lambda: load_denoiser_config(v1_folder / "text_encoder"))
     assert (
         message
         == f"{v1_folder / 'text_encoder' / 'config.json'} is not the config of a U-Net (it has no block_out_channels)"
@@ -300,7 +307,7 @@ def test_a_config_of_something_else(v1_folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[", '{"block_out_channels"'])
 def test_a_damaged_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    assert f"{tmp_path / 'config.json'} is not readable JSON" in refusal(lambda: load_unet_config(tmp_path))
+    assert f"{tmp_path / 'config.json'} is not readable JSON" in refusal(lambda: load_denoiser_config(tmp_path))
 
 
 # Saving

@@ -113,11 +113,11 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     from bksdm.distill import plan as module
     from bksdm.distill.data import open_data
     from bksdm.families import derive, family_of
-    from bksdm.models.pipelines import load_config, load_unet_config, text_encoders
+    from bksdm.models.pipelines import load_config, load_denoiser_config, text_encoders
     from bksdm.pruning.run import read_recipe
 
     options = DistillOptions(str(kind_folder), str(kind_student), str(pictures), "nowhere", precision="fp32")
-    teacher = load_unet_config(kind_folder)
+    teacher = load_denoiser_config(kind_folder)
     networks = {part: load_config(kind_folder, part) for part in ("vae", *family_of(teacher).encoders)}
     fields = open_data(str(pictures), None, True, 4.0).fields(teacher, networks["vae"], MAX_TOKENS)
     shapes = module._Shapes(teacher, derive(read_recipe(kind_student), teacher), networks, fields)

@@ -16,7 +16,7 @@ from bksdm.common.errors import InputError
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import PruneOptions
-from bksdm.pruning.run import prune, prune_unet, read_recipe, with_unet
+from bksdm.pruning.run import prune, prune_unet, read_recipe, with_denoiser
 from published import RECIPES
 from tiny_models import (
     CAPTIONS,
@@ -130,7 +130,7 @@ def test_a_recipe_that_does_not_fit_is_refused(v1_teacher: StableDiffusionPipeli
 
 def test_the_pipeline_around_the_student_shares_all_else(teacher: StableDiffusionPipeline) -> None:
     student, _ = prune_unet(teacher.unet, load_recipe("base"))
-    smaller = with_unet(teacher, student)
+    smaller = with_denoiser(teacher, student)
     assert smaller.unet is student
     assert all(smaller.components[name] is part for name, part in teacher.components.items() if name != "unet")
     assert smaller.config.requires_safety_checker is False
@@ -145,7 +145,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     version, recipe = request.param
     teacher = request.getfixturevalue(f"{version}_teacher")
     student, _ = prune_unet(teacher.unet, load_recipe(recipe))
-    smaller, folder = with_unet(teacher, student), tmp_path_factory.mktemp("students") / recipe
+    smaller, folder = with_denoiser(teacher, student), tmp_path_factory.mktemp("students") / recipe
     save_pipeline(smaller, folder)
     return smaller, folder
 

@@ -20,7 +20,7 @@ from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.export import run
 from bksdm.generate.demo import Drawer, Wish, draw
 from bksdm.generate.sampling import Request, sample, sample_latents
-from bksdm.models.pipelines import load_config, load_pipeline, load_unet_config, save_pipeline
+from bksdm.models.pipelines import load_config, load_denoiser_config, load_pipeline, save_pipeline
 from bksdm.options import DemoOptions, DistillOptions, ExportOptions, PersonalizeOptions, PrepareOptions
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
@@ -86,7 +86,7 @@ def test_pipelines_of_every_family_draw_them_unasked(wide: Path, wide_xl: Stable
 def test_describe_says_both_sides_and_counts_what_they_cost(done: Run, wide: Path) -> None:
     found = done("describe", wide, "--json").json
     assert found["latent_size"] == list(LATENTS)
-    square = unet_cost(load_unet_config(wide), 8, MAX_TOKENS)
+    square = unet_cost(load_denoiser_config(wide), 8, MAX_TOKENS)
     assert found["unet"]["gmacs_modules"] == pytest.approx(2 * square.gmacs_modules, rel=0.01), "twice the latents"
     assert "at 8x16 latents" in done("describe", wide).out
 
@@ -153,7 +153,7 @@ def test_evaluate_draws_them(done: Run, wide: Path, pictures: Path, tmp_path: Pa
 def test_benchmark_measures_them(wide: Path) -> None:
     rival = TorchRival.load(str(wide), Drawing(1, 1.0), torch.float32, None)
     assert rival.size == (HEIGHT, WIDTH)
-    assert rival.cost() == unet_cost(load_unet_config(wide), LATENTS, MAX_TOKENS)
+    assert rival.cost() == unet_cost(load_denoiser_config(wide), LATENTS, MAX_TOKENS)
     assert {picture.size for picture in rival.tasks(1)["whole"]()[0]} == {(WIDTH, HEIGHT)}
 
 

@@ -303,7 +303,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, pad: str) -> None:
 
 
 def test_tokens_of_the_embedded_model_are_those_of_transformers(tmp_path: Path) -> None:
-    tokenizer = load_pipeline("emoji", with_unet=False).tokenizer
+    tokenizer = load_pipeline("emoji", with_denoiser=False).tokenizer
     tokenizer.save_pretrained(tmp_path)
     _tokens_agree(tokenizer, tmp_path, tokenizer.model_max_length)
 

@@ -183,10 +183,10 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("measured")
 def test_a_conversion_has_to_save_more_than_it_takes(v1_folder: Path) -> None:
-    from bksdm.models.pipelines import load_unet_config
+    from bksdm.models.pipelines import load_denoiser_config
     from bksdm.pruning.cost import unet_cost
 
-    config = load_unet_config(v1_folder)
+    config = load_denoiser_config(v1_folder)
     saved_by_call = unet_cost(config).gmacs_all  # 2 GFLOP a GMAC, half of it saved
     fixed, grows = runtimes._CONVERSION["openvino"]
     conversion = fixed + grows * unet_cost(config).params / 1e6

@@ -27,7 +27,7 @@ from bksdm.families.recipe import Recipe
 from bksdm.generate.sampling import Request, decode, sample, sample_latents
 from bksdm.models.pipelines import save_pipeline
 from bksdm.options import SensitivityOptions
-from bksdm.pruning.run import prune_unet, with_unet
+from bksdm.pruning.run import prune_unet, with_denoiser
 from bksdm.pruning.sensitivity.measures import (
     Score,
     _frechet,
@@ -195,7 +195,7 @@ def test_scores_are_those_of_the_student_without_the_unit(
 ) -> None:
     entries = read_captions(pictures)
     requests = [Request(entry.text, number) for number, entry in enumerate(entries)]
-    student = with_unet(small_teacher, prune_unet(small_teacher.unet, recipe)[0])
+    student = with_denoiser(small_teacher, prune_unet(small_teacher.unet, recipe)[0])
     found = {line["score"]: line["value"] for line in read_lines(analysed / "scores.jsonl") if line["unit"] == unit}
     assert found["output"] == pytest.approx(output_error(student.unet, small_teacher, entries), rel=1e-3)
 

@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decoder(model: Path, out: Path, channels: int = WIDTH, blocks: int = 3) -> str:
     """An untrained one."""
-    vae = load_pipeline(model, with_unet=False).vae
+    vae = load_pipeline(model, with_denoiser=False).vae
     fresh_autoencoder(vae.config, channels, blocks, seed=0).save_pretrained(out)
     return str(out)
 

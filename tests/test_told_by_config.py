@@ -11,7 +11,7 @@ from bksdm.common.errors import InputError
 from bksdm.export.ldm import write_single_file
 from bksdm.families import derive, recipes_between
 from bksdm.families.recipe import Recipe, load_recipe
-from bksdm.models.pipelines import load_pipeline, load_unet_config
+from bksdm.models.pipelines import load_denoiser_config, load_pipeline
 from bksdm.pruning.run import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
 from hub_cache import in_hub_cache
 from published import STUDENTS, TEACHERS, UNETS, XL, student_config
@@ -42,7 +42,7 @@ def bare(folder: Path, config: dict) -> Path:
 
 
 def told(teacher: Path | str, student: Path | str) -> Recipe:
-    configs = load_unet_config(teacher), load_unet_config(student)
+    configs = load_denoiser_config(teacher), load_denoiser_config(student)
     return checked_pruning(str(teacher), str(student), *configs).recipe
 
 

@@ -18,7 +18,7 @@ from bksdm.cli import main
 from bksdm.families.recipe import load_recipe
 from bksdm.models.card import model_card
 from bksdm.pruning.describe import describe_config
-from bksdm.pruning.run import prune_unet, save_student, with_unet
+from bksdm.pruning.run import prune_unet, save_student, with_denoiser
 
 BAR = re.compile(r"━|─|\d+/\d+ \d:\d\d:\d\d")
 
@@ -48,7 +48,7 @@ def make_student(teacher: DiffusionPipeline, folder: Path, recipe: str = "small"
     """What `bksdm prune` leaves, but for config.yaml and provenance.json."""
     unet, pruning = prune_unet(teacher.unet, load_recipe(recipe))
     card = model_card(describe_config(dict(teacher.unet.config), pruning.recipe), "teacher")
-    save_student(with_unet(teacher, unet), pruning.recipe, card, folder)
+    save_student(with_denoiser(teacher, unet), pruning.recipe, card, folder)
     return folder
 
 

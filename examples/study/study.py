@@ -34,7 +34,7 @@ from bksdm.evaluate.run import evaluate
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions, SensitivityOptions
 from bksdm.pruning.describe import describe
-from bksdm.pruning.run import prune, read_recipe, save_student, with_unet
+from bksdm.pruning.run import prune, read_recipe, save_student, with_denoiser
 from bksdm.pruning.sensitivity.outcome import correlation, ranks
 from bksdm.pruning.sensitivity.run import sensitivity as measure
 
@@ -78,7 +78,7 @@ class Study:
             torch.manual_seed(0)
             unet = UNet2DConditionModel.from_config(config)
             card = f"The student of recipe {recipe} with random weights, for comparison.\n"
-            save_student(with_unet(teacher, unet), read_recipe(pruned), card, folder)
+            save_student(with_denoiser(teacher, unet), read_recipe(pruned), card, folder)
         return folder
 
     def retrained(self, name: str, student: Path, seed: int = 0, data: Path | None = None, **changes: Any) -> Path:

@@ -31,8 +31,8 @@ from bksdm.models.pipelines import (
     check_resolution,
     config_size,
     cutting,
+    load_denoiser_config,
     load_pipeline,
-    load_unet_config,
     network_digest,
     tokenizers,
     tokenizing,
@@ -143,10 +143,10 @@ class _Work:
     def load(cls, options: PrepareOptions, source: Source) -> "_Work":
         device = choose_device(options.device)
         pipeline = load_pipeline(
-            options.teacher, choose_precision(options.precision, device, training=False), with_unet=False
+            options.teacher, choose_precision(options.precision, device, training=False), with_denoiser=False
         )
         conditions, own = Conditions.of(pipeline), tokenizers(pipeline)
-        factor, config = pipeline.vae_scale_factor, load_unet_config(options.teacher)
+        factor, config = pipeline.vae_scale_factor, load_denoiser_config(options.teacher)
         resolution = options.resolution or config_size(config, factor)
         height, width = sides(resolution)
         samples = PictureSamples(source.pictures, resolution, tokenizing(*own), told=conditions.of_fitted)

@@ -18,7 +18,7 @@ from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
 from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.recipe import Config
-from bksdm.models.pipelines import config_size, network_digest, text_encoders, tokenizers, tokenizing
+from bksdm.models.pipelines import config_size, denoiser, network_digest, text_encoders, tokenizers, tokenizing
 
 Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 
@@ -62,7 +62,7 @@ class Pictures:
 
     def samples(self, teacher: DiffusionPipeline) -> Samples:
         own, conditions, device = tokenizers(teacher), Conditions.of(teacher), teacher.vae.device
-        shapes = _Shapes.of(teacher.unet.config, teacher.vae.config, own[0].model_max_length, self.resolution)
+        shapes = _Shapes.of(denoiser(teacher).config, teacher.vae.config, own[0].model_max_length, self.resolution)
         samples = PictureSamples(
             self.source.pictures, shapes.size, tokenizing(*own), self.flip, told=conditions.of_fitted
         )

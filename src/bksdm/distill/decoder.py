@@ -48,7 +48,7 @@ def distill_decoder(options: DecoderOptions) -> Path:
     check_steps(options, checkpoints)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)
-    teacher = load_pipeline(options.teacher, with_unet=isinstance(data, Pictures))  # its config has their size
+    teacher = load_pipeline(options.teacher, with_denoiser=isinstance(data, Pictures))  # its config has their size
     teacher.vae.to(device, memory_format=VAE_LAYOUT)
     teacher.text_encoder.to(device)
     data.check(teacher)
@@ -69,7 +69,7 @@ def newest_decoder(options: DecoderOptions) -> tuple[AutoencoderTiny, int]:
     Raises:
         InputError: There is no checkpoint, or it is cut short.
     """
-    teacher, device = load_pipeline(options.teacher, with_unet=False), torch.device("cpu")
+    teacher, device = load_pipeline(options.teacher, with_denoiser=False), torch.device("cpu")
     state = _fresh_state(options, teacher, device, torch.float32)
     if not Checkpoints(Path(options.out) / "checkpoints").restore(state):
         raise InputError(f"{options.out} has no checkpoint; train first")

@@ -12,9 +12,9 @@ from bksdm.distill.follow import check_training
 from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import drawing
+from bksdm.models.pipelines import denoiser, drawing
 from bksdm.options import LcmOptions
-from bksdm.pruning.run import with_unet
+from bksdm.pruning.run import with_denoiser
 from bksdm.runtime.defaults import Defaults
 
 _ON_CARD = (
@@ -62,7 +62,7 @@ def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
         check=lambda pair: _check_solver(options, pair),
         shown=("loss",),
         on_card={name: getattr(options, name) for name in _ON_CARD},
-        changed=("unet", "scheduler"),
+        changed=("scheduler",),
         teacher_drawing=how,
         student_drawing=few,
         own=few,
@@ -75,7 +75,7 @@ def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistenc
     conditions = pair.conditions
     return Consistency(
         pair.student,
-        pair.teacher.unet,
+        denoiser(pair.teacher),
         conditions,
         pair.schedule,
         few_step_scheduler(pair.teacher.scheduler, options.solver_steps),
@@ -88,7 +88,7 @@ def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistenc
 
 
 def _pipeline(options: LcmOptions, pair: Pair) -> DiffusionPipeline:
-    pipeline = with_unet(pair.teacher, pair.student)
+    pipeline = with_denoiser(pair.teacher, pair.student)
     pipeline.scheduler = few_step_scheduler(pair.teacher.scheduler, options.solver_steps)
     return pipeline
 

@@ -12,6 +12,7 @@ from bksdm.common.progress import say
 from bksdm.distill.pair import Pair
 from bksdm.distill.state import TrainState, averaged
 from bksdm.generate.sampling import Request, sample, side_by_side
+from bksdm.models.pipelines import denoiser
 from bksdm.runtime.defaults import Defaults
 
 
@@ -52,7 +53,7 @@ class SampleGrids:
         side_by_side(list(zip(self._wanted, got, strict=True))).save(self._folder / f"step-{step:08d}.png")
 
     def _pictures(self, pipeline: DiffusionPipeline, drawing: Defaults) -> list[Image.Image]:
-        own = pipeline.unet.dtype
+        own = denoiser(pipeline).dtype
         precision = self._precision if own == torch.float32 else own
         with (
             torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew

@@ -27,7 +27,7 @@ from bksdm.families import family_of_pipeline
 from bksdm.families.family import Family, Told
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning
-from bksdm.models.pipelines import tokenizers
+from bksdm.models.pipelines import denoiser, tokenizers
 from bksdm.options import DistillOptions, StudentOptions
 from bksdm.pruning.describe import Description, describe_config
 
@@ -74,17 +74,17 @@ class Pair:
     def set_up(self, *, gradient_checkpointing: bool, shard_teacher: bool) -> None:
         """Bring both to the device, in the number formats, memory layout and attention that are fast there."""
         device, precision, own = self.formats.device, self.formats.precision, self.formats.teacher_precision
-        self.teacher.unet.to(own)
+        denoiser(self.teacher).to(own)
         if shard_teacher:
-            shard(self.teacher.unet, device)
+            shard(denoiser(self.teacher), device)
         self.teacher.to(device)
-        self.teacher.unet.to(own)
+        denoiser(self.teacher).to(own)
         self.teacher.vae.to(memory_format=VAE_LAYOUT)
         self.student.to(device).train()
         if channels_last_is_faster(device, precision):
             self.student.to(memory_format=torch.channels_last)
         if channels_last_is_faster(device, own):
-            self.teacher.unet.to(memory_format=torch.channels_last)
+            denoiser(self.teacher).to(memory_format=torch.channels_last)
         if plain_attention_is_faster(device, precision):
             self.student.set_attn_processor(AttnProcessor())
         if gradient_checkpointing:
@@ -100,7 +100,7 @@ class Pair:
         """The objective that the options ask for; the other arguments are those of `Distillation`."""
         return Distillation(
             self.student,
-            self.teacher.unet,
+            denoiser(self.teacher),
             self.pruning.chosen_taps(options.taps),
             self.conditions,
             self.schedule,
@@ -157,7 +157,7 @@ class Pair:
     @property
     def description(self) -> Description:
         tokens = tokenizers(self.teacher)[0].model_max_length
-        return describe_config(dict(self.teacher.unet.config), self.pruning.recipe, tokens)
+        return describe_config(dict(denoiser(self.teacher).config), self.pruning.recipe, tokens)
 
 
 def changes_captions(options: DistillOptions) -> bool:

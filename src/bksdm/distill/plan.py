@@ -33,7 +33,7 @@ from bksdm.distill.loop import optimize
 from bksdm.distill.pair import Formats, Pair, changes_captions
 from bksdm.families import family_of
 from bksdm.families.recipe import Config, Pruning
-from bksdm.models.pipelines import load_config, load_unet_config, text_encoders
+from bksdm.models.pipelines import denoiser, load_config, load_denoiser_config, text_encoders
 from bksdm.options import DistillOptions
 
 _MEASURED_STEPS = 3
@@ -190,7 +190,7 @@ def plan(options: DistillOptions, pruning: Pruning, data: Pictures | Latents) ->
         data: What it learns from.
     """
     formats, group = Formats.choose(options), processes()
-    teacher = load_unet_config(options.teacher)
+    teacher = load_denoiser_config(options.teacher)
     family = family_of(teacher)
     networks = {name: load_config(options.teacher, name) for name in ("vae", *family.encoders)}
     length = networks[family.encoders[0]]["max_position_embeddings"]
@@ -250,14 +250,14 @@ class _Simulation:
             objective = pair.objective(options, self._shapes.captions(pair, options))
             batch = self._shapes.batch(batch_size)
             besides = (pair.teacher.vae, *text_encoders(pair.teacher))
-            networks = (pair.teacher.unet, *besides, pair.student)
+            networks = (denoiser(pair.teacher), *besides, pair.student)
             held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
             with FlopCounterMode(display=False) as flops, _Alive([*held, *batch.values()]) as alive:
                 with torch.autocast("cpu", precision, enabled=precision != torch.float32):
                     losses = objective(batch, Draws(0, "plan"))
                 torch.autograd.backward(losses["loss"])
-        self.params = {"teacher": _count(pair.teacher.unet), "student": _count(pair.student)}
-        taught = _bytes(pair.teacher.unet) // (processes().count if options.shard_teacher else 1)
+        self.params = {"teacher": _count(denoiser(pair.teacher)), "student": _count(pair.student)}
+        taught = _bytes(denoiser(pair.teacher)) // (processes().count if options.shard_teacher else 1)
         frozen = taught + sum(map(_bytes, besides))
         copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
         bytes_held = frozen + copies * _bytes(pair.student)

@@ -20,9 +20,9 @@ from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import drawing_defaults, load_unet_config, tokenizers, tokenizing
+from bksdm.models.pipelines import denoiser, drawing_defaults, load_denoiser_config, tokenizers, tokenizing
 from bksdm.options import DistillOptions
-from bksdm.pruning.run import checked_pruning, with_unet
+from bksdm.pruning.run import checked_pruning, with_denoiser
 from bksdm.runtime.defaults import Defaults
 
 # Largest relative difference of a compiled network from itself that is rounding.
@@ -81,7 +81,7 @@ def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Les
     return Lesson(
         "distill",
         objective=lambda parts: _objective(options, parts),
-        pipeline=lambda pair: with_unet(pair.teacher, pair.student),
+        pipeline=lambda pair: with_denoiser(pair.teacher, pair.student),
         check=lambda pair: _check_taps(options, pair),
         shown=_SHOWN,
         on_card={name: getattr(options, name) for name in on_card},
@@ -114,7 +114,7 @@ def foresee(options: DistillOptions) -> Plan:
     _check(options)
     data = open_data(options.data, options.resolution, options.flip, options.cache_gb)
     pruning = checked_pruning(
-        options.teacher, options.student, load_unet_config(options.teacher), load_unet_config(options.student)
+        options.teacher, options.student, load_denoiser_config(options.teacher), load_denoiser_config(options.student)
     )
     pruning.chosen_taps(options.taps)  # says where there are none
     return plan(options, pruning, data)
@@ -144,7 +144,7 @@ def _compile_teacher(objective: Distillation, samples: Samples, options: Distill
     batch = next(Stream(samples, options.batch_size, options.seed).batches())
     on_device = {name: value.to(pair.formats.device) for name, value in batch.items()}
     difference = objective.compile_teacher(on_device, Draws(options.seed, "compile"))
-    most = _ROUNDING[pair.teacher.unet.dtype]
+    most = _ROUNDING[denoiser(pair.teacher).dtype]
     if not difference <= most:
         objective.uncompile_teacher()
         say(f"the compiled teacher differs by {difference:.1g}, more than {most:g}, from itself; it stays uncompiled")

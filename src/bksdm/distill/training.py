@@ -34,6 +34,7 @@ from bksdm.models.pipelines import (
     Origin,
     check_text_to_image,
     cutting,
+    denoiser,
     fingerprint,
     load_pipeline,
     remark_on,
@@ -87,7 +88,7 @@ class Lesson:
         shown: Losses beside the bar.
         on_card: What the student's card says of its making.
         teacher_drawing, student_drawing: How the pictures of the sample grids are made.
-        changed: Names of the parts of that pipeline that are not the teacher's.
+        changed: Names of the parts of that pipeline, besides the student, that are not the teacher's.
         own: What the student draws best with, where that is known.
         contents: Digests of what the options name besides models and data.
         fixed_steps: Whether the number of steps decides more than where the run ends.
@@ -101,7 +102,7 @@ class Lesson:
     on_card: Mapping[str, Any]
     teacher_drawing: Defaults
     student_drawing: Defaults
-    changed: tuple[str, ...] = ("unet",)
+    changed: tuple[str, ...] = ()
     own: Defaults | None = None
     contents: Mapping[str, Any] = field(default_factory=dict)
     fixed_steps: bool = False
@@ -146,10 +147,10 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
 
 
 def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
-    teacher, student = load_pipeline(options.teacher), load_pipeline(options.student).unet
+    teacher, student = load_pipeline(options.teacher), denoiser(load_pipeline(options.student))
     check_text_to_image(teacher, options.teacher)
     remark_on(teacher)
-    pruning = checked_pruning(options.teacher, options.student, teacher.unet.config, student.config)
+    pruning = checked_pruning(options.teacher, options.student, denoiser(teacher).config, student.config)
     pair = Pair(teacher, student, pruning, Formats.choose(options))
     lesson.check(pair)
     pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
@@ -276,5 +277,5 @@ def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentO
             card,
             folder,
             files,
-            Origin.of(pair.teacher, lesson.changed),
+            Origin.of(pair.teacher, (pair.family.denoiser, *lesson.changed)),
         )

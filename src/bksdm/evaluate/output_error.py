@@ -12,7 +12,7 @@ from bksdm.common.randomness import Draws
 from bksdm.data.pictures import Picture, PictureSamples
 from bksdm.distill.conditions import Conditions, as_type
 from bksdm.families.family import Family, Told
-from bksdm.models.pipelines import image_size, tokenizers, tokenizing
+from bksdm.models.pipelines import denoiser, image_size, tokenizers, tokenizing
 
 _BATCH = 32
 
@@ -64,6 +64,6 @@ def output_errors(student: Any, teacher: DiffusionPipeline, entries: Sequence[Pi
     """The same for every picture by itself, with shape (N,)."""
     found = []
     for probe in probes(teacher, entries, seed):
-        difference = probe.output(student).float() - probe.output(teacher.unet).float()
+        difference = probe.output(student).float() - probe.output(denoiser(teacher)).float()
         found.append(difference.square().flatten(1).mean(dim=1).double().cpu())
     return torch.cat(found)

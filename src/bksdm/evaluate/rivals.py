@@ -26,8 +26,9 @@ from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import (
     check_text_to_image,
     context_tokens,
+    denoiser,
     image_size,
-    load_unet_config,
+    load_denoiser_config,
     text_encoders,
     tokenizers,
     tokenizing,
@@ -150,7 +151,7 @@ class TorchRival:
 
     @property
     def precision(self) -> str:
-        return str(self.pipeline.unet.dtype).removeprefix("torch.")
+        return str(denoiser(self.pipeline).dtype).removeprefix("torch.")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -163,12 +164,12 @@ class TorchRival:
     def cost(self) -> UNetCost:
         _, height, width = self._latent_shape()
         tokens = text_encoders(self.pipeline)[0].config.max_position_embeddings
-        return unet_cost(self.pipeline.unet.config, (height, width), tokens)
+        return unet_cost(denoiser(self.pipeline).config, (height, width), tokens)
 
     def params(self) -> dict[str, int]:
         networks = {
             "text_encoder": text_encoders(self.pipeline),
-            "unet": [self.pipeline.unet],
+            "unet": [denoiser(self.pipeline)],
             "decoder": [self.pipeline.vae.decoder, self.pipeline.vae.post_quant_conv],
         }
         return {name: sum(map(_count, parts)) for name, parts in networks.items()}
@@ -180,11 +181,11 @@ class TorchRival:
         with torch.inference_mode():
             told = encode()
         rows = 2 * batch_size if guided else batch_size
-        told = as_type(told | repeated(framed(family, self.size, pipeline.device), rows), pipeline.unet.dtype)
-        latents = _noise(batch_size, self._latent_shape()).to(pipeline.device, pipeline.unet.dtype)
+        told = as_type(told | repeated(framed(family, self.size, pipeline.device), rows), denoiser(pipeline).dtype)
+        latents = _noise(batch_size, self._latent_shape()).to(pipeline.device, denoiser(pipeline).dtype)
         pipeline.scheduler.set_timesteps(self.drawing.steps, device=pipeline.device)
         noisy = torch.cat([latents] * 2) if guided else latents
-        step = partial(family.answer, pipeline.unet, noisy, pipeline.scheduler.timesteps[0], told)
+        step = partial(family.answer, denoiser(pipeline), noisy, pipeline.scheduler.timesteps[0], told)
         decode = partial(pipeline.vae.decode, latents / pipeline.vae.config.scaling_factor, return_dict=False)
         whole = _whole(partial(sample, pipeline), batch_size, self.drawing, self.size)
         return dict(zip(PARTS, cast(tuple[Task, ...], (encode, step, decode, whole)), strict=True))
@@ -209,7 +210,8 @@ class TorchRival:
     def _latent_shape(self) -> tuple[int, int, int]:
         factor = self.pipeline.vae_scale_factor
         height, width = self.size
-        return self.pipeline.unet.config.in_channels, height // factor, width // factor
+        channels = family_of_pipeline(self.pipeline).latent_channels(denoiser(self.pipeline).config)
+        return channels, height // factor, width // factor
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ class ExportedRival:
 
     def cost(self) -> UNetCost:
         height, width = (side // self.pipeline.factor for side in self.size)
-        return unet_cost(load_unet_config(Path(self.model)), (height, width), context_tokens(Path(self.model)))
+        return unet_cost(load_denoiser_config(Path(self.model)), (height, width), context_tokens(Path(self.model)))
 
     def params(self) -> dict[str, int]:
         kept = export_facts(self.model).get("parameters")

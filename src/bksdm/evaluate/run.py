@@ -36,7 +36,16 @@ from bksdm.evaluate.worth import worth
 from bksdm.families import family_of
 from bksdm.generate.run import check, numbered
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import EMBEDDED, cutting, drawings, fingerprint, load_pipeline, load_unet_config, say_unlike
+from bksdm.models.pipelines import (
+    EMBEDDED,
+    cutting,
+    denoiser,
+    drawings,
+    fingerprint,
+    load_denoiser_config,
+    load_pipeline,
+    say_unlike,
+)
 from bksdm.options import EvaluateOptions, GenerateOptions
 
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "latency", "json")
@@ -154,7 +163,7 @@ def _folder(options: EvaluateOptions, name: str) -> Path:
 def _check_comparable(sources: Mapping[str, Drawn | Finished], teacher: str | None) -> None:
     """Refuse a teacher whose inputs a model does not take."""
     for model in [source.model for source in sources.values() if isinstance(source, Drawn) and teacher]:
-        ours, theirs = load_unet_config(model), load_unet_config(str(teacher))
+        ours, theirs = load_denoiser_config(model), load_denoiser_config(str(teacher))
         for key in family_of(ours).inputs:
             if ours.get(key) != theirs.get(key):
                 raise InputError(
@@ -341,7 +350,7 @@ def _output_errors(
     found = {}
     for name, source in sources.items():
         if isinstance(source, Drawn):
-            student = load_pipeline(source.model).unet.to(device)
+            student = denoiser(load_pipeline(source.model)).to(device)
             found[name] = output_errors(student, teacher, reference.entries)
     return found
 

@@ -7,7 +7,7 @@ from bksdm.common.devices import choose_device, choose_precision
 from bksdm.evaluate.benchmark import whole_pictures
 from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import context_tokens, load_unet_config
+from bksdm.models.pipelines import context_tokens, load_denoiser_config
 from bksdm.options import Precision
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
@@ -37,7 +37,7 @@ def worth(
     """
     found: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        cost = unet_cost(load_unet_config(model), tokens=context_tokens(model))
+        cost = unet_cost(load_denoiser_config(model), tokens=context_tokens(model))
         found[name] = {"params": cost.params, "gmacs_modules": cost.gmacs_modules, "gmacs_all": cost.gmacs_all}
     if rounds and models:
         there = choose_device(device)

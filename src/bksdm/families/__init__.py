@@ -12,17 +12,27 @@ from torch import nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family
+from bksdm.families.flux import Flux
+from bksdm.families.flux2 import Flux2, Flux2Klein
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.sd import StableDiffusion
 from bksdm.families.sdxl import StableDiffusionXL
 from bksdm.families.single_file import FileShapes, Layout
+from bksdm.families.stack.refused import REFUSED
 from bksdm.families.units import Names, Removals, Unit
+from bksdm.families.zimage import ZImage
 
 FAMILIES: tuple[Family, ...] = (
+    Flux(),
+    Flux2(),
+    Flux2Klein(),
+    ZImage(),
     StableDiffusionXL(),
     StableDiffusion(),
 )
+
+_KNOWN = "give a model shaped like Stable Diffusion 1.x or 2.x, SDXL, Flux.1, FLUX.2 or Z-Image"
 
 
 def family_claiming(config: Config) -> Family:
@@ -36,12 +46,12 @@ def family_of(config: Config) -> Family:
     Raises:
         InputError: The family is not known.
     """
-    family = family_claiming(config)
+    family, kind = family_claiming(config), config.get("_class_name")
+    if kind in REFUSED:
+        raise InputError(f"a {kind} cannot be pruned: {REFUSED[kind]}; {_KNOWN}")
     reason = family.why_not(config)
     if reason:
-        raise InputError(
-            f"this U-Net cannot be pruned: {reason}; give a model shaped like Stable Diffusion 1.x or 2.x, or SDXL"
-        )
+        raise InputError(f"this {family.noun} cannot be pruned: {reason}; {_KNOWN}")
     return family
 
 
@@ -64,7 +74,7 @@ def layout_of(shapes: FileShapes) -> tuple[Family, Layout]:
 
 
 def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
-    """What follows from `recipe` for a teacher with this U-Net config.
+    """What follows from `recipe` for a teacher with this denoiser's config.
 
     Raises:
         InputError: The family is not known, or the teacher cannot satisfy the recipe.
@@ -73,7 +83,7 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
 
 
 def units(config: Config) -> tuple[Unit, ...]:
-    """The parts that this U-Net can run without, one at a time, in the order in which the data meets them.
+    """The parts that this denoiser can run without, one at a time, in the order in which the data meets them.
 
     Raises:
         InputError: The family is not known.
@@ -100,7 +110,7 @@ def recipe_without(config: Config, names: Names, name: str, summary: str = "") -
 
 
 def recipes_between(teacher_config: Config, student_config: Config, name: str) -> list[Recipe]:
-    """The recipes, called `name`, that make a U-Net with the student's config out of one with the teacher's.
+    """The recipes, called `name`, that make a denoiser with the student's config out of one with the teacher's.
 
     Raises:
         InputError: The family is not known.
@@ -110,12 +120,12 @@ def recipes_between(teacher_config: Config, student_config: Config, name: str) -
 
 
 def difference(wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
-    """Name and both values of an entry in which the config of a U-Net is not the wanted one, if there is one."""
+    """Name and both values of an entry in which the config of a denoiser is not the wanted one, if there is one."""
     return family_of(wanted).difference(wanted, found)
 
 
 def skip_connections(config: Config) -> tuple[str, ...]:
-    """Paths of the modules whose outputs a U-Net keeps for its way up, in the order in which it makes them.
+    """Paths of the modules whose outputs a denoiser keeps for later layers, in the order in which it makes them.
 
     Raises:
         InputError: The family is not known.

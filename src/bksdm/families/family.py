@@ -15,6 +15,7 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
@@ -63,6 +64,7 @@ class Family(ABC):
             within a mask.
         networks: Classes of the networks that make a pipeline, by their names in it.
         denoiser: The name of the network that is made smaller.
+        noun: What people call it.
         inputs: Entries of its config that say what it takes and gives.
         encoders, tokenizers: Names of the text encoders, and of their tokenizers in the same order.
         text_outputs: Of each text encoder, what it gives other runtimes, in the order in which transformers does.
@@ -76,6 +78,8 @@ class Family(ABC):
         words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
+        usual_tokens: Of a caption, where no text encoder says.
+        usual_sides: Height and width of latents, where no denoiser says.
     """
 
     name: ClassVar[str]
@@ -85,6 +89,7 @@ class Family(ABC):
     under_mask: ClassVar[str]
     networks: ClassVar[Mapping[str, str]]
     denoiser: ClassVar[str] = "unet"
+    noun: ClassVar[str] = "U-Net"
     inputs: ClassVar[tuple[str, ...]]
     encoders: ClassVar[tuple[str, ...]]
     tokenizers: ClassVar[tuple[str, ...]]
@@ -98,6 +103,8 @@ class Family(ABC):
     lora_versions: ClassVar[Mapping[int, tuple[str, str]]]
     words: ClassVar[tuple[str, ...]] = ("",)
     shrinks: ClassVar[int] = 1
+    usual_tokens: ClassVar[int] = 77
+    usual_sides: ClassVar[tuple[int, int]] = (64, 64)
 
     # Is it mine?
 
@@ -150,6 +157,25 @@ class Family(ABC):
     @abstractmethod
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         """The network without these units inside a `with` block, in memory; afterwards it is as it was."""
+
+    def latent_channels(self, config: Config) -> int:
+        """Channels of the latents that a denoiser with this config takes."""
+        return int(config["in_channels"])
+
+    def channels_of(self, vae: Config) -> int:
+        """Channels of the latents that its VAE, with this config, makes of pictures."""
+        return int(vae["latent_channels"])
+
+    def latent_sides(self, config: Config) -> tuple[int, int]:
+        """Height and width of the latents that it was made for; `InputError` where the config does not say."""
+        size = config.get("sample_size")
+        height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+        if not isinstance(height, int) or not isinstance(width, int):
+            raise InputError(
+                f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64, or "
+                f"height and width, such as [64, 96]"
+            )
+        return height, width
 
     def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
         """What is known of programs and a denoiser with this config."""

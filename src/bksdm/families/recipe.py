@@ -1,15 +1,17 @@
 """Which blocks of a teacher survive: data, and what follows from it.
 
 A recipe names the layers that stay in the stages of a U-Net, and the transformer layers that stay
-in their attentions. Together with a teacher's config it determines everything else (`Pruning`): the
-student's config, where each student weight comes from, which features are matched in retraining, and
-what was removed.
+in their attentions; or the blocks that stay of a transformer. Together with a teacher's config it
+determines everything else (`Pruning`): the student's config, where each student weight comes from,
+which features are matched in retraining, and what was removed.
 
 Source: BK-SDM, arXiv 2305.15798, section 3.1.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ Layers = tuple[tuple[int, ...], ...] | tuple[int, ...] | Literal["all"]
 Depth = tuple[int, ...] | Literal["all"]
 Transformers = tuple[Depth | tuple[Depth, ...], ...] | Depth
 Middle = tuple[int, ...] | Literal["resnet"] | bool
+Blocks = tuple[int, ...] | int | str
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Recipe:
             every attention, or one entry a stage, outermost first, each of which may be one entry an attention
             that stays.
         up_transformers: Those of the up stages; likewise.
+        blocks: Of a transformer, the blocks that stay in each of its stacks: "all", how many or which share of them
+            (such as "1/2", rounded up) by the regular pattern of `stack.structure`, or their numbers, counted from 0
+            in the order in which the data passes them, -1 the last; or pairs of the path of a stack, such as
+            "transformer_blocks", and what stays of it, where stacks that are not named stay whole.
     """
 
     name: str
@@ -57,6 +64,13 @@ class Recipe:
     summary: str = field(default="", compare=False)
     down_transformers: Transformers = "all"
     up_transformers: Transformers = "all"
+    blocks: Blocks | tuple[tuple[str, Blocks], ...] = "all"
+
+    @property
+    def of_unet(self) -> list[str]:
+        """What it says of a U-Net, by name."""
+        usual = {item.name: item.default for item in fields(self)}
+        return [key for key in _OF_UNET if getattr(self, key) != usual[key]]
 
     def down_layers(self, stage: int, available: int) -> tuple[int, ...]:
         """Layers that stay in a down stage of `available` layers, as the recipe writes them."""
@@ -66,8 +80,16 @@ class Recipe:
         """Layers that stay in the up stage of that width, as the recipe writes them."""
         return _of_stage(self.up, stage, available)
 
+    def blocks_of(self, stacks: tuple[str, ...]) -> dict[str, Blocks]:
+        """What is said of the stacks of a transformer, by their paths; of these, where it is said of all alike."""
+        said: Any = self.blocks
+        return dict(said) if _is_pairs(said) else dict.fromkeys(stacks, said)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in a YAML file; of the transformer layers only where some go."""
+        if self.blocks != "all":
+            by_stack = {key: _lists(value) for key, value in self.blocks_of(()).items()}
+            return {"name": self.name, "summary": self.summary, "blocks": by_stack or _lists(self.blocks)}
         depths = {"down_transformers": self.down_transformers, "up_transformers": self.up_transformers}
         return {
             "name": self.name,
@@ -97,7 +119,12 @@ class Recipe:
         checked = {key: _check(key, value, source) for key, value in values.items()}
         if "name" not in checked:
             raise InputError(f"recipe {source} has no name; add a line 'name: ...'")
-        return cls(**checked)
+        recipe = cls(**checked)
+        if recipe.blocks != "all" and recipe.of_unet:
+            raise InputError(
+                f"recipe {source} says blocks, of a transformer, and {recipe.of_unet[0]}, of a U-Net; write one of them"
+            )
+        return recipe
 
 
 @dataclass(frozen=True)
@@ -110,13 +137,13 @@ class Tap:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the U-Net for people: which of the teacher's layers stay.
+    """One stage of a U-Net, or one stack of a transformer, for people: which of the teacher's layers stay.
 
     Attributes:
         name: Path in the teacher, such as "down_blocks.0".
         channels: Width.
         layers: For every layer of the teacher, what it consists of and whether it stays: "R", "RA", or with an
-            attention of ten transformer layers "RA10", of which four stay "RA4/10".
+            attention of ten transformer layers "RA10", of which four stay "RA4/10"; "B" of a transformer.
     """
 
     name: str
@@ -140,9 +167,10 @@ class Pruning:
             what is not named here has the same path in both.
         taps: Pairs of modules to match, as published: the outputs of the stages.
         removed: Paths of the teacher's modules that go.
-        down: Down stages, outermost first.
-        up: Up stages, outermost first.
-        mid: The middle block as a stage, or None where the teacher has none.
+        down: Down stages of a U-Net, outermost first.
+        up: Its up stages, outermost first.
+        mid: Its middle block as a stage, or None where the teacher has none.
+        stacks: Stacks of a transformer, in the order of the data.
         attention_taps: Pairs of self-attentions, of all layers that stay.
         layer_taps: Pairs of ResNet blocks, of attentions and of middle blocks, likewise.
     """
@@ -152,9 +180,10 @@ class Pruning:
     key_map: dict[str, str]
     taps: tuple[Tap, ...]
     removed: tuple[str, ...]
-    down: tuple[Stage, ...]
-    up: tuple[Stage, ...]
-    mid: Stage | None
+    down: tuple[Stage, ...] = ()
+    up: tuple[Stage, ...] = ()
+    mid: Stage | None = None
+    stacks: tuple[Stage, ...] = ()
     attention_taps: tuple[Tap, ...] = ()
     layer_taps: tuple[Tap, ...] = ()
 
@@ -194,7 +223,7 @@ def published_recipes() -> list[str]:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """A recipe by its name (`base`, `small`, `tiny`) or from a YAML file.
+    """A recipe by its name (`base`, `small`, `half`) or from a YAML file.
 
     Raises:
         InputError: There is no such recipe, or the file is not one.
@@ -248,6 +277,10 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
+def _is_pairs(blocks: Any) -> bool:
+    return isinstance(blocks, tuple) and isinstance(blocks[0], tuple)
+
+
 def _check(key: str, value: object, source: str) -> Any:
     check, words = _KEYS[key]
     found = check(value)
@@ -272,6 +305,21 @@ def _middle(value: object) -> Middle | None:
     return tuple(value) if _integers(value) else None  # type: ignore[arg-type]
 
 
+def _blocks(value: object) -> Any:
+    if not isinstance(value, dict):
+        return _of_stack(value)
+    found = tuple((key, _of_stack(each)) for key, each in value.items() if isinstance(key, str))
+    return found if len(found) == len(value) > 0 and all(each is not None for _, each in found) else None
+
+
+def _of_stack(value: object) -> Blocks | None:
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and _SHARE.fullmatch(value):
+        return value if 0 < Fraction(value) < 1 else None
+    return _depth(value)
+
+
 def _depth(value: object) -> Depth | None:
     if value == "all":
         return "all"
@@ -292,6 +340,8 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+_SHARE = re.compile(r"\d{1,3}/[1-9]\d{0,2}")
+_OF_UNET = ("down", "up", "mid", "drop_innermost", "down_transformers", "up_transformers")
 _THOSE_THAT_STAY = "all, or the layers that stay, such as [0, -1]"
 _TRANSFORMERS = "all, or the transformer layers that stay, such as [0, 1], or such an entry for every stage"
 _KEYS: dict[str, tuple[Callable[[object], Any], str]] = {
@@ -303,4 +353,5 @@ _KEYS: dict[str, tuple[Callable[[object], Any], str]] = {
     "drop_innermost": (lambda value: value if type(value) is int else None, "a whole number"),
     "down_transformers": (_transformers, _TRANSFORMERS),
     "up_transformers": (_transformers, _TRANSFORMERS),
+    "blocks": (_blocks, "all, a number or a share such as 1/2, those that stay such as [0, -1], or these by stack"),
 }

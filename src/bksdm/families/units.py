@@ -1,18 +1,18 @@
-"""What can be taken out of a U-Net by itself, and what of it can go together, whatever the family."""
+"""What can be taken out of a denoiser by itself, and what of it can go together, whatever the family."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["down", "mid", "innermost", "up"]
+Kind = Literal["down", "mid", "innermost", "up", "block"]
 Names = frozenset[str]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a U-Net that can be bypassed while the rest stays as it is.
+    """A part of a denoiser that can be bypassed while the rest stays as it is.
 
     Attributes:
-        name: For people and files, such as "down_blocks.0 layer 1".
+        name: For people and files, such as "down_blocks.0 layer 1" or "transformer_blocks 3".
         kind: Where it lies.
         paths: Paths of its modules.
         keeps_shortcut: Whether its ResNet's shortcut convolution stays in a bypass, since channels change there.

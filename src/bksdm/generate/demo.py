@@ -28,6 +28,7 @@ from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import (
     check_text_to_image,
     cutting,
+    denoiser,
     drawing,
     image_size,
     scheduler_config,
@@ -83,9 +84,9 @@ class Drawer:
         pipeline = load_model(model, dtype, options.decoder)
         check_text_to_image(pipeline, model)
         encoders = text_encoders(pipeline)
-        networks = (*encoders, pipeline.unet, pipeline.vae)
+        networks = (*encoders, denoiser(pipeline), pipeline.vae)
         tensors = [p for network in networks for p in network.parameters()]
-        cost = unet_cost(pipeline.unet.config, tokens=encoders[0].config.max_position_embeddings)
+        cost = unet_cost(denoiser(pipeline).config, tokens=encoders[0].config.max_position_embeddings)
         about = (
             f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step; "
             f"whole model: {sum(p.numel() * p.element_size() for p in tensors) / 2**20:.0f} MiB"

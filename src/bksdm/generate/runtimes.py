@@ -33,8 +33,8 @@ from bksdm.models.pipelines import (
     fingerprint,
     has_safety_checker,
     image_size,
+    load_denoiser_config,
     load_scheduler_config,
-    load_unet_config,
     say_hidden,
     scheduler_config,
     tokenizers,
@@ -176,7 +176,7 @@ def _torch_alone(model: str, scheduler: str | None) -> str | None:
 
 def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:
     """Torch, where a conversion takes longer than what it saves."""
-    config = load_unet_config(model)
+    config = load_denoiser_config(model)
     cost = unet_cost(config)
     spent = 2 * cost.gmacs_all * unet_calls / _gflops()
     saved = spent * (1 - 1 / FASTER[runtime])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.families import family_of_pipeline
-from bksdm.models.pipelines import image_size, safety_checker, scheduler_config
+from bksdm.models.pipelines import denoiser, image_size, safety_checker, scheduler_config
 from bksdm.runtime.schedulers import with_scheduler
 
 _FLAGGED = "flagged"
@@ -107,8 +107,10 @@ def _pipeline(pipeline: DiffusionPipeline, image: Image.Image | None, mask: Imag
         return pipeline
     family = family_of_pipeline(pipeline)
     kind = family.under_mask if mask else family.from_image
-    made = family.assembled(pipeline.components | {"unet": None}, {**pipeline.config, **_UNCHECKED}, kind)
-    made.unet = pipeline.unet  # not above, where its sample_size is taken for a number, which it need not be
+    made = family.assembled(pipeline.components | {family.denoiser: None}, {**pipeline.config, **_UNCHECKED}, kind)
+    setattr(
+        made, family.denoiser, denoiser(pipeline)
+    )  # not above, where its sample_size is taken for a number, which it need not be
     return made
 
 
@@ -156,9 +158,12 @@ def _decoded(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Pixels with shape (B, 3, H, W), about -1 to 1, of final latents (B, C, h, w)."""
     vae = pipeline.vae
     if not latents.isfinite().all():
-        half = pipeline.unet.dtype == torch.float16
+        half = denoiser(pipeline).dtype == torch.float16
         mend = "give --precision bf16 or fp32" if half else "its weights are damaged, or its training has diverged"
-        raise InputError(f"the U-Net gives numbers that are not finite in {_named(pipeline.unet.dtype)}; {mend}")
+        raise InputError(
+            f"the {family_of_pipeline(pipeline).noun} gives numbers that are not finite in "
+            f"{_named(denoiser(pipeline).dtype)}; {mend}"
+        )
     scaled = latents / vae.config.scaling_factor
     if vae.dtype == torch.float16 and vae.config.force_upcast and family_of_pipeline(pipeline).upcasts_vae:
         return _decoded_in_float32(vae, scaled)

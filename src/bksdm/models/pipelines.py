@@ -35,7 +35,7 @@ from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.common.progress import say
 from bksdm.common.runs import files_digest, replace_folder, write_text
 from bksdm.data.pictures import Size, sides
-from bksdm.families import FAMILIES, family_of, family_of_class, family_of_pipeline
+from bksdm.families import FAMILIES, family_claiming, family_of, family_of_class, family_of_pipeline
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config
 from bksdm.models.parts import (
@@ -48,7 +48,7 @@ from bksdm.models.parts import (
     rewrite_weights,
 )
 from bksdm.models.single_file import Contents, read_contents, read_pipeline, unread
-from bksdm.pruning.cost import TOKENS, latent_sides
+from bksdm.pruning.cost import TOKENS
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.schedulers import LEFT_OUT, told
 from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
@@ -59,6 +59,8 @@ _NETWORKS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.n
 _TOKENIZERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.tokenizers))
 _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
 _ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
+_DENOISERS = tuple(dict.fromkeys(family.denoiser for family in reversed(FAMILIES)))
+_TRANSFORMER = ("Transformer2DModel", "DiT2DModel")
 _FIRST = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of digests that older runs wrote
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
 _UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
@@ -67,21 +69,21 @@ _MODELS = "a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
 
 
 def load_pipeline(
-    model: str | Path, dtype: torch.dtype = torch.float32, *, with_unet: bool = True
+    model: str | Path, dtype: torch.dtype = torch.float32, *, with_denoiser: bool = True
 ) -> DiffusionPipeline:
     """The pipeline that MODEL stands for, on the CPU, its networks in `dtype` and in eval mode.
 
     Arguments:
         model: The MODEL.
         dtype: Number format of the weights.
-        with_unet: Whether its U-Net is wanted; without it, `unet` is None.
+        with_denoiser: Whether its U-Net is wanted; without it, `unet` is None.
 
     Raises:
         InputError: There is no such model, it is incomplete, or its weights are not safetensors.
     """
     path = located(model)
     with _loading(model):
-        pipeline = (_single_file if path.is_file() else _folder)(path, dtype, with_unet)
+        pipeline = (_single_file if path.is_file() else _folder)(path, dtype, with_denoiser)
         check_parts(pipeline, model)
     return _ready(pipeline, path)
 
@@ -154,12 +156,12 @@ def load_contents(file: str | Path) -> Contents:
     return read_contents(path)
 
 
-def _folder(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPipeline:
+def _folder(path: Path, dtype: torch.dtype, with_denoiser: bool) -> DiffusionPipeline:
     family = check_folder(path)
     arguments = {"dtype": dtype, "use_safetensors": True}
     networks = {
         name: _network(path / name, family.network_class(name), arguments)
-        if with_unet or name != family.denoiser
+        if with_denoiser or name != family.denoiser
         else None
         for name in family.networks
     }
@@ -174,23 +176,30 @@ def _around(path: Path, family: Family, networks: Mapping[str, Any], arguments: 
 
 
 def _open_folder(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
-    """Every network is loaded by itself, in half precision, to see that it is whole, and goes again."""
+    """Every network is opened by itself, in half precision, to see that it is whole, and goes again."""
     family = check_folder(path)
     arguments = {"dtype": torch.float16, "use_safetensors": True}
     others = [name for name in family.networks if name != family.denoiser]
-    networks = {name: _network(path / name, family.network_class(name), arguments).to("meta") for name in others}
+    networks = {name: _emptied(path / name, family.network_class(name), arguments) for name in others}
     denoiser, tensors = _unread(path / family.denoiser, family)
     optional = dict.fromkeys(_OTHERS.keys() & dict(_parts(_read_json(path / "model_index.json"))).keys())
     return _around(path, family, networks | optional | {family.denoiser: denoiser}, arguments), tensors
+
+
+def _emptied(folder: Path, kind: Any, arguments: Mapping[str, Any]) -> Any:
+    """A network that is seen to be whole, without its weights; of a text encoder, which may be large, none is read."""
+    if issubclass(kind, transformers.PreTrainedModel):
+        return _network(folder, kind, {**arguments, "device_map": {"": "meta"}})
+    return _network(folder, kind, arguments).to("meta")
 
 
 def _open_file(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
     contents, formats = load_contents(path), set(formats_of(path, "keep").values())
     dtype = formats.pop() if len(formats) == 1 else torch.float32
     if contents.is_stock:
-        pipeline = _single_file(path, dtype, with_unet=True)
+        pipeline = _single_file(path, dtype, with_denoiser=True)
         return pipeline, getattr(pipeline, contents.family.denoiser).state_dict()
-    pipeline = read_pipeline(path, contents, dtype, with_unet=False)
+    pipeline = read_pipeline(path, contents, dtype, with_denoiser=False)
     return pipeline, unread(path, contents, getattr(pipeline, contents.family.denoiser))
 
 
@@ -204,15 +213,15 @@ def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _single_file(path: Path, dtype: torch.dtype, with_unet: bool) -> DiffusionPipeline:
+def _single_file(path: Path, dtype: torch.dtype, with_denoiser: bool) -> DiffusionPipeline:
     contents = load_contents(path)
     family = contents.family
     pipeline: DiffusionPipeline
     if contents.is_stock:
         pipeline = getattr(diffusers, family.pipeline).from_single_file(str(path), dtype=dtype)
     else:
-        pipeline = read_pipeline(path, contents, dtype, with_unet)
-    if not with_unet:
+        pipeline = read_pipeline(path, contents, dtype, with_denoiser)
+    if not with_denoiser:
         setattr(pipeline, family.denoiser, None)
     return pipeline
 
@@ -305,12 +314,18 @@ def check_text_to_image(pipeline: DiffusionPipeline, model: str | Path) -> None:
     Raises:
         InputError: Naming the numbers of channels.
     """
-    takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    takes, latent = _channels(pipeline)
     if takes != latent:
         raise InputError(
             f"model {model} has a U-Net of {takes} channels, and its latents have {latent}; give a text-to-image "
             f"model, not one for inpainting or depth"
         )
+
+
+def _channels(pipeline: DiffusionPipeline) -> tuple[int, int]:
+    """Channels that the denoiser takes, and those of latents."""
+    family, vae = family_of_pipeline(pipeline), pipeline.vae.config
+    return family.latent_channels(denoiser(pipeline).config), family.channels_of(vae)
 
 
 def check_drawing(pipeline: DiffusionPipeline, model: str | Path, *, masked: bool) -> None:
@@ -319,7 +334,7 @@ def check_drawing(pipeline: DiffusionPipeline, model: str | Path, *, masked: boo
     Raises:
         InputError: Saying what it takes.
     """
-    takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    takes, latent = _channels(pipeline)
     if takes != 2 * latent + 1:
         check_text_to_image(pipeline, model)
     elif not masked:
@@ -336,7 +351,7 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     networks = {name: getattr(pipeline, name) for name in family.networks}
     if networks[family.denoiser] is None:
         with torch.device("meta"):
-            networks[family.denoiser] = family.build(load_unet_config(model))
+            networks[family.denoiser] = family.build(load_denoiser_config(model))
     configs = {name: _config_of(network) for name, network in networks.items()}
     denoiser = configs[family.denoiser]
     if not family.claims(denoiser):
@@ -348,8 +363,7 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
 
 def remark_on(teacher: DiffusionPipeline) -> None:
     """Say what its family has to say of a teacher."""
-    family = family_of_pipeline(teacher)
-    remark = family.remark(getattr(teacher, family.denoiser).config, teacher.scheduler.config)
+    remark = family_of_pipeline(teacher).remark(denoiser(teacher).config, teacher.scheduler.config)
     if remark:
         say(remark)
 
@@ -357,6 +371,11 @@ def remark_on(teacher: DiffusionPipeline) -> None:
 def _config_of(network: Any) -> Config:
     config = network.config
     return config if isinstance(config, Mapping) else config.to_dict()
+
+
+def denoiser(pipeline: DiffusionPipeline) -> Any:
+    """The network of a pipeline that is made smaller; None where it was left out."""
+    return getattr(pipeline, family_of_pipeline(pipeline).denoiser)
 
 
 def text_encoders(pipeline: DiffusionPipeline) -> list[Any]:
@@ -418,30 +437,43 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) ->
         raise InputError(f"{folder} cannot be loaded: {one_line(error, 300)}") from error
 
 
-def load_unet_config(model: str | Path) -> dict[str, Any]:
-    """The U-Net config of MODEL; no weights are read. A folder may hold no more than `unet/config.json`.
+def load_denoiser_config(model: str | Path) -> dict[str, Any]:
+    """The config of MODEL's denoiser; no weights are read. A folder may hold no more than that config.
 
     Raises:
-        InputError: There is no such model, or it has no U-Net config.
+        InputError: There is no such model, or it has no such config.
     """
     path = _local(model)
     if path is None:
-        try:
-            path = Path(hf_hub_download(str(model), "unet/config.json"))
-        except (*HUB_ERRORS, OSError) as error:
-            raise not_on_hub("model", str(model), error) from error
+        path = _config_on_hub(str(model))
     elif path.is_dir():
-        candidates = [path / "unet" / "config.json", path / "config.json"]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        places = [path / name / "config.json" for name in _DENOISERS] + [path / "config.json"]
+        found = next((place for place in places if place.is_file()), None)
         if found is None:
-            raise InputError(f"{path} has no unet/config.json; give a diffusers pipeline folder")
+            raise InputError(
+                f"{path} has no {' or '.join(f'{name}/config.json' for name in _DENOISERS)}; give a diffusers pipeline "
+                f"folder"
+            )
         path = found
     elif path.suffix == ".safetensors":
-        return load_config(path, "unet")
+        return load_config(path, load_contents(path).family.denoiser)
     config = _read_json(path)
-    if "block_out_channels" not in config:
-        raise InputError(f"{path} is not the config of a U-Net (it has no block_out_channels)")
+    if "block_out_channels" not in config and not str(config.get("_class_name")).endswith(_TRANSFORMER):
+        raise InputError(f"{path} is not the config of a U-Net or a transformer (it has no block_out_channels)")
     return config
+
+
+def _config_on_hub(model: str) -> Path:
+    """The config of the denoiser of a model on the Hub."""
+    for name in _DENOISERS:
+        try:
+            return Path(hf_hub_download(model, f"{name}/config.json"))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) or name == _DENOISERS[-1]:
+                raise not_on_hub("model", model, error) from error
+        except (*HUB_ERRORS, OSError) as error:
+            raise not_on_hub("model", model, error) from error
+    raise AssertionError
 
 
 def _unread(folder: Path, family: Family) -> tuple[Any, Tensors]:
@@ -511,14 +543,14 @@ def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
 
 
 def context_tokens(model: str | Path) -> int:
-    """How many tokens the text encoder of MODEL gives; Stable Diffusion's 77 where MODEL does not tell."""
-    path = _local(model)
+    """How many tokens a caption of MODEL has; as many as is usual of its family where MODEL does not tell."""
+    path, usual = _local(model), family_of(load_denoiser_config(model)).usual_tokens
     if path is not None and path.is_file():
         contents = load_contents(path)
         return int(contents.configs[contents.family.encoders[0]]["max_position_embeddings"])
     config = path / "text_encoder" / "config.json" if path else None
     found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
-    return found if isinstance(found, int) else TOKENS
+    return found if isinstance(found, int) and usual == TOKENS else usual
 
 
 def check_folder(path: Path) -> Family:
@@ -604,9 +636,11 @@ class Origin:
     changed: tuple[str, ...]
 
     @classmethod
-    def of(cls, loaded: DiffusionPipeline, changed: tuple[str, ...] = ("unet",)) -> "Origin | None":
-        """The folder that `load_pipeline` read; None where it read a single file."""
+    def of(cls, loaded: DiffusionPipeline, changed: tuple[str, ...] | None = None) -> "Origin | None":
+        """The folder that `load_pipeline` read, whose denoiser alone changed if nothing is said; None for a file."""
         path = Path(loaded.config["_name_or_path"])
+        if changed is None:
+            changed = (family_of_pipeline(loaded).denoiser,)
         return cls(path, changed) if path.is_dir() else None
 
 
@@ -677,12 +711,14 @@ def _copy_parts(pipeline: DiffusionPipeline, origin: Origin, folder: Path) -> No
 
 def _complete(pipeline: DiffusionPipeline, folder: Path, formats: Mapping[str, torch.dtype]) -> None:
     """What readers of the folder look for, where it lacks that."""
+    family = family_of_pipeline(pipeline)
     for part in folder.iterdir():
         if part.is_dir():
-            rewrite_weights(part, formats.get(part.name), "text_model." if part.name == "text_encoder" else "")
+            prefixed = family.networks.get(part.name) == "CLIPTextModel"
+            rewrite_weights(part, formats.get(part.name), "text_model." if prefixed else "")
             load_in_float32(part)
-    for name in family_of_pipeline(pipeline).tokenizers:
-        if not all((folder / name / file).is_file() for file in ("vocab.json", "merges.txt")):
+    for name in family.tokenizers:
+        if isinstance(getattr(pipeline, name), CLIPTokenizer) and not (folder / name / "merges.txt").is_file():
             save_vocabulary(getattr(pipeline, name), folder / name)
 
 
@@ -725,11 +761,11 @@ def quiet_libraries() -> None:
 
 def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Height and width in pixels of the pictures that a pipeline was made for."""
-    return sides(config_size(pipeline.unet.config, pipeline.vae_scale_factor))
+    return sides(config_size(denoiser(pipeline).config, pipeline.vae_scale_factor))
 
 
 def config_size(unet: Config, factor: int) -> Size:
-    """The size in pixels of the pictures that a U-Net was made for: the side, where they are squares.
+    """The size in pixels of the pictures that a denoiser was made for: the side, where they are squares.
 
     Arguments:
         unet: Its config.
@@ -738,7 +774,7 @@ def config_size(unet: Config, factor: int) -> Size:
     Raises:
         InputError: The config does not say.
     """
-    height, width = (side * factor for side in latent_sides(unet))
+    height, width = (side * factor for side in family_claiming(unet).latent_sides(unet))
     return height if height == width else (height, width)
 
 

@@ -107,14 +107,14 @@ def _found(file: Path, family: Family, layout: Layout, shapes: dict[str, tuple[i
     return configs
 
 
-def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet: bool = True) -> DiffusionPipeline:
+def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_denoiser: bool = True) -> DiffusionPipeline:
     """The pipeline in a checkpoint, on the CPU, in eval mode, its networks in `dtype`.
 
     Arguments:
         file: The checkpoint.
         contents: What it says about itself.
         dtype: Number format of the weights.
-        with_unet: Whether its U-Net has weights; without them it is on the meta device, see `unread`.
+        with_denoiser: Whether its U-Net has weights; without them it is on the meta device, see `unread`.
 
     Raises:
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.
@@ -126,7 +126,7 @@ def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_unet:
     _check_names(file, contents, places)
     with safe_open(file, framework="pt") as opened:
         for name, network in networks.items():
-            if with_unet or name != family.denoiser:
+            if with_denoiser or name != family.denoiser:
                 _fill(network, Stored(file, places[name], network, opened.get_tensor), dtype)
     parts = networks | _tokenizers(contents, file) | {"scheduler": _scheduler(contents, file)}
     return family.assembled(parts, contents.settings, family.pipeline)

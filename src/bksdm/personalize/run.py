@@ -31,6 +31,7 @@ from bksdm.models.pipelines import (
     Origin,
     check_text_to_image,
     cutting,
+    denoiser,
     drawing,
     drawing_defaults,
     fingerprint,
@@ -132,7 +133,7 @@ def personalize(options: PersonalizeOptions) -> Path:
     checkpoints.restore(state)
     if state.step < options.steps:
         objective = Personalization(
-            pipeline.unet,
+            denoiser(pipeline),
             schedule,
             _told(options, learner, device),
             options.prior_weight,
@@ -240,7 +241,7 @@ def _learner(
 ) -> Learner:
     """The pipeline with what learns in float32, set up to compute as fast as it can."""
     family = family_of_pipeline(pipeline)
-    networks: dict[str, nn.Module] = {family.denoiser: pipeline.unet}
+    networks: dict[str, nn.Module] = {family.denoiser: denoiser(pipeline)}
     if options.text_encoder:
         networks |= dict(zip(family.encoders, text_encoders(pipeline), strict=True))
     for network in networks.values():
@@ -251,9 +252,9 @@ def _learner(
         if options.gradient_checkpointing:
             _checkpoint_gradients(network)
     if channels_last_is_faster(device, precision):
-        pipeline.unet.to(memory_format=torch.channels_last)
+        denoiser(pipeline).to(memory_format=torch.channels_last)
     if plain_attention_is_faster(device, precision):
-        pipeline.unet.set_attn_processor(AttnProcessor())
+        denoiser(pipeline).set_attn_processor(AttnProcessor())
     if options.lora:
         return Learner(pipeline, networks, add_lora(networks, family, options.rank, options.seed))
     return Learner(pipeline, networks, nn.ModuleDict(networks))

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -46,22 +47,6 @@ class UNetCost:
     @property
     def gmacs_all(self) -> float:
         return (self.macs_modules + self.macs_attention) / 1e9
-
-
-def latent_sides(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the latents that a U-Net with this config was made for, its `sample_size` (64 for 512 px).
-
-    Raises:
-        InputError: The config does not say.
-    """
-    size = config.get("sample_size")
-    height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise InputError(
-            f"sample_size is {size!r} in the config of the U-Net; write the side of the latents, such as 64, or "
-            f"height and width, such as [64, 96]"
-        )
-    return height, width
 
 
 def unet_cost(
@@ -121,12 +106,14 @@ class _Counts:
 
 def _key(config: Mapping[str, Any]) -> str:
     """The config as JSON, without what says where it is from: equal networks are counted once."""
-    of_origin = ("_name_or_path", "_class_name", "_diffusers_version")
+    of_origin = ("_name_or_path", "_diffusers_version")
     return json.dumps({name: value for name, value in config.items() if name not in of_origin}, sort_keys=True)
 
 
 def _size(config: Mapping[str, Any], latent_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    return latent_sides(config if latent_size is None else {"sample_size": latent_size})
+    if latent_size is None:
+        return family_claiming(config).latent_sides(config)
+    return latent_size if isinstance(latent_size, tuple) else (latent_size, latent_size)
 
 
 @lru_cache(maxsize=32)  # a pass without data takes a second, and the same few U-Nets are asked for again and again
@@ -141,7 +128,7 @@ def _counted(config: str, size: tuple[int, int], tokens: int) -> _Counts:
             told = {
                 name: torch.empty(1, *shape) for name, shape in family.condition_shapes(unet.config, tokens).items()
             }
-            latents = torch.empty(1, unet.config.in_channels, *size)
+            latents = torch.empty(1, family.latent_channels(unet.config), *size)
             family.answer(unet, latents, torch.empty(1, dtype=torch.long), told)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = one_line(error)
@@ -161,7 +148,7 @@ class _MacCounter:
                 module.register_forward_hook(partial(self._convolution, path))
             elif isinstance(module, nn.Linear):
                 module.register_forward_hook(partial(self._linear, path))
-            elif isinstance(module, Attention):
+            elif isinstance(module, (Attention, AttentionModuleMixin)):
                 module.register_forward_hook(partial(self._attention, path), with_kwargs=True)
 
     def _convolution(self, path: str, module: nn.Conv2d, args: Any, output: Tensor) -> None:  # noqa: ARG002
@@ -174,12 +161,14 @@ class _MacCounter:
     def _attention(
         self,
         path: str,
-        module: Attention,
+        module: Any,
         args: tuple[Tensor, ...],
         kwargs: dict[str, Any],
         output: Tensor,  # noqa: ARG002
     ) -> None:
         queries = args[0] if args else kwargs["hidden_states"]
         context = kwargs.get("encoder_hidden_states")
-        keys = queries if context is None else context
-        self.attention[path] += 2 * queries.shape[0] * queries.shape[1] * keys.shape[1] * module.inner_dim
+        own, others = queries.shape[1], queries.shape[1] if context is None else context.shape[1]
+        if context is not None and not isinstance(module, Attention):  # picture and caption attend to both
+            own = others = own + others
+        self.attention[path] += 2 * queries.shape[0] * own * others * module.inner_dim

@@ -1,18 +1,21 @@
 """What a recipe does to a teacher, for people and for programs."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.families import derive, readers
+from bksdm.families import derive, family_of, readers
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Pruning, Recipe, Stage, load_recipe
-from bksdm.models.pipelines import context_tokens, load_unet_config
+from bksdm.models.pipelines import context_tokens, load_denoiser_config
 from bksdm.pruning.cost import TOKENS, UNetCost, unet_cost
 
 _DEEP = re.compile(r"A\d")
 _DEPTHS = " (A10 of ten transformer layers, A4/10 of which four stay)"
+
+_A_LINE = 20  # blocks
 
 WHOLE = Recipe(name="whole", summary="The model as it is.")
 
@@ -33,12 +36,13 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `bksdm describe --json` prints."""
+        noun = family_of(self.pruning.student_config).denoiser
         height, width = self.teacher.latent_size
         return {
             "recipe": self.pruning.recipe.to_dict(),
             "latent_size": height if height == width else [height, width],
-            "unet": _cost(self.student),
-            "teacher_unet": _cost(self.teacher),
+            noun: _cost(self.student),
+            f"teacher_{noun}": _cost(self.teacher),
             "removed": list(self.pruning.removed),
             "taps": [{"teacher": tap.teacher, "student": tap.student} for tap in self.pruning.taps],
             "read_by": [reader.to_dict() for reader in self.readers()],
@@ -52,7 +56,7 @@ class Description:
         """The drawing, what it costs, and which programs read what a recipe leaves."""
         lines = [self.drawing(), ""]
         if self.student == self.teacher:
-            lines.append(_line("U-Net", self.teacher))
+            lines.append(_line(family_of(self.pruning.student_config).noun, self.teacher))
         else:
             share = 1 - self.student.params / self.teacher.params
             lines += [_line("teacher", self.teacher), _line("student", self.student)]
@@ -62,7 +66,11 @@ class Description:
         return "\n".join(lines)
 
     def drawing(self) -> str:
-        """The U-Net as a U in text: outermost stages on top, down to the left, up to the right."""
+        """The network in text, as it is drawn: a stack in a line, a U-Net as a U."""
+        return _stacked(self.pruning.stacks) if self.pruning.stacks else self._u()
+
+    def _u(self) -> str:
+        """Outermost stages on top, down to the left, up to the right."""
         rows = [
             (f"{down.name:<13}", f"{down.channels:>5}", _boxes(down), _boxes(up), up.name)
             for down, up in zip(self.pruning.down, self.pruning.up, strict=True)
@@ -84,7 +92,7 @@ def describe(model: str | Path, recipe: Recipe | str | Path | None = None) -> De
     """
     if isinstance(recipe, (str, Path)):
         recipe = load_recipe(recipe)
-    return describe_config(load_unet_config(model), recipe, context_tokens(model))
+    return describe_config(load_denoiser_config(model), recipe, context_tokens(model))
 
 
 def describe_config(config: dict[str, Any], recipe: Recipe | None = None, tokens: int = TOKENS) -> Description:
@@ -108,6 +116,20 @@ def _line(name: str, cost: UNetCost) -> str:
         f"{name:<8} {cost.params / 1e6:8.1f} M parameters  {cost.gmacs_modules:8.2f} GMACs "
         f"({cost.gmacs_all:.2f} with attention products) at {cost.latent_size[0]}x{cost.latent_size[1]} latents"
     )
+
+
+def _stacked(stacks: Sequence[Stage]) -> str:
+    """Each stack in lines of as many blocks as are easily counted."""
+    wide = max(len(stack.name) for stack in stacks)
+    lines = []
+    for stack in stacks:
+        kept = sum(stays for _, stays in stack.layers)
+        count = f"{kept}/{len(stack.layers)}" if kept < len(stack.layers) else str(kept)
+        drawn = "".join("[B]" if stays else " . " for _, stays in stack.layers)
+        rows = [drawn[at : at + 3 * _A_LINE] for at in range(0, len(drawn), 3 * _A_LINE)]
+        head = f"{stack.name:<{wide}}{stack.channels:>6}{count:>7}  "
+        lines += [head + rows[0], *(" " * len(head) + row for row in rows[1:])]
+    return "\n".join([*lines, "B block, . removed"])
 
 
 def _boxes(stage: Stage) -> str:

@@ -14,11 +14,13 @@ from bksdm.common.errors import InputError
 from bksdm.common.hub import fetched, is_id
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, digest, run_files
-from bksdm.families import derive, difference, family_of, recipes_between
+from bksdm.families import derive, difference, family_of, family_of_pipeline, recipes_between
 from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
 from bksdm.models.card import model_card
 from bksdm.models.pipelines import (
     Origin,
+    context_tokens,
+    denoiser,
     drawing_defaults,
     fingerprint,
     formats_of,
@@ -26,7 +28,6 @@ from bksdm.models.pipelines import (
     open_pipeline,
     remark_on,
     save_pipeline,
-    tokenizers,
     with_parts,
 )
 from bksdm.options import PruneOptions
@@ -59,12 +60,12 @@ def prune(options: PruneOptions) -> Description:
     files = run_files("prune", settings) | as_files(own)
     teacher, weights = open_pipeline(options.teacher)
     remark_on(teacher)
-    config = teacher.unet.config
+    config = denoiser(teacher).config
     formats = formats_of(options.teacher, options.precision)
-    unet, _ = inherited(config, weights, recipe, formats.get("unet"))
-    description = describe_config(dict(config), recipe, tokenizers(teacher)[0].model_max_length)
+    smaller, _ = inherited(config, weights, recipe, formats.get(family_of(config).denoiser))
+    description = describe_config(dict(config), recipe, context_tokens(options.teacher))
     save_student(
-        with_unet(teacher, unet),
+        with_denoiser(teacher, smaller),
         recipe,
         model_card(description, options.teacher, own=own),
         folder,
@@ -209,9 +210,9 @@ def inherited(
     return student.eval(), pruning
 
 
-def with_unet(pipeline: DiffusionPipeline, unet: Any) -> DiffusionPipeline:
-    """The same pipeline around another U-Net; everything else is shared."""
-    return with_parts(pipeline, unet=unet)
+def with_denoiser(pipeline: DiffusionPipeline, denoiser: Any) -> DiffusionPipeline:
+    """The same pipeline around another denoiser; everything else is shared."""
+    return with_parts(pipeline, **{family_of_pipeline(pipeline).denoiser: denoiser})
 
 
 def as_list(value: object) -> object:

@@ -28,10 +28,11 @@ from bksdm.models.pipelines import (
     check_text_to_image,
     context_tokens,
     cutting,
+    denoiser,
     drawing,
     fingerprint,
+    load_denoiser_config,
     load_pipeline,
-    load_unet_config,
     tokenizers,
 )
 from bksdm.options import GenerateOptions, SensitivityOptions
@@ -63,7 +64,7 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
     how = drawing(options.teacher, options.steps, options.guidance)
     options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     scores = _check(options)
-    config, tokens = load_unet_config(options.teacher), context_tokens(options.teacher)
+    config, tokens = load_denoiser_config(options.teacher), context_tokens(options.teacher)
     found = units(config)
     budget = _budget(options, config, tokens)
     source = read_source(options.data)
@@ -117,7 +118,7 @@ def _measure(
         compare = Comparison(pipeline, encoder, inputs, needed)
         ledger.add(_WHOLE, {score: Score(compare.whole(score), 0.0) for score in missing.get(_WHOLE, ())})
         for unit in left:
-            with bypassed(pipeline.unet, [unit]):
+            with bypassed(denoiser(pipeline), [unit]):
                 ledger.add(unit.name, compare(missing[unit.name]))
             progress.advance()
 

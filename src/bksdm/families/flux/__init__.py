@@ -1,0 +1,90 @@
+"""Flux.1: double-stream blocks for picture and caption apart, then single-stream blocks for both together."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.recipe import Config
+from bksdm.families.stack.family import StackFamily
+from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
+from bksdm.families.stack.structure import Stack
+
+_GUIDANCE = 3.5  # what guidance-distilled models are told where nothing else is said: that of diffusers' pipeline
+
+
+class Flux(StackFamily):
+    """Flux.1, as `FluxTransformer2DModel`."""
+
+    name = "Flux.1"
+    tag = "flux"
+    pipeline = "FluxPipeline"
+    from_image = "FluxImg2ImgPipeline"
+    under_mask = "FluxInpaintPipeline"
+    networks = {  # noqa: RUF012
+        "transformer": "FluxTransformer2DModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "T5EncoderModel",
+    }
+    stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    inputs = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
+    encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+    text_outputs = (("last_hidden_state", "pooler_output"), ("last_hidden_state",))
+    of_caption = ("context", "text_embeds")
+    projections = {"transformer": ("to_q", "to_k", "to_v", "to_out.0")}  # noqa: RUF012
+    lora_prefixes = {"transformer": ("lora_transformer_", "lora_unet_")}  # noqa: RUF012
+    lora_versions = {}  # noqa: RUF012
+    words = ("clip_l", "t5")
+    usual_tokens = 512
+    usual_sides = (128, 128)
+
+    def latent_channels(self, config: Config) -> int:
+        return super().latent_channels(config) // 4  # four latents are a token
+
+    def misfit(self, configs: Mapping[str, Config]) -> str | None:
+        denoiser = self._structure.whole(configs["transformer"])
+        first, second = configs["text_encoder"]["hidden_size"], configs["text_encoder_2"]["d_model"]
+        if first != denoiser["pooled_projection_dim"]:
+            return (
+                f"its first text encoder gives embeddings of width {first}, and its transformer takes pooled ones of "
+                f"{denoiser['pooled_projection_dim']}"
+            )
+        if second != denoiser["joint_attention_dim"]:
+            return (
+                f"its second text encoder gives embeddings of width {second}, and its transformer takes "
+                f"{denoiser['joint_attention_dim']}"
+            )
+        return None
+
+    def condition_shapes(self, config: Config, tokens: int) -> Shapes:
+        whole = self._structure.whole(config)
+        return {"context": (tokens, whole["joint_attention_dim"]), "text_embeds": (whole["pooled_projection_dim"],)}
+
+    def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
+        """CLIP's pooled embedding of the first tokens, and T5's hidden states of the others, without a mask."""
+        first, second = encoders
+        length = first.config.max_position_embeddings  # type: ignore[union-attr]
+        return {
+            "context": second(input_ids[:, length:]).last_hidden_state,
+            "text_embeds": first(input_ids[:, :length]).pooler_output,
+        }
+
+    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+        packed = patchified(latents)
+        height, width = packed.shape[2:]
+        count, context = len(latents), told["context"]
+        guided = getattr(denoiser, "config", {}).get("guidance_embeds")
+        output = denoiser(
+            hidden_states=as_tokens(packed),
+            timestep=(timesteps / 1000).expand(count).to(latents.dtype),
+            guidance=torch.full((count,), _GUIDANCE, device=latents.device) if guided else None,
+            pooled_projections=told["text_embeds"],
+            encoder_hidden_states=context,
+            txt_ids=torch.zeros(context.shape[1], 3, device=latents.device, dtype=latents.dtype),
+            img_ids=positions(height, width, 3, latents),
+            return_dict=False,
+        )[0]
+        return unpatchified(from_tokens(output, height, width))

@@ -1,0 +1,80 @@
+"""FLUX.2: as Flux.1, with one modulation for all blocks of a kind; `dev` is told how to guide, `klein` is not."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.recipe import Config
+from bksdm.families.stack.family import StackFamily
+from bksdm.families.stack.packing import as_tokens, from_tokens, positions
+from bksdm.families.stack.structure import Stack
+
+_GUIDANCE = 4.0  # what guidance-distilled models are told where nothing else is said: that of diffusers' pipeline
+
+
+class Flux2(StackFamily):
+    """FLUX.2, as `Flux2Transformer2DModel`; its latents are squares of 2 by 2 of what its VAE gives."""
+
+    name = "FLUX.2"
+    tag = "flux2"
+    pipeline = "Flux2Pipeline"
+    from_image = "Flux2Pipeline"
+    under_mask = "Flux2Pipeline"
+    networks = {  # noqa: RUF012
+        "transformer": "Flux2Transformer2DModel",
+        "vae": "AutoencoderKLFlux2",
+        "text_encoder": "Mistral3ForConditionalGeneration",
+    }
+    stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    inputs = ("in_channels", "out_channels", "joint_attention_dim", "guidance_embeds")
+    encoders = ("text_encoder",)
+    tokenizers = ("tokenizer",)
+    text_outputs = (("last_hidden_state", "hidden_states"),)
+    of_caption = ("context",)
+    projections = {"transformer": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")}  # noqa: RUF012
+    lora_prefixes = {"transformer": ("lora_transformer_", "lora_unet_")}  # noqa: RUF012
+    lora_versions = {}  # noqa: RUF012
+    usual_tokens = 512
+    usual_sides = (64, 64)
+    layers = (10, 20, 30)
+
+    def channels_of(self, vae: Config) -> int:
+        return 4 * super().channels_of(vae)
+
+    def condition_shapes(self, config: Config, tokens: int) -> Shapes:
+        return {"context": (tokens, self._structure.whole(config)["joint_attention_dim"])}
+
+    def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
+        """Three layers' hidden states side by side."""
+        found = encoders[0](input_ids, output_hidden_states=True).hidden_states
+        return {"context": torch.cat([found[layer] for layer in self.layers], dim=-1)}
+
+    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+        height, width = latents.shape[2:]
+        count, context = len(latents), told["context"]
+        guided = getattr(denoiser, "config", {}).get("guidance_embeds")
+        texts = torch.zeros(context.shape[1], 4, device=latents.device, dtype=latents.dtype)
+        texts[:, 3] = torch.arange(len(texts), device=latents.device)
+        output = denoiser(
+            hidden_states=as_tokens(latents),
+            timestep=(timesteps / 1000).expand(count).to(latents.dtype),
+            guidance=torch.full((count,), _GUIDANCE, device=latents.device) if guided else None,
+            encoder_hidden_states=context,
+            txt_ids=texts,
+            img_ids=positions(height, width, 4, latents),
+            return_dict=False,
+        )[0]
+        return from_tokens(output, height, width)
+
+
+class Flux2Klein(Flux2):
+    """FLUX.2 klein, whose text encoder is Qwen 3."""
+
+    name = "FLUX.2 klein"
+    pipeline = "Flux2KleinPipeline"
+    from_image = "Flux2KleinPipeline"
+    under_mask = "Flux2KleinInpaintPipeline"
+    networks = Flux2.networks | {"text_encoder": "Qwen3ForCausalLM"}
+    layers = (9, 18, 27)

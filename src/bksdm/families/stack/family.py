@@ -1,0 +1,88 @@
+"""What transformers that are stacks of blocks answer alike."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import diffusers
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from bksdm.common.errors import InputError
+from bksdm.families.family import Family
+from bksdm.families.recipe import Config, Pruning, Recipe
+from bksdm.families.single_file import FileShapes, Layout
+from bksdm.families.stack.structure import Stack, Stacks
+from bksdm.families.units import Names, Removals, Unit
+
+
+class StackFamily(Family):
+    """A family whose denoiser is a transformer that any of its blocks can be taken out of.
+
+    Attributes:
+        stacks: Its blocks.
+    """
+
+    denoiser = "transformer"
+    noun = "transformer"
+    stacks: ClassVar[tuple[Stack, ...]]
+
+    @cached_property
+    def _structure(self) -> Stacks:
+        return Stacks(self.network_class(self.denoiser), self.stacks)
+
+    def width(self, config: Config) -> int:
+        """Channels of its hidden states."""
+        whole = self._structure.whole(config)
+        return int(whole["num_attention_heads"] * whole["attention_head_dim"])
+
+    def claims(self, config: Config) -> bool:
+        return config.get("_class_name") == self.networks[self.denoiser]
+
+    def why_not(self, config: Config) -> str | None:
+        return self._structure.why_not(config)
+
+    def misfit(self, configs: Mapping[str, Config]) -> str | None:  # noqa: ARG002
+        return None
+
+    def derive(self, recipe: Recipe, config: Config) -> Pruning:
+        return self._structure.derive(recipe, config, self.width(config))
+
+    def units(self, config: Config) -> tuple[Unit, ...]:
+        return self._structure.units(config)
+
+    def removals(self, config: Config) -> tuple[Removals, ...]:
+        return self._structure.removals(config)
+
+    def recipe_without(self, config: Config, names: Names, name: str, summary: str) -> Recipe:
+        return self._structure.recipe_without(config, names, name, summary)
+
+    def recipes_between(self, teacher: Config, student: Config, name: str) -> list[Recipe]:
+        return list(self._structure.recipes_between(teacher, student, name))
+
+    def difference(self, wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
+        return self._structure.difference(wanted, found)
+
+    def skip_connections(self, config: Config) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+    def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
+        return self._structure.bypassed(denoiser, units)
+
+    def latent_sides(self, config: Config) -> tuple[int, int]:  # noqa: ARG002
+        """Of pictures of 1024 pixels, which all of them are made for: no config says it."""
+        return self.usual_sides
+
+    def layout(self, config: Config) -> Layout:  # noqa: ARG002
+        raise InputError(f"{self.name} is not written as a single file yet; save the folder")
+
+    def layout_of(self, shapes: FileShapes) -> Layout | None:  # noqa: ARG002
+        return None
+
+    def is_whole(self, config: Config) -> bool:
+        usual = self._structure.depths({})
+        return self._structure.depths(config) == usual
+
+    def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:  # noqa: ARG002
+        return getattr(diffusers, kind)(**parts)
