@@ -12,7 +12,7 @@ from bksdm.data.cache import CachedSamples, cache_bytes
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import PictureSamples, flips
 from bksdm.distill.conditions import Conditions, as_type
-from bksdm.models.pipelines import tokenizers, tokenizing
+from bksdm.models.pipelines import tokenizing
 from tiny_models import CAPTIONS, LATENT, MAX_TOKENS, PICTURE
 
 both = pytest.mark.parametrize("flip", [False, True])
@@ -24,7 +24,7 @@ def conditions(kind_teacher: DiffusionPipeline) -> Conditions:
 
 
 def samples(pipeline: DiffusionPipeline, folder: Path, *, flip: bool = False) -> PictureSamples:
-    tokenize, told = tokenizing(*tokenizers(pipeline)), Conditions.of(pipeline).of_fitted
+    tokenize, told = tokenizing(pipeline), Conditions.of(pipeline).of_fitted
     return PictureSamples(read_captions(folder), PICTURE, tokenize, flip, told)
 
 

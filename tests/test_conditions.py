@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions, without_caption
-from bksdm.models.pipelines import tokenizers, tokenizing
+from bksdm.models.pipelines import tokenizing
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE
 
 
@@ -88,7 +88,7 @@ def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def test_captions_give_what_the_pipeline_gives_its_unet(
     conditions: Conditions, kind_teacher: DiffusionPipeline
 ) -> None:
-    tokenize, texts = tokenizing(*tokenizers(kind_teacher)), ["red apple", "a green"]
+    tokenize, texts = tokenizing(kind_teacher), ["red apple", "a green"]
     told = conditions.captions({"input_ids": torch.stack([tokenize(text) for text in texts])})
     wanted, _ = prompted(kind_teacher, texts)
     assert_near(told, wanted)

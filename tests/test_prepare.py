@@ -25,7 +25,7 @@ from bksdm.data.prepared import PreparedSamples, read_prepared
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
 from bksdm.distill.run import distill
-from bksdm.models.pipelines import save_pipeline, tokenizers, tokenizing, with_parts
+from bksdm.models.pipelines import save_pipeline, tokenizing, with_parts
 from bksdm.options import DistillOptions, PrepareOptions
 from tiny_models import CAPTIONS, LATENT, PICTURE, V1_UNET, build_pipeline
 from verbs import Run, captioned, mtimes, read_lines
@@ -77,7 +77,7 @@ def test_rows_are_what_is_computed_on_the_way(
 ) -> None:
     """Latents of both directions, and all that the denoiser is told of captions and pictures."""
     out = made(kind_folder, sized, tmp_path / "out")
-    conditions, tokenize = Conditions.of(kind_teacher), tokenizing(*tokenizers(kind_teacher))
+    conditions, tokenize = Conditions.of(kind_teacher), tokenizing(kind_teacher)
     pictures = PictureSamples(read_captions(sized), PICTURE, tokenize, flip=True, told=conditions.of_fitted)
     prepared = PreparedSamples(out, read_prepared(out), tokenize, flip=True)
     assert rows(out)["name"] == [f"{index}.png" for index in range(3)]

@@ -21,7 +21,7 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
-from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizers, tokenizing
+from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizing
 from bksdm.runtime.defaults import Defaults, as_files
 
 NUMBERS = 6  # that SDXL is told of a picture
@@ -101,14 +101,14 @@ def build_pipeline() -> StableDiffusionXLPipeline:
 @torch.no_grad()
 def texts(pipeline: StableDiffusionXLPipeline, conditions: Conditions, captions: list[str]) -> Batch:
     """What captions tell the U-Net that learns, and, as `taught`, what they tell the embedded one."""
-    ids = torch.stack([tokenizing(*tokenizers(pipeline))(text) for text in captions])
+    ids = torch.stack([tokenizing(pipeline)(text) for text in captions])
     return conditions.embedded(ids) | {"taught": pipeline.text_encoder(ids[:, 0]).last_hidden_state}
 
 
 def samples(pipeline: StableDiffusionXLPipeline, conditions: Conditions) -> InMemory:
     """The embedded art as latents, and what both U-Nets are told of it."""
     entries = read_captions(data_folder("emoji/train"))
-    pictures = PictureSamples(entries, SIZE, tokenizing(*tokenizers(pipeline)), told=conditions.of_fitted)
+    pictures = PictureSamples(entries, SIZE, tokenizing(pipeline), told=conditions.of_fitted)
     found = []
     for start in range(0, len(entries), CHUNK):
         seen = [pictures.seen(index, flipped=False) for index in range(start, min(start + CHUNK, len(entries)))]

@@ -28,13 +28,14 @@ from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.models.pipelines import (
+    caption_length,
     check_resolution,
     config_size,
     cutting,
     load_denoiser_config,
     load_pipeline,
     network_digest,
-    tokenizers,
+    pixels_a_side,
     tokenizing,
 )
 from bksdm.options import PrepareOptions
@@ -145,12 +146,12 @@ class _Work:
         pipeline = load_pipeline(
             options.teacher, choose_precision(options.precision, device, training=False), with_denoiser=False
         )
-        conditions, own = Conditions.of(pipeline), tokenizers(pipeline)
-        factor, config = pipeline.vae_scale_factor, load_denoiser_config(options.teacher)
+        conditions = Conditions.of(pipeline)
+        factor, config = pixels_a_side(pipeline), load_denoiser_config(options.teacher)
         resolution = options.resolution or config_size(config, factor)
         height, width = sides(resolution)
-        samples = PictureSamples(source.pictures, resolution, tokenizing(*own), told=conditions.of_fitted)
-        shapes = conditions.family.condition_shapes(config, own[0].model_max_length)
+        samples = PictureSamples(source.pictures, resolution, tokenizing(pipeline), told=conditions.of_fitted)
+        shapes = conditions.family.condition_shapes(config, caption_length(pipeline))
         kept = conditions.family.of_picture + (conditions.family.of_caption if options.text_embeddings else ())
         about = Prepared(
             teacher=options.teacher,
@@ -158,7 +159,7 @@ class _Work:
             text_encoder=network_digest(*conditions.encoders) if options.text_embeddings else None,
             source=source.digest,
             resolution=resolution,
-            latent_shape=(pipeline.vae.config.latent_channels, height // factor, width // factor),
+            latent_shape=(conditions.family.channels_of(pipeline.vae.config), height // factor, width // factor),
             context_shape=cast(tuple[int, int], shapes["context"]) if options.text_embeddings else None,
             flip=options.flip,
             storage=options.storage,
@@ -166,7 +167,7 @@ class _Work:
         )
         pipeline.to(device)
         pipeline.vae.to(memory_format=VAE_LAYOUT)
-        return cls(samples, conditions, cutting(*own), device, about, options.batch_size, options.workers)
+        return cls(samples, conditions, cutting(pipeline), device, about, options.batch_size, options.workers)
 
     def encode(self, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, dict[str, Any]]]:
         """Write `shards`, and yield each with its report; pictures are read ahead."""

@@ -13,7 +13,7 @@ from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Family, Frame, Told
-from bksdm.models.pipelines import text_encoders, tokenizers, tokenizing
+from bksdm.models.pipelines import text_encoders, tokenizing
 
 
 class Conditions:
@@ -40,8 +40,7 @@ class Conditions:
         """Mean and standard deviation of the latents, scaled for the denoiser."""
         with torch.autocast(pixels.device.type, enabled=False):
             posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        factor = self.vae.config.scaling_factor
-        return posterior.mean * factor, posterior.std * factor
+        return self.family.scaled(self.vae, posterior.mean, posterior.std)
 
     @torch.no_grad()
     def embedded(self, input_ids: Tensor) -> Told:
@@ -78,7 +77,7 @@ class Conditions:
 
 def without_caption(pipeline: DiffusionPipeline, conditions: Conditions) -> Told:
     """What guidance tells a pipeline's denoiser where there is no caption, with B = 1."""
-    tokens = tokenizing(*tokenizers(pipeline))("")[None].to(pipeline.vae.device)
+    tokens = tokenizing(pipeline)("")[None].to(pipeline.vae.device)
     return conditions.family.without_caption(pipeline, conditions.embedded(tokens))
 
 

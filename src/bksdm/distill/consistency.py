@@ -26,7 +26,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions, as_type, joined, repeated
 from bksdm.distill.losses import guided, pseudo_huber
 from bksdm.families.family import Told
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families.noise import ForwardProcess
 from bksdm.models.pipelines import said
 from bksdm.runtime.schedulers import with_scheduler
 
@@ -78,7 +78,7 @@ class Consistency:
         student: nn.Module,
         teacher: nn.Module,
         conditions: Conditions,
-        noise_schedule: NoiseSchedule,
+        noise_schedule: ForwardProcess,
         scheduler: LCMScheduler,
         empty: Told,
         *,

@@ -18,7 +18,7 @@ from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
 from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.recipe import Config
-from bksdm.models.pipelines import config_size, denoiser, network_digest, text_encoders, tokenizers, tokenizing
+from bksdm.models.pipelines import caption_length, config_size, denoiser, network_digest, text_encoders, tokenizing
 
 Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 
@@ -61,10 +61,10 @@ class Pictures:
         return {"pixel_values": (3, *sides(shapes.size)), **shapes.of_picture, "input_ids": shapes.tokens}
 
     def samples(self, teacher: DiffusionPipeline) -> Samples:
-        own, conditions, device = tokenizers(teacher), Conditions.of(teacher), teacher.vae.device
-        shapes = _Shapes.of(denoiser(teacher).config, teacher.vae.config, own[0].model_max_length, self.resolution)
+        conditions, device = Conditions.of(teacher), teacher.vae.device
+        shapes = _Shapes.of(denoiser(teacher).config, teacher.vae.config, caption_length(teacher), self.resolution)
         samples = PictureSamples(
-            self.source.pictures, shapes.size, tokenizing(*own), self.flip, told=conditions.of_fitted
+            self.source.pictures, shapes.size, tokenizing(teacher), self.flip, told=conditions.of_fitted
         )
         if not self._fits(shapes):
             return samples
@@ -144,7 +144,7 @@ class Latents:
         return {"latents_mean": shapes.latent, "latents_std": shapes.latent, **self.about.conditions, **texts}
 
     def samples(self, teacher: DiffusionPipeline) -> Samples:
-        return PreparedSamples(self.folder, self.about, tokenizing(*tokenizers(teacher)), self.flip)
+        return PreparedSamples(self.folder, self.about, tokenizing(teacher), self.flip)
 
 
 def open_data(data: str, resolution: int | None, flip: bool, cache_gb: float) -> Pictures | Latents:
@@ -191,13 +191,14 @@ class _Shapes:
     @classmethod
     def of(cls, unet: Config, vae: Config, tokens: int, resolution: Size | None) -> "_Shapes":
         """By the configs of the networks and the length of captions."""
-        factor, family = 2 ** (len(vae["block_out_channels"]) - 1), family_of(unet)
+        family = family_of(unet)
+        factor = family.patch * 2 ** (len(vae["block_out_channels"]) - 1)
         size = resolution or config_size(unet, factor)
         height, width = sides(size)
         told = family.condition_shapes(unet, tokens)
         return cls(
             size,
-            (vae["latent_channels"], height // factor, width // factor),
+            (family.channels_of(vae), height // factor, width // factor),
             family.token_shape(tokens),
             told,
             {name: told[name] for name in family.of_picture},

@@ -19,7 +19,7 @@ from bksdm.distill.captions import Captions
 from bksdm.distill.conditions import Conditions, as_type, joined, repeated
 from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
 from bksdm.families.family import Told
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Tap
 from bksdm.pruning.taps import Features
 
@@ -71,7 +71,7 @@ class Distillation:
         teacher: nn.Module,
         taps: Sequence[Tap],
         conditions: Conditions,
-        noise_schedule: NoiseSchedule,
+        noise_schedule: ForwardProcess,
         weights: LossWeights | None = None,
         replica: nn.Module | None = None,
         *,
@@ -95,8 +95,8 @@ class Distillation:
         self.captions = captions
         self.guided_output = guided_output
         self._remaining = remaining
-        self._student_features = Features(student, [tap.student for tap in taps])
-        self._teacher_features = Features(teacher, [tap.teacher for tap in taps])
+        self._student_features = Features(student, [tap.student for tap in taps], conditions.family.feature)
+        self._teacher_features = Features(teacher, [tap.teacher for tap in taps], conditions.family.feature)
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         asked = self._question(batch, draws)

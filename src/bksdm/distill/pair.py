@@ -25,9 +25,9 @@ from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Family, Told
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Pruning
-from bksdm.models.pipelines import denoiser, tokenizers
+from bksdm.models.pipelines import caption_length, denoiser
 from bksdm.options import DistillOptions, StudentOptions
 from bksdm.pruning.describe import Description, describe_config
 
@@ -140,7 +140,7 @@ class Pair:
         return family_of_pipeline(self.teacher)
 
     @property
-    def schedule(self) -> NoiseSchedule:
+    def schedule(self) -> ForwardProcess:
         """The forward process that the teacher was trained on."""
         return self.family.noise_schedule(self.teacher.scheduler)
 
@@ -156,8 +156,8 @@ class Pair:
 
     @property
     def description(self) -> Description:
-        tokens = tokenizers(self.teacher)[0].model_max_length
-        return describe_config(dict(denoiser(self.teacher).config), self.pruning.recipe, tokens)
+        config = dict(denoiser(self.teacher).config)
+        return describe_config(config, self.pruning.recipe, caption_length(self.teacher))
 
 
 def changes_captions(options: DistillOptions) -> bool:

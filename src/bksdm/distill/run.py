@@ -20,7 +20,7 @@ from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import denoiser, drawing_defaults, load_denoiser_config, tokenizers, tokenizing
+from bksdm.models.pipelines import denoiser, drawing_defaults, load_denoiser_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import checked_pruning, with_denoiser
 from bksdm.runtime.defaults import Defaults
@@ -129,7 +129,7 @@ def _captions(options: DistillOptions, pair: Pair, data: Pictures | Latents) -> 
         pool = read_prompts(options.caption_pool)
     elif options.random_conditioning is not None:
         pool = data.captions(min(len(data), _MOST_CAPTIONS))
-    tokenize = tokenizing(*tokenizers(pair.teacher))
+    tokenize = tokenizing(pair.teacher)
     return pair.captions(options, torch.stack([tokenize(text) for text in ("", *dict.fromkeys(pool))]))
 
 

@@ -38,7 +38,6 @@ from bksdm.models.pipelines import (
     fingerprint,
     load_pipeline,
     remark_on,
-    tokenizers,
 )
 from bksdm.options import StudentOptions
 from bksdm.pruning.run import checked_pruning, save_student
@@ -159,7 +158,7 @@ def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
 
 def _say_what_is_cut(data: Pictures | Latents, pair: Pair) -> None:
     what = "captions" if len(data) <= _MOST_CAPTIONS else "captions that were looked at"
-    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(*tokenizers(pair.teacher)), what):
+    if line := cut_line(data.captions(_MOST_CAPTIONS), cutting(pair.teacher), what):
         say(line)
 
 

@@ -12,7 +12,7 @@ from bksdm.common.randomness import Draws
 from bksdm.data.pictures import Picture, PictureSamples
 from bksdm.distill.conditions import Conditions, as_type
 from bksdm.families.family import Family, Told
-from bksdm.models.pipelines import denoiser, image_size, tokenizers, tokenizing
+from bksdm.models.pipelines import denoiser, image_size, tokenizing
 
 _BATCH = 32
 
@@ -45,7 +45,7 @@ def probes(
     """Captioned pictures in batches, each with noise of its own at one random timestep, as the pipeline sees them."""
     conditions = Conditions.of(pipeline)
     noise_schedule = conditions.family.noise_schedule(pipeline.scheduler)
-    tokenize = tokenizing(*tokenizers(pipeline))
+    tokenize = tokenizing(pipeline)
     samples = PictureSamples(entries, image_size(pipeline), tokenize, told=conditions.of_fitted)
     for start in range(0, len(entries), batch_size):
         chunk = [samples.sample(index, 0) for index in range(start, min(start + batch_size, len(entries)))]

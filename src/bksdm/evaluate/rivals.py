@@ -30,7 +30,6 @@ from bksdm.models.pipelines import (
     image_size,
     load_denoiser_config,
     text_encoders,
-    tokenizers,
     tokenizing,
 )
 from bksdm.pruning.cost import UNetCost, unet_cost
@@ -193,7 +192,7 @@ class TorchRival:
     def _encoding(self, batch_size: int) -> Callable[[], Told]:
         """What gives what prompts give, and before that what guidance tells without one."""
         pipeline, conditions = self.pipeline, Conditions.of(self.pipeline)
-        tokenize, family = tokenizing(*tokenizers(pipeline)), conditions.family
+        tokenize, family = tokenizing(pipeline), conditions.family
 
         def embedded(prompt: str) -> Told:
             return conditions.embedded(torch.stack([tokenize(prompt)] * batch_size).to(pipeline.device))

@@ -31,7 +31,6 @@ from bksdm.models.pipelines import (
     image_size,
     safety_checker,
     scheduler_config,
-    tokenizers,
 )
 from bksdm.options import Precision
 from bksdm.runtime.defaults import Defaults
@@ -163,7 +162,7 @@ class Drawn:
         check_text_to_image(pipeline, self.model)
         if self.sampling.scheduler:
             scheduler_named(self.sampling.scheduler, pipeline.scheduler)
-        return cut_line(self.captions, cutting(*tokenizers(pipeline)), "prompts")
+        return cut_line(self.captions, cutting(pipeline), "prompts")
 
     def release(self) -> None:
         """Let the model go."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from bksdm.distill.conditions import framed, joined, repeated
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
-from bksdm.models.pipelines import text_encoders, tokenizers, tokenizing
+from bksdm.models.pipelines import text_encoders, tokenizing
 from bksdm.runtime import networks as runtime
 from bksdm.runtime.networks import Array, Networks, Tokens
 
@@ -126,7 +126,7 @@ def compare(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> Parity:
 
 def _told(pipeline: DiffusionPipeline, networks: Networks, prompt: str, size: tuple[int, int]) -> Told:
     """What the denoiser is told where there is no caption, and of the prompt."""
-    family, tokenize = family_of_pipeline(pipeline), tokenizing(*tokenizers(pipeline))
+    family, tokenize = family_of_pipeline(pipeline), tokenizing(pipeline)
     both = _tensors(networks.encode(torch.stack([tokenize(text) for text in ("", prompt)]).numpy()))
     empty, prompted = ({name: value[row : row + 1] for name, value in both.items()} for row in (0, 1))
     return joined(family.without_caption(pipeline, empty), prompted) | repeated(framed(family, size), 2)

@@ -13,10 +13,11 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
+from tokenizers import Encoding
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families.noise import ForwardProcess, NoiseSchedule
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
@@ -78,6 +79,9 @@ class Family(ABC):
         words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
+        verbs: What it goes through so far; None for everything.
+        patch: Latents of its VAE to a side of one of its own.
+        unguided: The guidance scale up to which there is none.
         usual_tokens: Of a caption, where no text encoder says.
         usual_sides: Height and width of latents, where no denoiser says.
     """
@@ -103,6 +107,9 @@ class Family(ABC):
     lora_versions: ClassVar[Mapping[int, tuple[str, str]]]
     words: ClassVar[tuple[str, ...]] = ("",)
     shrinks: ClassVar[int] = 1
+    verbs: ClassVar[frozenset[str] | None] = None
+    patch: ClassVar[int] = 1
+    unguided: ClassVar[float] = 1.0
     usual_tokens: ClassVar[int] = 77
     usual_sides: ClassVar[tuple[int, int]] = (64, 64)
 
@@ -187,9 +194,21 @@ class Family(ABC):
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         """Shape of each condition of one sample, for captions of so many tokens."""
 
+    def prompted(self, tokenizer: Any, caption: str) -> str:  # noqa: ARG002
+        """What a tokenizer is given for a caption."""
+        return caption
+
+    def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
+        """How many tokens of a caption each text encoder takes."""
+        return [tokenizer.model_max_length for tokenizer in tokenizers]
+
     def token_shape(self, length: int) -> tuple[int, ...]:
         """Shape of the tokens of a caption, (L,), or (N, L) where there are N text encoders."""
         return (length,) if len(self.encoders) == 1 else (len(self.encoders), length)
+
+    def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        """The tokens of a caption from what each tokenizer makes of it; see `token_shape`."""
+        return torch.tensor([one.ids for one in encodings]).squeeze(0)
 
     @abstractmethod
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
@@ -209,7 +228,26 @@ class Family(ABC):
         """What it is told of a picture, of one sample."""
         return {}
 
-    def noise_schedule(self, scheduler: SchedulerMixin) -> NoiseSchedule:
+    def feature(self, output: Any) -> Tensor:
+        """What is matched of what a module of its denoiser gives: the first, where it gives several."""
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        return found
+
+    def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior of the latents that the denoiser works on, from that of its VAE's."""
+        factor = vae.config.scaling_factor
+        return mean * factor, std * factor
+
+    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        """What its VAE decodes, from the latents that a pipeline gives of pictures of this size in pixels."""
+        found: Tensor = latents / vae.config.scaling_factor
+        return found
+
+    def call(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
+        """How a pipeline is told of guidance, and of what to keep away from."""
+        return {"guidance_scale": guidance, "negative_prompt": negative}
+
+    def noise_schedule(self, scheduler: SchedulerMixin) -> ForwardProcess:
         """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""
         return NoiseSchedule.from_scheduler(scheduler)
 

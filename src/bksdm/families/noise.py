@@ -5,7 +5,7 @@ $\epsilon$, or the velocity $\sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alp
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
@@ -29,6 +29,26 @@ class Corrupted:
     latents: Tensor
     timesteps: Tensor
     target: Tensor
+
+
+class ForwardProcess(Protocol):
+    """How noise is added to latents, at T timesteps, and what the denoiser should answer."""
+
+    def __len__(self) -> int:
+        """T, which timesteps are less than, or at most."""
+        ...
+
+    def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
+        """Latents with shape (B, C, H, W) at timesteps drawn from `grid`, with shape (G,), or from all."""
+        ...
+
+    def parted(self, latents: Tensor, timesteps: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean latents and noise that noisy latents consist of, as an answer says; `mixed` is the way back."""
+        ...
+
+    def mixed(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents at `timesteps`, with shape (B,), of clean latents and noise, each with shape (B, C, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)

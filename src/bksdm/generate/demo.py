@@ -33,7 +33,6 @@ from bksdm.models.pipelines import (
     image_size,
     scheduler_config,
     text_encoders,
-    tokenizers,
 )
 from bksdm.options import DemoOptions
 from bksdm.pruning.cost import unet_cost
@@ -188,7 +187,7 @@ def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) 
     about |= {"guidance": wish.guidance, "strength": wish.strength if wish.image else None}
     save_picture(picture, file, about, scheduler_config(drawer.pipeline.scheduler))
     notes = ["the model's safety checker has made it black"] if is_flagged(picture) else []
-    if lost := cutting(*tokenizers(drawer.pipeline))(wish.prompt):
+    if lost := cutting(drawer.pipeline)(wish.prompt):
         notes.append(f"the prompt is longer than the model reads; cut off: {lost}")
     return Made(seconds, file, notes)
 

@@ -37,7 +37,6 @@ from bksdm.models.pipelines import (
     load_scheduler_config,
     say_hidden,
     scheduler_config,
-    tokenizers,
 )
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.pruning.cost import unet_cost
@@ -238,7 +237,7 @@ def _torch(
     pipeline.to(device)
     if scheduler:
         pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
-    cut_off, used = cutting(*tokenizers(pipeline)), scheduler_config(pipeline.scheduler)
+    cut_off, used = cutting(pipeline), scheduler_config(pipeline.scheduler)
     return Drawer("torch", str(dtype), *image_size(pipeline), used, cut_off, partial(sample, pipeline))
 
 

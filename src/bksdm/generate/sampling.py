@@ -75,10 +75,8 @@ def sample(
     run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
     own_height, own_width = image_size(pipeline)  # which pipelines take for a square's side where they are not told
-    for arguments in _batches(requests, steps, guidance, batch_size):
-        count = len(arguments["prompt"])
-        # An empty one is as good as none, which some pipelines tell otherwise.
-        arguments |= {"negative_prompt": [negative_prompt] * count if negative_prompt else None}
+    for asked in _batches(pipeline, requests, steps, guidance, batch_size, negative_prompt):
+        count, arguments = len(asked["prompt"]), dict(asked)
         if image:
             arguments |= {"image": [image] * count, "strength": strength}
         if mask:
@@ -87,7 +85,9 @@ def sample(
             arguments |= {"height": height or own_height, "width": width or own_width}
         if stepped:
             arguments |= {"callback_on_step_end": _calling(stepped)}
-        pixels, flags = _checked(pipeline, _decoded(pipeline, run(**arguments, output_type="latent").images))
+        size = (height or own_height, width or own_width) if image is None or mask else (image.height, image.width)
+        latents = run(**arguments, output_type="latent").images
+        pixels, flags = _checked(pipeline, _decoded(pipeline, latents, size))
         pictures = _pictures(pipeline, pixels)
         if image and mask:
             pictures = [_only_inside(picture, image, mask) for picture in pictures]
@@ -108,9 +108,8 @@ def _pipeline(pipeline: DiffusionPipeline, image: Image.Image | None, mask: Imag
     family = family_of_pipeline(pipeline)
     kind = family.under_mask if mask else family.from_image
     made = family.assembled(pipeline.components | {family.denoiser: None}, {**pipeline.config, **_UNCHECKED}, kind)
-    setattr(
-        made, family.denoiser, denoiser(pipeline)
-    )  # not above, where its sample_size is taken for a number, which it need not be
+    # Not above, where its sample_size is taken for a number, which it need not be.
+    setattr(made, family.denoiser, denoiser(pipeline))
     return made
 
 
@@ -140,7 +139,7 @@ def sample_latents(
     """Yield the final latents with shape (B, C, h, w) of `requests`, of which `decode` makes what `sample` gives."""
     pipeline.set_progress_bar_config(disable=True)
     height, width = image_size(pipeline)
-    for arguments in _batches(requests, steps, guidance, batch_size):
+    for arguments in _batches(pipeline, requests, steps, guidance, batch_size):
         yield pipeline(**arguments, height=height, width=width, output_type="latent").images
 
 
@@ -150,22 +149,21 @@ def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
     Raises:
         InputError: As `sample` does.
     """
-    return _pictures(pipeline, _decoded(pipeline, latents))
+    return _pictures(pipeline, _decoded(pipeline, latents, image_size(pipeline)))
 
 
 @torch.no_grad()
-def _decoded(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-    """Pixels with shape (B, 3, H, W), about -1 to 1, of final latents (B, C, h, w)."""
-    vae = pipeline.vae
+def _decoded(pipeline: DiffusionPipeline, latents: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels with shape (B, 3, H, W), about -1 to 1, of final latents as the pipeline gives them."""
+    vae, family = pipeline.vae, family_of_pipeline(pipeline)
     if not latents.isfinite().all():
         half = denoiser(pipeline).dtype == torch.float16
         mend = "give --precision bf16 or fp32" if half else "its weights are damaged, or its training has diverged"
         raise InputError(
-            f"the {family_of_pipeline(pipeline).noun} gives numbers that are not finite in "
-            f"{_named(denoiser(pipeline).dtype)}; {mend}"
+            f"the {family.noun} gives numbers that are not finite in {_named(denoiser(pipeline).dtype)}; {mend}"
         )
-    scaled = latents / vae.config.scaling_factor
-    if vae.dtype == torch.float16 and vae.config.force_upcast and family_of_pipeline(pipeline).upcasts_vae:
+    scaled = family.for_vae(vae, latents.to(vae.dtype), size)
+    if vae.dtype == torch.float16 and vae.config.force_upcast and family.upcasts_vae:
         return _decoded_in_float32(vae, scaled)
     pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
     lost = ~pixels.isfinite().flatten(1).all(dim=1)
@@ -209,15 +207,25 @@ def _pictures(pipeline: DiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
     return pictures
 
 
-def _batches(requests: Sequence[Request], steps: int, guidance: float, batch_size: int) -> Iterator[dict[str, Any]]:
+def _batches(
+    pipeline: DiffusionPipeline,
+    requests: Sequence[Request],
+    steps: int,
+    guidance: float,
+    batch_size: int,
+    negative_prompt: str | None = None,
+) -> Iterator[dict[str, Any]]:
     """Arguments of the pipeline, a batch at a time."""
+    family = family_of_pipeline(pipeline)
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
+        # An empty one is as good as none, which some pipelines tell otherwise.
+        negative = [negative_prompt] * len(batch) if negative_prompt else None
         yield {
             "prompt": [request.prompt for request in batch],
             "generator": [torch.Generator().manual_seed(request.seed) for request in batch],
             "num_inference_steps": steps,
-            "guidance_scale": guidance,
+            **family.call(guidance, negative),
         }
 
 

@@ -761,7 +761,12 @@ def quiet_libraries() -> None:
 
 def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Height and width in pixels of the pictures that a pipeline was made for."""
-    return sides(config_size(denoiser(pipeline).config, pipeline.vae_scale_factor))
+    return sides(config_size(denoiser(pipeline).config, pixels_a_side(pipeline)))
+
+
+def pixels_a_side(pipeline: DiffusionPipeline) -> int:
+    """Pixels to a side of one of the denoiser's latents."""
+    return int(pipeline.vae_scale_factor * family_of_pipeline(pipeline).patch)
 
 
 def config_size(unet: Config, factor: int) -> Size:
@@ -788,19 +793,38 @@ def check_resolution(resolution: int | None) -> None:
         raise InputError(f"resolution is {resolution}; give a multiple of 8")
 
 
-def tokenizing(*tokenizers: CLIPTokenizer) -> Callable[[str], Tensor]:
-    """A function from a caption to its tokens with shape (L,), padded or cut to the model's length.
+def tokenizing(model: DiffusionPipeline | CLIPTokenizer) -> Callable[[str], Tensor]:
+    """A function from a caption to its tokens, padded or cut to the model's length; see `Family.token_shape`.
 
-    Of several tokenizers, with shape (N, L). Saved words of several vectors are written out, as diffusers does.
+    Of a pipeline, or of CLIP alone. Saved words of several vectors are written out, as diffusers does.
     """
-    encoders = [_encoding(tokenizer) for tokenizer in tokenizers]
-    return lambda text: torch.tensor([encode(text)[1].ids for encode in encoders]).squeeze(0)
+    family, encoders = _encoders(model)
+    return lambda text: family.tokens([encode(text)[1] for encode in encoders])
 
 
-def cutting(*tokenizers: CLIPTokenizer) -> Callable[[str], str]:
+def cutting(model: DiffusionPipeline | CLIPTokenizer) -> Callable[[str], str]:
     """A function from a caption to its end that `tokenizing` cuts off, at most; nothing where all of it fits."""
-    encoders = [_encoding(tokenizer) for tokenizer in tokenizers]
+    _, encoders = _encoders(model)
     return lambda text: max((beyond(*encode(text)) for encode in encoders), key=len)
+
+
+def caption_length(pipeline: DiffusionPipeline) -> int:
+    """How many tokens of a caption the denoiser of a pipeline is told."""
+    return family_of_pipeline(pipeline).token_lengths(tokenizers(pipeline))[-1]
+
+
+def _encoders(
+    model: DiffusionPipeline | CLIPTokenizer,
+) -> tuple[Family, list[Callable[[str], tuple[str, Encoding]]]]:
+    """Of each tokenizer, a function from a caption to the text that it is given and what it makes of that."""
+    family, own = family_of_class("StableDiffusionPipeline"), [model]
+    if isinstance(model, DiffusionPipeline):
+        family, own = family_of_pipeline(model), tokenizers(model)
+    assert family
+    return family, [
+        _encoding(tokenizer, length, functools.partial(family.prompted, tokenizer))
+        for tokenizer, length in zip(own, family.token_lengths(own), strict=True)
+    ]
 
 
 @functools.cache  # so that it is said once
@@ -809,14 +833,16 @@ def say_hidden(word: str) -> None:
     say(f"of the saved word {word} of the model, the first vector counts alone: give it a name in small letters")
 
 
-def _encoding(tokenizer: CLIPTokenizer) -> Callable[[str], tuple[str, Encoding]]:
-    words, length = saved_words(tokenizer.added_tokens_encoder), tokenizer.model_max_length
+def _encoding(
+    tokenizer: CLIPTokenizer, length: int, prompted: Callable[[str], str]
+) -> Callable[[str], tuple[str, Encoding]]:
+    words = saved_words(tokenizer.added_tokens_encoder)
 
     def encode(text: str) -> Encoding:
         made = tokenizer(text, padding="max_length", truncation=True, max_length=length)
         return cast(Encoding, made.encodings[0])
 
-    return lambda text: encoded(text, encode, words)
+    return lambda text: encoded(prompted(text), encode, words)
 
 
 def _local(model: str | Path) -> Path | None:

@@ -14,7 +14,7 @@ from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
 from bksdm.distill.losses import task_loss
 from bksdm.families.family import Family, Told
-from bksdm.families.noise import Corrupted, NoiseSchedule
+from bksdm.families.noise import Corrupted, ForwardProcess
 
 
 class Personalization:
@@ -31,7 +31,7 @@ class Personalization:
     def __init__(
         self,
         unet: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: ForwardProcess,
         told: Callable[[], Told],
         prior_weight: float,
         family: Family,

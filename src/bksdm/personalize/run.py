@@ -39,7 +39,6 @@ from bksdm.models.pipelines import (
     load_pipeline,
     save_pipeline,
     text_encoders,
-    tokenizers,
     tokenizing,
 )
 from bksdm.options import GenerateOptions, PersonalizeOptions
@@ -269,9 +268,9 @@ def _checkpoint_gradients(network: nn.Module) -> None:
 def _told(options: PersonalizeOptions, learner: Learner, device: torch.device) -> Callable[[], Told]:
     """What the U-Net is told of subject and kind; computed once where the text encoders do not learn."""
     pipeline, prompts = learner.pipeline, (options.prompt, options.class_prompt or "")
-    family, own, encoders = family_of_pipeline(pipeline), tokenizers(pipeline), text_encoders(pipeline)
-    say_cut(prompts, cutting(*own))
-    tokenize, size = tokenizing(*own), sides(options.resolution or image_size(pipeline))
+    family, encoders = family_of_pipeline(pipeline), text_encoders(pipeline)
+    say_cut(prompts, cutting(pipeline))
+    tokenize, size = tokenizing(pipeline), sides(options.resolution or image_size(pipeline))
     tokens = torch.stack([tokenize(text) for text in prompts]).to(device)
     picture = repeated(framed(family, size, device), len(prompts))
     if options.text_encoder:

@@ -1,10 +1,10 @@
-"""Reading features inside a U-Net while it runs.
+"""Reading features inside a denoiser while it runs.
 
-Hooks sit on the U-Net itself, never on a wrapper around it, and record only inside `recording`:
+Hooks sit on the denoiser itself, never on a wrapper around it, and record only inside `recording`:
 gradient checkpointing runs blocks a second time in the backward pass, and that is not recorded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,18 @@ from torch import Tensor, nn
 class Features:
     """Outputs of the modules of `model` at `paths`.
 
-    Of a module that returns a tuple (a down block), the first element is read: the hidden states.
+    Arguments:
+        model: The network.
+        paths: Of its modules.
+        read: What is taken of what a module returns; of a tuple the first, if nothing is said (of a down block, the
+            hidden states).
 
     Raises:
         AttributeError: A path names no module.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, paths: Sequence[str], read: Callable[[Any], Tensor] | None = None) -> None:
+        self._read = read or _first
         self._target: dict[str, Tensor] | None = None
         self._handles = [
             model.get_submodule(path).register_forward_hook(self._hook_for(path)) for path in dict.fromkeys(paths)
@@ -29,7 +34,7 @@ class Features:
     def _hook_for(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
             if self._target is not None:
-                self._target[path] = output[0] if isinstance(output, tuple) else output
+                self._target[path] = self._read(output)
 
         return hook
 
@@ -46,3 +51,8 @@ class Features:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found

@@ -1,16 +1,20 @@
 """Flux.1: double-stream blocks for picture and caption apart, then single-stream blocks for both together."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
 from bksdm.families.stack.structure import Stack
 
+_CLIP_TOKENS = 77
 _GUIDANCE = 3.5  # what guidance-distilled models are told where nothing else is said: that of diffusers' pipeline
 
 
@@ -63,6 +67,15 @@ class Flux(StackFamily):
         whole = self._structure.whole(config)
         return {"context": (tokens, whole["joint_attention_dim"]), "text_embeds": (whole["pooled_projection_dim"],)}
 
+    def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
+        return [tokenizers[0].model_max_length, self.usual_tokens]
+
+    def token_shape(self, length: int) -> tuple[int, ...]:
+        return (_CLIP_TOKENS + length,)
+
+    def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        return torch.tensor([token for one in encodings for token in one.ids])
+
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """CLIP's pooled embedding of the first tokens, and T5's hidden states of the others, without a mask."""
         first, second = encoders
@@ -71,6 +84,21 @@ class Flux(StackFamily):
             "context": second(input_ids[:, length:]).last_hidden_state,
             "text_embeds": first(input_ids[:, :length]).pooler_output,
         }
+
+    def feature(self, output: Any) -> Tensor:
+        """Its blocks give what becomes of the caption, then of the picture, which is what counts."""
+        found: Tensor = output[-1] if isinstance(output, tuple) else output
+        return found
+
+    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        factor = 2 ** len(vae.config.block_out_channels)  # of a token
+        height, width = (side // factor for side in size)
+        return super().for_vae(vae, unpatchified(from_tokens(latents, height, width)), size)
+
+    def call(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
+        if negative:
+            raise InputError("Flux.1 was taught guidance and takes no negative prompt; leave it out")
+        return {"guidance_scale": guidance}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         packed = patchified(latents)

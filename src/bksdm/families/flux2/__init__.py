@@ -1,15 +1,19 @@
 """FLUX.2: as Flux.1, with one modulation for all blocks of a kind; `dev` is told how to guide, `klein` is not."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
-from bksdm.families.stack.packing import as_tokens, from_tokens, positions
+from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
 from bksdm.families.stack.structure import Stack
+from bksdm.families.stack.texts import chat, hidden_states, marked
 
 _GUIDANCE = 4.0  # what guidance-distilled models are told where nothing else is said: that of diffusers' pipeline
 
@@ -38,6 +42,8 @@ class Flux2(StackFamily):
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides = (64, 64)
+    verbs = frozenset(("describe", "prune", "push"))
+    patch = 2
     layers = (10, 20, 30)
 
     def channels_of(self, vae: Config) -> int:
@@ -46,9 +52,26 @@ class Flux2(StackFamily):
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, self._structure.whole(config)["joint_attention_dim"])}
 
+    def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """By the running mean and variance of its channels."""
+        center, spread = _statistics(vae, mean)
+        return (patchified(mean) - center) / spread, patchified(std) / spread
+
+    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        """Its pipelines have undone it."""
+        return latents
+
+    def call(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
+        if negative:
+            raise InputError(f"{self.name} takes no negative prompt; leave it out")
+        return {"guidance_scale": guidance}
+
+    def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        return marked(encodings[0])
+
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """Three layers' hidden states side by side."""
-        found = encoders[0](input_ids, output_hidden_states=True).hidden_states
+        found, _ = hidden_states(encoders[0], input_ids)
         return {"context": torch.cat([found[layer] for layer in self.layers], dim=-1)}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
@@ -69,6 +92,12 @@ class Flux2(StackFamily):
         return from_tokens(output, height, width)
 
 
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, with shape (1, C, 1, 1)."""
+    mean, variance = (value.view(1, -1, 1, 1).to(like) for value in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
 class Flux2Klein(Flux2):
     """FLUX.2 klein, whose text encoder is Qwen 3."""
 
@@ -77,4 +106,8 @@ class Flux2Klein(Flux2):
     from_image = "Flux2KleinPipeline"
     under_mask = "Flux2KleinInpaintPipeline"
     networks = Flux2.networks | {"text_encoder": "Qwen3ForCausalLM"}
+    verbs = StackFamily.verbs
     layers = (9, 18, 27)
+
+    def prompted(self, tokenizer: Any, caption: str) -> str:
+        return chat(tokenizer, caption, thinks=False)

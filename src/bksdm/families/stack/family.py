@@ -1,16 +1,17 @@
 """What transformers that are stacks of blocks answer alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
 
 import diffusers
-from diffusers import DiffusionPipeline
-from torch import nn
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family
+from bksdm.families.flow import FlowSchedule
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.stack.structure import Stack, Stacks
@@ -26,6 +27,7 @@ class StackFamily(Family):
 
     denoiser = "transformer"
     noun = "transformer"
+    verbs = frozenset(("describe", "prune", "prepare", "distill", "generate", "evaluate", "sensitivity", "push"))
     stacks: ClassVar[tuple[Stack, ...]]
 
     @cached_property
@@ -69,6 +71,20 @@ class StackFamily(Family):
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return self._structure.bypassed(denoiser, units)
+
+    def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
+        return [self.usual_tokens] * len(tokenizers)
+
+    def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        factor = vae.config.scaling_factor
+        return (mean - vae.config.shift_factor) * factor, std * factor
+
+    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        found: Tensor = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return found
+
+    def noise_schedule(self, scheduler: SchedulerMixin) -> FlowSchedule:
+        return FlowSchedule.from_scheduler(scheduler)
 
     def latent_sides(self, config: Config) -> tuple[int, int]:  # noqa: ARG002
         """Of pictures of 1024 pixels, which all of them are made for: no config says it."""

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor, nn
 
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
+from bksdm.families.stack.texts import chat, hidden_states, marked
 
 
 class ZImage(StackFamily):
@@ -36,6 +38,7 @@ class ZImage(StackFamily):
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides = (128, 128)
+    unguided = 0.0
 
     def width(self, config: Config) -> int:
         return int(self._structure.whole(config)["dim"])
@@ -54,12 +57,16 @@ class ZImage(StackFamily):
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, self._structure.whole(config)["cap_feat_dim"]), "length": (1,)}
 
+    def prompted(self, tokenizer: Any, caption: str) -> str:
+        return chat(tokenizer, caption, thinks=True)
+
+    def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        return marked(encodings[0])
+
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """The last hidden states but one, and how many tokens the captions have, before padding."""
-        config: Any = encoders[0].config
-        mask = input_ids != config.pad_token_id
-        found = encoders[0](input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
-        return {"context": found, "length": mask.sum(dim=1, keepdim=True).float()}
+        found, mask = hidden_states(encoders[0], input_ids)
+        return {"context": found[-2], "length": mask.sum(dim=1, keepdim=True).float()}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """It is told how far the picture is, and answers with what the way back is."""

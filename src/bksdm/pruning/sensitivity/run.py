@@ -33,7 +33,6 @@ from bksdm.models.pipelines import (
     fingerprint,
     load_denoiser_config,
     load_pipeline,
-    tokenizers,
 )
 from bksdm.options import GenerateOptions, SensitivityOptions
 from bksdm.pruning.budget import Budget, What, check_share
@@ -88,7 +87,7 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
     open_run(out, "sensitivity", settings, _MAY_CHANGE, {"device": str(device), "precision": str(precision)})
     if missing:
         inputs = _inputs(options, how, source)
-        if line := cut_line([entry.text for entry in inputs.entries], cutting(*tokenizers(pipeline)), "captions"):
+        if line := cut_line([entry.text for entry in inputs.entries], cutting(pipeline), "captions"):
             say(line)
         _measure(pipeline, encoder, inputs, found, missing, ledger)
     outcome = Sensitivity(
