@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
-from bksdm.families.noise import ForwardProcess
+from bksdm.families.noise import NoiseSchedule
 
 
 class Reconstruction:
@@ -75,7 +75,7 @@ class Pretraining:
         unet: UNet2DConditionModel,
         text_encoder: CLIPTextModel,
         latents_of: Callable[[Batch, Draws], Tensor],
-        noise_schedule: ForwardProcess,
+        noise_schedule: NoiseSchedule,
         *,
         empty_ids: Tensor,
         caption_dropout: float,
@@ -114,7 +114,7 @@ class Succession:
         answer: Callable[[Tensor, Tensor, Batch], Tensor],
         teacher: UNet2DConditionModel,
         latents_of: Callable[[Batch, Draws], Tensor],
-        noise_schedule: ForwardProcess,
+        noise_schedule: NoiseSchedule,
         *,
         empty: Batch,
         caption_dropout: float,

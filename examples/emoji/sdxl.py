@@ -21,6 +21,7 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
+from bksdm.families.noise import NoiseSchedule
 from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizing
 from bksdm.runtime.defaults import Defaults, as_files
 
@@ -132,7 +133,7 @@ def learn(pipeline: StableDiffusionXLPipeline, folder: Path, pace: Pace) -> None
         lambda latents, timesteps, told: family.answer(unet, latents, timesteps, told),
         embedded,
         conditions.latents,
-        family.noise_schedule(pipeline.scheduler),
+        NoiseSchedule.from_scheduler(pipeline.scheduler),
         empty=family.without_caption(pipeline, empty) | {"taught": empty["taught"]},
         caption_dropout=0.1,
     )

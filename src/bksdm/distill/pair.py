@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from bksdm.common.devices import (
@@ -86,7 +85,7 @@ class Pair:
         if channels_last_is_faster(device, own):
             denoiser(self.teacher).to(memory_format=torch.channels_last)
         if plain_attention_is_faster(device, precision):
-            self.student.set_attn_processor(AttnProcessor())
+            self.family.attend(self.student, plainly=True)
         if gradient_checkpointing:
             self.student.enable_gradient_checkpointing()
 

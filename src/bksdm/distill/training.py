@@ -266,7 +266,7 @@ def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str
 
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
     """The averaged weights in the pipeline of the lesson, in float32, with recipe and card; the rest as it came."""
-    pair.student.eval().set_default_attn_processor()
+    pair.family.attend(pair.student.eval(), plainly=False)
     card = model_card(pair.description, options.teacher, lesson.on_card, lesson.own)
     with averaged(state):
         files = {STEPS_FILE: ended(state.step), **as_files(lesson.own)}

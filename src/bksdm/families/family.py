@@ -228,6 +228,9 @@ class Family(ABC):
         """What it is told of a picture, of one sample."""
         return {}
 
+    def attend(self, denoiser: nn.Module, *, plainly: bool) -> None:  # noqa: B027 - there need not be a choice
+        """Let attentions compute by matrix products, or as diffusers has them."""
+
     def feature(self, output: Any) -> Tensor:
         """What is matched of what a module of its denoiser gives: the first, where it gives several."""
         found: Tensor = output[0] if isinstance(output, tuple) else output

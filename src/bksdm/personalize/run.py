@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
@@ -253,7 +252,7 @@ def _learner(
     if channels_last_is_faster(device, precision):
         denoiser(pipeline).to(memory_format=torch.channels_last)
     if plain_attention_is_faster(device, precision):
-        denoiser(pipeline).set_attn_processor(AttnProcessor())
+        family_of_pipeline(pipeline).attend(denoiser(pipeline), plainly=True)
     if options.lora:
         return Learner(pipeline, networks, add_lora(networks, family, options.rank, options.seed))
     return Learner(pipeline, networks, nn.ModuleDict(networks))

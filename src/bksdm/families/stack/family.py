@@ -17,6 +17,8 @@ from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.stack.structure import Stack, Stacks
 from bksdm.families.units import Names, Removals, Unit
 
+SIDES = "_sample_size"  # of a config: begins so that diffusers keeps it and asks nothing of it
+
 
 class StackFamily(Family):
     """A family whose denoiser is a transformer that any of its blocks can be taken out of.
@@ -86,9 +88,9 @@ class StackFamily(Family):
     def noise_schedule(self, scheduler: SchedulerMixin) -> FlowSchedule:
         return FlowSchedule.from_scheduler(scheduler)
 
-    def latent_sides(self, config: Config) -> tuple[int, int]:  # noqa: ARG002
-        """Of pictures of 1024 pixels, which all of them are made for: no config says it."""
-        return self.usual_sides
+    def latent_sides(self, config: Config) -> tuple[int, int]:
+        """Of pictures of 1024 pixels; no entry of diffusers says otherwise, so models of other sizes have our own."""
+        return super().latent_sides({"sample_size": config.get(SIDES, self.usual_sides)})
 
     def layout(self, config: Config) -> Layout:  # noqa: ARG002
         raise InputError(f"{self.name} is not written as a single file yet; save the folder")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from bksdm.common.errors import InputError
@@ -58,6 +59,12 @@ class UNetFamily(Family):
 
     def readers(self, config: Config) -> list[Reader]:
         return readers(config)
+
+    def attend(self, denoiser: Any, *, plainly: bool) -> None:
+        if plainly:
+            denoiser.set_attn_processor(AttnProcessor())
+        else:
+            denoiser.set_default_attn_processor()
 
     def original_paths(self, paths: Iterable[str]) -> dict[str, str]:
         try:

@@ -13,6 +13,7 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.output_error import probes
 from bksdm.evaluate.scores import clip_score, frechet_distance
 from bksdm.generate.sampling import Request, decode, sample_latents
+from bksdm.models.pipelines import denoiser
 from bksdm.pruning.sensitivity.measures import Score, clip_fall, frechet_rise, latent_shift, output_loss
 
 _CHUNK = 64
@@ -94,7 +95,7 @@ class Comparison:
         return {name: found[name] for name in scores}
 
     def _output(self) -> Tensor:
-        return torch.cat([probe.output(self._pipeline.unet) for probe in self._probes]).cpu()
+        return torch.cat([probe.output(denoiser(self._pipeline)) for probe in self._probes]).cpu()
 
     def _generate(self) -> Tensor:
         inputs = self._inputs
