@@ -150,7 +150,7 @@ def each(name: str, model: Callable[[World], Path], *fragments: str, verbs: tupl
 
 
 FIVE = "it is shaped like SDXL's refiner, which takes five numbers about the picture"
-ONE_OF = "give one of StableDiffusionXLPipeline, StableDiffusionPipeline"
+ONE_OF = "give one of FluxPipeline, Flux2Pipeline, Flux2KleinPipeline, ZImagePipeline, StableDiffusionXLPipeline, "
 CASES = [
     *each("the refiner", World.refiner, "{tmp}/copy has no folder text_encoder", FIVE, verbs=("prune", "generate")),
     *each("the refiner", World.refiner, "this U-Net cannot be pruned", FIVE, verbs=("describe",)),
@@ -175,7 +175,7 @@ CASES = [
     ),
     *(
         case(name, lambda w, name=name: w.prune(w.changed(INDEX, _class_name=name)), f"holds a {name}; {ONE_OF}")
-        for name in ("PixArtSigmaPipeline", "StableDiffusion3Pipeline", "FluxPipeline")
+        for name in ("PixArtSigmaPipeline", "StableDiffusion3Pipeline", "QwenImagePipeline")
     ),
     *each(
         "no second text encoder",

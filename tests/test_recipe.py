@@ -42,6 +42,13 @@ OF_SDXL = {
     ),
 }
 
+OF_TRANSFORMERS = {
+    "flux-lite": Recipe("flux-lite", blocks=(("transformer_blocks", 8), ("single_transformer_blocks", "all"))),
+    "flux-mini": Recipe("flux-mini", blocks=(("transformer_blocks", 5), ("single_transformer_blocks", 10))),
+    "half": Recipe("half", blocks="1/2"),
+    "two-thirds": Recipe("two-thirds", blocks="2/3"),
+}
+
 
 def written(folder: Path, text: str) -> Path:
     path = folder / "mine.yaml"
@@ -50,14 +57,15 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_recipes_that_ship() -> None:
-    assert published_recipes() == sorted([*PUBLISHED, *OF_SDXL])
+    assert published_recipes() == sorted([*PUBLISHED, *OF_SDXL, *OF_TRANSFORMERS])
 
 
-@pytest.mark.parametrize("name", OF_SDXL)
-def test_a_recipe_of_sdxl_loads_by_name(name: str) -> None:
+@pytest.mark.parametrize("name", [*OF_SDXL, *OF_TRANSFORMERS])
+def test_a_recipe_of_other_families_loads_by_name(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe == OF_SDXL[name]
+    assert recipe == (OF_SDXL | OF_TRANSFORMERS)[name]
     assert recipe.summary
+    assert Recipe.from_dict(recipe.to_dict(), name) == recipe
 
 
 def test_a_recipe_that_says_nothing_of_depth_is_written_as_ever() -> None:
@@ -129,7 +137,7 @@ def test_an_unknown_recipe_is_refused_with_the_known_names(name: str) -> None:
         ("down: [0]\n", "has no name; add a line 'name: ...'"),
         (
             "name: mine\nupp: [0]\n",
-            "has the unknown key 'upp'; known are down, down_transformers, drop_innermost, mid, ",
+            "has the unknown key 'upp'; known are blocks, down, down_transformers, drop_innermost, mid, ",
         ),
         ("name: mine\n7: [0]\n", "has the unknown key '7'"),
         ("name: 7\n", "name is 7; write a text"),
@@ -158,6 +166,14 @@ def test_an_unknown_recipe_is_refused_with_the_known_names(name: str) -> None:
         ("name: mine\nup_transformers: [all, [[[0]]]]\n", "up_transformers is ['all', [[[0]]]]; write all"),
         ("name: mine\nup_transformers: [all, []]\n", "up_transformers is ['all', []]; write all"),
         ("name: mine\nup_transformers: [0, all]\n", "up_transformers is [0, 'all']; write all"),
+        ("name: mine\nblocks: 3/2\n", "blocks is '3/2'; write all, a number or a share such as 1/2"),
+        ("name: mine\nblocks: 1/0\n", "blocks is '1/0'; write all"),
+        ("name: mine\nblocks: 0.5\n", "blocks is 0.5; write all"),
+        ("name: mine\nblocks: []\n", "blocks is []; write all"),
+        ("name: mine\nblocks: {}\n", "blocks is {}; write all"),
+        ("name: mine\nblocks: true\n", "blocks is True; write all"),
+        ("name: mine\nblocks: {layers: [0, x]}\n", "blocks is {'layers': [0, 'x']}; write all"),
+        ("name: mine\nblocks: 1/2\nmid: false\n", "says blocks, of a transformer, and mid, of a U-Net"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_and_the_mend(tmp_path: Path, text: str, message: str) -> None:

@@ -29,6 +29,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.models.pipelines import (
     caption_length,
+    check_ready,
     check_resolution,
     config_size,
     cutting,
@@ -54,6 +55,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     Raises:
         InputError: An option, the teacher or the data are unfit, or too many pictures cannot be read.
     """
+    check_ready("prepare", options.teacher)
     _check(options)
     if is_prepared(options.data):
         raise InputError(f"data {options.data} is prepared already; give the pictures that it was made from")

@@ -20,7 +20,7 @@ from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, taught_by
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
 from bksdm.models.decoder import fresh_autoencoder
-from bksdm.models.pipelines import fingerprint, load_pipeline
+from bksdm.models.pipelines import check_ready, fingerprint, load_pipeline
 from bksdm.options import DecoderOptions
 
 STEPS_FILE = "training.json"
@@ -38,6 +38,7 @@ def distill_decoder(options: DecoderOptions) -> Path:
         InputError: An option, the model or the data are unfit; see the message.
         Interrupted: The run was asked to stop and can go on.
     """
+    check_ready("decoder", options.teacher)
     _check(options)
     run = Path(options.out)
     data = open_data(options.data, options.resolution, options.flip, options.cache_gb)

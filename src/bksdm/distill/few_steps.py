@@ -12,7 +12,7 @@ from bksdm.distill.follow import check_training
 from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import denoiser, drawing
+from bksdm.models.pipelines import check_ready, denoiser, drawing
 from bksdm.options import LcmOptions
 from bksdm.pruning.run import with_denoiser
 from bksdm.runtime.defaults import Defaults
@@ -47,6 +47,7 @@ def lcm(options: LcmOptions) -> Path:
         InputError: An option, the models or the data are unfit; see the message.
         Interrupted: The run was asked to stop and can go on.
     """
+    check_ready("lcm", options.teacher)
     how = drawing(options.teacher, guidance=options.guidance)
     options = dataclasses.replace(options, guidance=how.guidance)
     _check(options, how)

@@ -20,7 +20,7 @@ from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import denoiser, drawing_defaults, load_denoiser_config, tokenizing
+from bksdm.models.pipelines import check_ready, denoiser, drawing_defaults, load_denoiser_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import checked_pruning, with_denoiser
 from bksdm.runtime.defaults import Defaults
@@ -67,6 +67,7 @@ def distill(options: DistillOptions) -> Path:
         InputError: An option, the models or the data are unfit; see the message.
         Interrupted: The run was asked to stop and can go on.
     """
+    check_ready("distill", options.teacher, options=dataclasses.asdict(options))
     _check(options)
     own = drawing_defaults(options.teacher)
     how = (own or Defaults()).chosen(None, options.sample_guidance)

@@ -29,7 +29,7 @@ from bksdm.generate.exported import is_exported
 from bksdm.generate.run import check as check_generation
 from bksdm.generate.runtimes import choose
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import drawings, fingerprint, say_unlike
+from bksdm.models.pipelines import check_ready, drawings, fingerprint, say_unlike
 from bksdm.options import BenchmarkOptions, GenerateOptions
 from bksdm.pruning.cost import UNetCost
 from bksdm.runtime.defaults import Defaults
@@ -183,6 +183,7 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     Raises:
         InputError: An option or a model is unfit; see the message.
     """
+    check_ready("benchmark", *options.models)
     _check(options)
     device = choose_device(options.device)
     dtype = choose_precision(options.precision, device, training=False)

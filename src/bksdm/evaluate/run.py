@@ -38,6 +38,7 @@ from bksdm.generate.run import check, numbered
 from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.pipelines import (
     EMBEDDED,
+    check_ready,
     cutting,
     denoiser,
     drawings,
@@ -81,6 +82,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     reference = open_reference(options.reference)
     prompts, distractors = _prompts(options, reference), _distractors(options)
     sources = _sources(options, prompts)
+    check_ready("evaluate", *(source.model for source in sources.values() if isinstance(source, Drawn)))
     _check_comparable(sources, options.teacher)
     settings = dataclasses.asdict(options) | {
         "decoder_content": decoder_fingerprint(options.decoder),

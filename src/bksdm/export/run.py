@@ -27,7 +27,14 @@ from bksdm.families import family_of_pipeline
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import check_text_to_image, drawing_defaults, fingerprint, image_size, safety_checker
+from bksdm.models.pipelines import (
+    check_ready,
+    check_text_to_image,
+    drawing_defaults,
+    fingerprint,
+    image_size,
+    safety_checker,
+)
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import recipe_of
 from bksdm.runtime.defaults import Defaults, as_files
@@ -75,6 +82,7 @@ def export(options: ExportOptions) -> Exported:
     _check(options, kind)
     if options.unpickle:
         return _unpickled(options, kind)
+    check_ready("export", options.model)
     out, own = Path(options.out), drawing_defaults(options.model)
     settings = dataclasses.asdict(options) | {
         "model_content": fingerprint(options.model),

@@ -23,6 +23,7 @@ from bksdm.families.stack.refused import REFUSED
 from bksdm.families.units import Names, Removals, Unit
 from bksdm.families.zimage import ZImage
 
+# The last takes what no other does, and CLIP alone.
 FAMILIES: tuple[Family, ...] = (
     Flux(),
     Flux2(),

@@ -79,7 +79,7 @@ class Family(ABC):
         words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
-        verbs: What it goes through so far; None for everything.
+        unready: Verbs that it does not go through yet, and options of others, such as "--lora".
         patch: Latents of its VAE to a side of one of its own.
         unguided: The guidance scale up to which there is none.
         usual_tokens: Of a caption, where no text encoder says.
@@ -107,7 +107,7 @@ class Family(ABC):
     lora_versions: ClassVar[Mapping[int, tuple[str, str]]]
     words: ClassVar[tuple[str, ...]] = ("",)
     shrinks: ClassVar[int] = 1
-    verbs: ClassVar[frozenset[str] | None] = None
+    unready: ClassVar[frozenset[str]] = frozenset()
     patch: ClassVar[int] = 1
     unguided: ClassVar[float] = 1.0
     usual_tokens: ClassVar[int] = 77

@@ -26,6 +26,7 @@ from bksdm.generate.run import save_picture
 from bksdm.generate.sampling import Request, is_flagged, sample
 from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import (
+    check_ready,
     check_text_to_image,
     cutting,
     denoiser,
@@ -141,6 +142,7 @@ def serve(options: DemoOptions, *, wait: bool) -> Any:
     except ImportError as error:
         raise InputError("demo needs Gradio; run pip install 'bksdm[demo]'") from error
     models = [options.model, *([options.compare] if options.compare else [])]
+    check_ready("demo", *models)
     ways = [drawing(model, options.steps, options.guidance) for model in models]
     drawers = [Drawer.load(model, how, options) for model, how in zip(models, ways, strict=True)]
     folder = Path(tempfile.mkdtemp(prefix="bksdm-demo-"))

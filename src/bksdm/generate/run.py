@@ -26,7 +26,7 @@ from bksdm.generate.sampling import Request, is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
 from bksdm.models.adapters.lora_files import lora_fingerprint
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import drawing, fingerprint
+from bksdm.models.pipelines import check_ready, drawing, family_of_model, fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.runtime.parameters import texts
 
@@ -43,6 +43,7 @@ def generate(options: GenerateOptions) -> list[Path]:
     Raises:
         InputError: An option, the model or a file is unfit; see the message.
     """
+    check_ready("generate", options.model, options=dataclasses.asdict(options))
     how = drawing(options.model, options.steps, options.guidance)
     options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     check(options)
@@ -75,8 +76,9 @@ def generate(options: GenerateOptions) -> list[Path]:
             unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
-        if options.negative_prompt and how.guidance <= 1:
-            say(f"the negative prompt changes nothing at guidance {how.guidance:g}; give --guidance of more than 1")
+        least = family_of_model(options.model).unguided
+        if options.negative_prompt and how.guidance <= least:
+            say(f"the negative prompt changes nothing at guidance {how.guidance:g}; give more than {least:g}")
         chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}
         if group.main:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)

@@ -341,6 +341,38 @@ def check_drawing(pipeline: DiffusionPipeline, model: str | Path, *, masked: boo
         raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
 
 
+def check_ready(verb: str, *models: str, options: Mapping[str, Any] | None = None) -> None:
+    """Refuse a verb, or an option of it, that models of some family do not go through yet.
+
+    Arguments:
+        verb: The verb.
+        models: The MODELs; what is none says so elsewhere.
+        options: Options by name, that count where they are set.
+
+    Raises:
+        InputError: Naming the family and what it is not ready for.
+    """
+    asked = [verb, *(f"--{name}" for name, value in (options or {}).items() if value)]
+    for model in models:
+        family = family_of_model(model)
+        for word in asked:
+            if word in family.unready:
+                what = verb if word == verb else f"{verb} {word}"
+                raise InputError(f"model {model} is of {family.name}, for which there is no {what} yet")
+
+
+def family_of_model(model: str | Path) -> Family:
+    """As the index of MODEL's folder says, or else its denoiser.
+
+    Raises:
+        InputError: There is no such model, or its family is not known.
+    """
+    path = _local(model)
+    index = path / "model_index.json" if path else None
+    family = family_of_class(_read_json(index).get("_class_name")) if index and index.is_file() else None
+    return family or family_of(load_denoiser_config(model))
+
+
 def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     """Refuse a U-Net of another family than its pipeline, and networks that do not go together.
 
@@ -817,10 +849,9 @@ def _encoders(
     model: DiffusionPipeline | CLIPTokenizer,
 ) -> tuple[Family, list[Callable[[str], tuple[str, Encoding]]]]:
     """Of each tokenizer, a function from a caption to the text that it is given and what it makes of that."""
-    family, own = family_of_class("StableDiffusionPipeline"), [model]
+    family, own = FAMILIES[-1], [model]
     if isinstance(model, DiffusionPipeline):
         family, own = family_of_pipeline(model), tokenizers(model)
-    assert family
     return family, [
         _encoding(tokenizer, length, functools.partial(family.prompted, tokenizer))
         for tokenizer, length in zip(own, family.token_lengths(own), strict=True)

@@ -28,6 +28,7 @@ from bksdm.models.adapters.training import add_lora, check_peft, save_lora
 from bksdm.models.card import personal_card
 from bksdm.models.pipelines import (
     Origin,
+    check_ready,
     check_text_to_image,
     cutting,
     denoiser,
@@ -100,6 +101,7 @@ def personalize(options: PersonalizeOptions) -> Path:
         InputError: An option, the model or the pictures are unfit; see the message.
         Interrupted: The run was asked to stop and can go on.
     """
+    check_ready("personalize", options.model)
     options, lr = _resolved(options)
     run, device = Path(options.out), choose_device(options.device)
     precision = choose_precision(options.precision, device, training=True)

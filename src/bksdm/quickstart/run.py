@@ -25,7 +25,7 @@ from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import drawing, fingerprint
+from bksdm.models.pipelines import check_ready, drawing, fingerprint
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
@@ -46,6 +46,7 @@ def quickstart(options: QuickstartOptions) -> Path:
     Raises:
         InputError: An option is unfit; see the message.
     """
+    check_ready("quickstart", options.teacher)
     if options.steps < 1:
         raise InputError(f"steps is {options.steps}; give at least 1")
     recipe = load_recipe(options.recipe)

@@ -33,6 +33,7 @@ class Flux(StackFamily):
         "text_encoder_2": "T5EncoderModel",
     }
     stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    signs = ("pooled_projection_dim", "num_single_layers")
     inputs = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
@@ -84,11 +85,6 @@ class Flux(StackFamily):
             "context": second(input_ids[:, length:]).last_hidden_state,
             "text_embeds": first(input_ids[:, :length]).pooler_output,
         }
-
-    def feature(self, output: Any) -> Tensor:
-        """Its blocks give what becomes of the caption, then of the picture, which is what counts."""
-        found: Tensor = output[-1] if isinstance(output, tuple) else output
-        return found
 
     def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:
         factor = 2 ** len(vae.config.block_out_channels)  # of a token

@@ -32,6 +32,7 @@ class Flux2(StackFamily):
         "text_encoder": "Mistral3ForConditionalGeneration",
     }
     stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    signs = ("timestep_guidance_channels",)
     inputs = ("in_channels", "out_channels", "joint_attention_dim", "guidance_embeds")
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
@@ -42,7 +43,7 @@ class Flux2(StackFamily):
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides = (64, 64)
-    verbs = frozenset(("describe", "prune", "push"))
+    unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
     patch = 2
     layers = (10, 20, 30)
 
@@ -106,7 +107,7 @@ class Flux2Klein(Flux2):
     from_image = "Flux2KleinPipeline"
     under_mask = "Flux2KleinInpaintPipeline"
     networks = Flux2.networks | {"text_encoder": "Qwen3ForCausalLM"}
-    verbs = StackFamily.verbs
+    unready = StackFamily.unready
     layers = (9, 18, 27)
 
     def prompted(self, tokenizer: Any, caption: str) -> str:

@@ -25,12 +25,17 @@ class StackFamily(Family):
 
     Attributes:
         stacks: Its blocks.
+        signs: Entries that its config alone has, by which one without a class is known.
     """
 
     denoiser = "transformer"
     noun = "transformer"
-    verbs = frozenset(("describe", "prune", "prepare", "distill", "generate", "evaluate", "sensitivity", "push"))
+    unready = frozenset(
+        {"lcm", "personalize", "adapt", "export", "benchmark", "demo", "decoder", "quickstart"}
+        | {"--image", "--mask", "--lora", "--decoder", "--guided_output"}
+    )
     stacks: ClassVar[tuple[Stack, ...]]
+    signs: ClassVar[tuple[str, ...]]
 
     @cached_property
     def _structure(self) -> Stacks:
@@ -42,7 +47,9 @@ class StackFamily(Family):
         return int(whole["num_attention_heads"] * whole["attention_head_dim"])
 
     def claims(self, config: Config) -> bool:
-        return config.get("_class_name") == self.networks[self.denoiser]
+        if "_class_name" in config:
+            return bool(config["_class_name"] == self.networks[self.denoiser])
+        return all(sign in config for sign in self.signs)
 
     def why_not(self, config: Config) -> str | None:
         return self._structure.why_not(config)
@@ -73,6 +80,11 @@ class StackFamily(Family):
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return self._structure.bypassed(denoiser, units)
+
+    def feature(self, output: Any) -> Tensor:
+        """Of blocks that give what becomes of the caption, and of the picture, the latter."""
+        found: Tensor = output[-1] if isinstance(output, tuple) else output
+        return found
 
     def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
         return [self.usual_tokens] * len(tokenizers)

@@ -193,6 +193,10 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
     Raises:
         InputError: The teacher cannot satisfy the recipe; the message says why.
     """
+    if recipe.blocks != "all":
+        raise _unfit(
+            recipe, "it says which blocks of a transformer stay, and this is a U-Net; give a recipe such as base"
+        )
     teacher = UNetShape.of(teacher_config)
     stages = teacher.stages - recipe.drop_innermost
     if not 1 <= stages <= teacher.stages:

@@ -28,6 +28,7 @@ class ZImage(StackFamily):
         "text_encoder": "Qwen3Model",
     }
     stacks = (Stack("layers", "n_layers", "attention"),)
+    signs = ("cap_feat_dim", "t_scale")
     inputs = ("in_channels", "cap_feat_dim", "all_patch_size")
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)

@@ -33,7 +33,7 @@ from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
 from bksdm.models.adapters.t2i_adapter import check_scale, widths_of
 from bksdm.models.adapters.words import check_widths, read_words, write_words
 from bksdm.models.parts import copy_part
-from bksdm.models.pipelines import load_config, load_denoiser_config
+from bksdm.models.pipelines import check_ready, load_config, load_denoiser_config
 from bksdm.options import AdaptOptions
 from bksdm.pruning.run import as_list, checked_pruning
 
@@ -118,6 +118,7 @@ def adapt(options: AdaptOptions) -> Adapted:
     Raises:
         InputError: The adapter, the teacher or the student is unfit; see the message.
     """
+    check_ready("adapt", options.teacher)
     teacher = load_denoiser_config(options.teacher)
     pruning = checked_pruning(options.teacher, options.model, teacher, load_denoiser_config(options.model))
     source, out = Path(options.adapter).expanduser(), Path(options.out)

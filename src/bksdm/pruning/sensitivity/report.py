@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 from bksdm.common.page import style, svg, write_page, write_png
 from bksdm.pruning.sensitivity.outcome import TITLES, Sensitivity
 
-_COLOURS = {"down": "#2563eb", "mid": "#7c3aed", "innermost": "#c026d3", "up": "#0d9488"}
+_COLOURS = {"down": "#2563eb", "mid": "#7c3aed", "innermost": "#c026d3", "up": "#0d9488", "block": "#2563eb"}
 _LOGARITHMIC = 100  # ratio of the ends from which bars are drawn on a logarithmic scale
 _HATCH, _EDGE = "///", "white"
 

@@ -25,6 +25,7 @@ from bksdm.families.units import Unit
 from bksdm.generate.run import check
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.pipelines import (
+    check_ready,
     check_text_to_image,
     context_tokens,
     cutting,
@@ -60,6 +61,7 @@ def sensitivity(options: SensitivityOptions) -> Sensitivity:
     Raises:
         InputError: An option, the teacher or the data are unfit; see the message.
     """
+    check_ready("sensitivity", options.teacher)
     how = drawing(options.teacher, options.steps, options.guidance)
     options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     scores = _check(options)

@@ -1,0 +1,563 @@
+"""Flux.1, FLUX.2 and Z-Image: which blocks stay, what a student inherits, how it answers, learns and draws."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bksdm.common.errors import InputError
+from bksdm.common.randomness import Draws
+from bksdm.distill.conditions import Conditions
+from bksdm.distill.losses import LossWeights
+from bksdm.distill.objective import Distillation
+from bksdm.families import bypassed, derive, family_of_pipeline, recipe_without, recipes_between, units
+from bksdm.families.flow import FlowSchedule
+from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.generate.sampling import Request, sample
+from bksdm.models.pipelines import load_pipeline, tokenizing
+from bksdm.pruning.budget import Budget
+from bksdm.pruning.run import prune_unet
+from tiny_flow import (
+    build_flux2_dev_pipeline,
+    build_flux2_pipeline,
+    build_flux_pipeline,
+    build_z_pipeline,
+    draw,
+    stacks,
+)
+from verbs import Run, captioned
+
+pytest_plugins = ["verbs_fixtures"]
+
+BUILDS = {"flux": build_flux_pipeline, "klein": build_flux2_pipeline, "z": build_z_pipeline}
+ALL = BUILDS | {"dev": build_flux2_dev_pipeline}
+DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
+# Blocks of the tiny teachers that stay by recipe half, from the paper's pattern by hand.
+HALF = {
+    "flux": {DOUBLE: (0, 3), SINGLE: (0, 2, 5)},
+    "klein": {DOUBLE: (0, 2), SINGLE: (0, 1, 4)},
+    "dev": {DOUBLE: (0, 2), SINGLE: (0, 1, 4)},
+    "z": {"layers": (0, 2, 5)},
+}
+SIDE = 32
+
+
+def config_of(name: str, **changed: Any) -> dict[str, Any]:
+    """What a class of diffusers is where nothing is said, with some of it changed."""
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters.values()
+    usual = {item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty}
+    return json.loads(json.dumps({"_class_name": name, **usual, **changed}))
+
+
+FLUX = config_of("FluxTransformer2DModel", guidance_embeds=True)
+KLEIN = config_of(
+    "Flux2Transformer2DModel",
+    num_layers=5,
+    num_single_layers=20,
+    num_attention_heads=24,
+    joint_attention_dim=7680,
+    guidance_embeds=False,
+)
+Z = config_of("ZImageTransformer2DModel")
+HALF_SINGLE = "name: mine\nblocks: {single_transformer_blocks: 1/2}\n"
+# Counted by diffusers' own classes on the meta device.
+FIGURES = {
+    "flux": (FLUX, "", 11_901_408_320),
+    "flux-lite": (FLUX, "flux-lite", 8_163_264_064),
+    "flux-mini": (FLUX, "flux-mini", 3_179_199_552),
+    "klein": (KLEIN, "", 3_875_544_576),
+    "klein half of the single": (KLEIN, HALF_SINGLE, 2_648_708_096),
+    "z": (Z, "", 6_154_908_736),
+    "z half": (Z, "half", 3_441_253_696),
+}
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def teacher(kind: str) -> DiffusionPipeline:
+    """Shared by all tests: not to be changed."""
+    pipeline = BUILDS[kind]()
+    factor = pipeline.vae_scale_factor * family_of_pipeline(pipeline).patch
+    pipeline.transformer.register_to_config(_sample_size=SIDE // factor)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(kind: str, teacher: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on the disk. Shared by all tests: not to be changed."""
+    path = tmp_path_factory.mktemp(kind) / "teacher"
+    teacher.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(6)]
+    return captioned(tmp_path_factory.mktemp("data") / "pictures", pictures)
+
+
+# Which blocks
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_describe_gives_the_figures(done: Run, tmp_path: Path, name: str) -> None:
+    config, recipe, params = FIGURES[name]
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    if "\n" in recipe:
+        (tmp_path / "mine.yaml").write_text(recipe)
+        recipe = str(tmp_path / "mine.yaml")
+    described = done("describe", tmp_path, *(("--recipe", recipe) if recipe else ()), "--json").json
+    assert described["transformer"]["params"] == params
+    whole = FIGURES[name.replace("-", " ").split()[0]][2]
+    assert described["teacher_transformer"]["params"] == whole
+
+
+def test_describe_draws_what_goes(done: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FLUX))
+    text = done("describe", tmp_path, "--recipe", "flux-lite").out
+    assert "8/19  [B] . [B] . [B] .  . [B] .  .  . [B] .  . [B] . [B] . [B]" in text
+    assert "8163.3 M parameters" in text
+
+
+def test_the_regular_pattern_is_the_papers_for_half_of_dit() -> None:
+    config = config_of("ZImageTransformer2DModel", n_layers=28)
+    kept = [int(path.split(".")[1]) for path in derive(load_recipe("half"), config).key_map.values()]
+    assert kept == [*range(0, 14, 2), *range(15, 28, 2)]
+
+
+@pytest.mark.parametrize("depth", range(1, 12))
+def test_the_regular_pattern_keeps_as_many_as_asked_and_both_ends(depth: int) -> None:
+    config = config_of("ZImageTransformer2DModel", n_layers=depth)
+    for count in range(1, depth + 1):
+        pruning = derive(Recipe("x", blocks=count), config)
+        kept = [int(path.split(".")[1]) for path in pruning.key_map.values()]
+        assert len(kept) == count == pruning.student_config["n_layers"]
+        assert kept == sorted(set(kept))
+        assert kept[0] == 0
+        assert count == 1 or kept[-1] == depth - 1
+        assert set(kept) | {int(path.split(".")[1]) for path in pruning.removed} == set(range(depth))
+
+
+def test_features_are_matched_with_what_the_next_block_that_stays_took() -> None:
+    pruning = derive(Recipe("x", blocks=(0, 3, 4)), config_of("ZImageTransformer2DModel", n_layers=7))
+    assert [(tap.teacher, tap.student) for tap in pruning.taps] == [
+        ("layers.2", "layers.0"),
+        ("layers.3", "layers.1"),
+        ("layers.6", "layers.2"),
+    ]
+    assert [(tap.teacher, tap.student) for tap in pruning.layer_taps] == [
+        ("layers.0", "layers.0"),
+        ("layers.3", "layers.1"),
+        ("layers.4", "layers.2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (0, "it keeps 0 blocks of layers, which has 30; keep 1 to 30"),
+        (31, "it keeps 31 blocks of layers, which has 30"),
+        ((0, 30), "it keeps block 30 of layers, which has 30"),
+        ((3, 1), "name each once, in order"),
+        ((29, -1), "name each once, in order"),
+        (((DOUBLE, 3),), f"it names the blocks {DOUBLE}, and there are layers"),
+    ],
+)
+def test_a_recipe_that_does_not_fit(blocks: Any, message: str) -> None:
+    with pytest.raises(InputError, match="recipe 'x' does not fit this teacher") as refused:
+        derive(Recipe("x", blocks=blocks), Z)
+    assert message in str(refused.value)
+
+
+def test_recipes_of_the_other_kind_are_refused(done: Run, run: Run, v1_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(Z))
+    outcome = run("describe", tmp_path, "--recipe", "base")
+    assert outcome.code == 2
+    assert "it says which layers of a U-Net stay (down), and this is a transformer" in outcome.said[-1]
+    outcome = run("describe", v1_folder, "--recipe", "half")
+    assert outcome.code == 2
+    assert "it says which blocks of a transformer stay, and this is a U-Net" in outcome.said[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("SD3Transformer2DModel", "dual_attention_layers"),
+        ("QwenImageTransformer2DModel", "text encoder that looks at pictures"),
+        ("ChromaTransformer2DModel", "modulations of all blocks"),
+        ("PixArtTransformer2DModel", "PixArt"),
+        ("HunyuanDiT2DModel", "only go in pairs"),
+        ("CogView4Transformer2DModel", "is a CogView4Transformer2DModel"),
+    ],
+)
+def test_others_are_refused_with_the_reason(run: Run, tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of(name)))
+    outcome = run("describe", tmp_path)
+    assert outcome.code == 2
+    assert reason in outcome.said[-1]
+
+
+def test_units_budgets_and_what_lies_between(teacher: DiffusionPipeline) -> None:
+    config = dict(teacher.transformer.config)
+    found = units(config)
+    assert len(found) == sum(map(len, own_stacks(teacher).values()))
+    assert [unit.name for unit in found if not unit.removable] == [f"{path} 0" for path in own_stacks(teacher)]
+    budget = Budget.of(config, "params")
+    choice = budget.choose(0.9, {unit.name: float(number) for number, unit in enumerate(found)}, "mine")
+    assert choice.share <= 0.9
+    assert recipe_without(config, choice.removed, "mine") == choice.recipe
+    between = recipes_between(config, derive(load_recipe("half"), config).student_config, "mine")
+    regular = derive(load_recipe("half"), config).key_map
+    assert [derive(recipe, config).key_map == regular for recipe in between] == [True, False]
+
+
+# What a student inherits
+
+
+def own_stacks(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The stacks that recipes shorten."""
+    return {name: blocks for name, blocks in stacks(pipeline.transformer).items() if "refiner" not in name}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_tensor_is_the_teachers(done: Run, tmp_path: Path, name: str) -> None:
+    teacher = ALL[name]()
+    teacher.save_pretrained(tmp_path / "teacher")
+    done("prune", tmp_path / "teacher", "--recipe", "half", "--out", tmp_path / "student")
+    student = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    theirs, ours = teacher.transformer.state_dict(), student.transformer.state_dict()
+    for key, tensor in ours.items():
+        path, _, rest = key.partition(".")
+        if path in HALF[name]:
+            number, _, inside = rest.partition(".")
+            key = f"{path}.{HALF[name][path][int(number)]}.{inside}"  # noqa: PLW2901
+        assert torch.equal(tensor, theirs[key]), key
+    assert {path: len(blocks) for path, blocks in own_stacks(student).items()} == {
+        path: len(kept) for path, kept in HALF[name].items()
+    }
+    for part in (tmp_path / "teacher").iterdir():
+        if part.is_dir() and part.name != "transformer":
+            assert {file.name for file in part.iterdir()} <= {
+                file.name for file in (tmp_path / "student" / part.name).iterdir()
+            }
+    smaller, _ = prune_unet(teacher.transformer, load_recipe("half"))
+    teacher.transformer = smaller
+    assert np.array_equal(draw(student), draw(teacher))
+
+
+def test_the_teacher_without_blocks_is_the_pruned_student(teacher: DiffusionPipeline) -> None:
+    network, config = teacher.transformer, dict(teacher.transformer.config)
+    gone = [unit for unit in units(config) if unit.removable][::2]
+    student, _ = prune_unet(network, recipe_without(config, frozenset(unit.name for unit in gone), "x"))
+    whole = answer(teacher, network)
+    with bypassed(network, gone):
+        assert torch.equal(answer(teacher, network), answer(teacher, student))
+    assert torch.equal(answer(teacher, network), whole)
+
+
+def test_a_student_is_a_teacher(done: Run, folder: Path, tmp_path: Path) -> None:
+    done("prune", folder, "--recipe", "two-thirds", "--out", tmp_path / "once")
+    done("prune", tmp_path / "once", "--recipe", "half", "--out", tmp_path / "twice")
+    assert (
+        load_pipeline(tmp_path / "twice").transformer.config["_sample_size"]
+        == load_pipeline(folder).transformer.config["_sample_size"]
+    )
+
+
+# What it answers, and draws
+
+
+def inputs(pipeline: DiffusionPipeline) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Latents, timesteps and conditions of two captions of different lengths."""
+    family = family_of_pipeline(pipeline)
+    channels = family.latent_channels(pipeline.transformer.config)
+    side = pipeline.transformer.config.get("_sample_size", 8)
+    latents = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
+    tokenize = tokenizing(pipeline)
+    told = Conditions.of(pipeline).embedded(torch.stack([tokenize("red"), tokenize("a green car on a hill")]))
+    return latents, torch.tensor([700.0, 100.0]), told
+
+
+@torch.no_grad()
+def answer(pipeline: DiffusionPipeline, network: Any) -> Tensor:
+    return family_of_pipeline(pipeline).answer(network, *inputs(pipeline))
+
+
+class Asked(Exception):  # noqa: N818
+    """What a pipeline asked its transformer first."""
+
+
+def asked_by(pipeline: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise Asked(args, kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.transformer, "forward", forward)
+        with pytest.raises(Asked) as asked:
+            draw(
+                pipeline,
+                "a green car",
+                height=SIDE,
+                width=16,
+                guidance_scale=0.0 if is_z(pipeline) else 3.5,
+                max_sequence_length=512,
+            )
+    return asked.value.args
+
+
+def is_z(pipeline: DiffusionPipeline) -> bool:
+    return isinstance(pipeline, diffusers.ZImagePipeline)
+
+
+def test_it_is_asked_what_its_pipeline_asks(teacher: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, given = family_of_pipeline(teacher), {}
+    theirs, named = asked_by(teacher, monkeypatch)
+    told = Conditions.of(teacher).embedded(tokenizing(teacher)("a green car")[None])
+
+    def network(*args: Any, **kwargs: Any) -> Any:
+        given.update(args=args, kwargs=kwargs)
+        return teacher.transformer(*args, **kwargs)
+
+    network.config = teacher.transformer.config
+    if is_z(teacher):
+        latents, timesteps = theirs[0][0].squeeze(1)[None], 1000 - 1000 * theirs[1]
+        with torch.no_grad():
+            found = family.answer(network, latents, timesteps, told)
+            wanted = -teacher.transformer(*theirs, return_dict=False)[0][0].squeeze(1)[None]
+    else:
+        packed, rows, columns = named["hidden_states"], SIDE // 8, 2
+        latents = packed.transpose(1, 2).reshape(1, -1, rows, columns)
+        if isinstance(teacher, diffusers.FluxPipeline):
+            latents = teacher._unpack_latents(packed, SIDE, 16, teacher.vae_scale_factor)
+        with torch.no_grad():
+            found = family.answer(network, latents, named["timestep"] * 1000, told)
+            wanted = teacher.transformer(**named)[0]
+        wanted = (
+            teacher._unpack_latents(wanted, SIDE, 16, teacher.vae_scale_factor)
+            if isinstance(teacher, diffusers.FluxPipeline)
+            else wanted.transpose(1, 2).reshape(1, -1, rows, columns)
+        )
+        assert torch.equal(given["kwargs"]["img_ids"], named["img_ids"].reshape(-1, named["img_ids"].shape[-1]))
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (SIDE, 16)])
+def test_pictures_are_those_of_stock_diffusers(teacher: DiffusionPipeline, size: tuple[int, int]) -> None:
+    asked = [Request("red apple", 3), Request("a green car on a hill", 4)]
+    (found,) = sample(teacher, asked, steps=3, guidance=2.0, height=size[0], width=size[1])
+    wanted = teacher(
+        prompt=[one.prompt for one in asked],
+        generator=[torch.Generator().manual_seed(one.seed) for one in asked],
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        height=size[0],
+        width=size[1],
+    ).images
+    for one, other in zip(found, wanted, strict=True):
+        assert np.array_equal(np.array(one), np.array(other))
+
+
+def test_latents_of_pictures_come_back(teacher: DiffusionPipeline) -> None:
+    family, pixels = family_of_pipeline(teacher), torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+    mean, std = Conditions.of(teacher).posterior(pixels)
+    assert mean.shape == std.shape == inputs(teacher)[0][:1].shape
+    with torch.no_grad():
+        own = teacher.vae.encode(pixels).latent_dist
+    if hasattr(teacher.vae, "bn"):
+        ours = teacher._patchify_latents(own.mean)
+        center, spread = teacher.vae.bn.running_mean, teacher.vae.bn.running_var + teacher.vae.config.batch_norm_eps
+        ours = (ours - center.view(1, -1, 1, 1)) / spread.sqrt().view(1, -1, 1, 1)
+        torch.testing.assert_close(mean, ours)
+    else:
+        torch.testing.assert_close(
+            family.for_vae(teacher.vae, packed(teacher, mean), (SIDE, SIDE)), own.mean, rtol=1e-5, atol=1e-5
+        )
+
+
+def packed(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
+    """Latents as the pipeline gives them at the end."""
+    if isinstance(pipeline, diffusers.FluxPipeline):
+        return pipeline._pack_latents(latents, *latents.shape)
+    return latents
+
+
+# How it learns
+
+
+def test_the_forward_process_is_that_of_flow_matching(teacher: DiffusionPipeline) -> None:
+    schedule = FlowSchedule.from_scheduler(teacher.scheduler)
+    shift = 1.0 if teacher.scheduler.config.use_dynamic_shifting else 3.0
+    levels = torch.tensor([shift * n / (1000 + (shift - 1) * n) for n in range(1, 1001)])
+    torch.testing.assert_close(schedule.levels, levels)
+    latents, noise = torch.randn(4, 2, 3, 3), Draws(0, "x", 0).normal((4, 2, 3, 3))
+    noisy = schedule.corrupt(latents, Draws(0, "x", 0))
+    level = (noisy.timesteps / 1000).view(-1, 1, 1, 1)
+    assert len(set(noisy.timesteps.tolist())) == 4
+    assert all(((schedule.levels - one).abs() < 1e-6).any() for one in level.flatten())
+    torch.testing.assert_close(noisy.latents, (1 - level) * latents + level * noise)
+    torch.testing.assert_close(noisy.target, noise - latents)
+    clean, rest = schedule.parted(noisy.latents, noisy.timesteps, noisy.target)
+    torch.testing.assert_close(clean, latents, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rest, noise, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(schedule.mixed(clean, rest, noisy.timesteps), noisy.latents, rtol=1e-4, atol=1e-5)
+
+
+def test_other_schedulers_are_refused() -> None:
+    with pytest.raises(InputError, match="EulerDiscreteScheduler is none of flow matching"):
+        FlowSchedule.from_scheduler(EulerDiscreteScheduler())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_losses_are_the_formulas(teacher: DiffusionPipeline, checkpointing: bool) -> None:
+    family = family_of_pipeline(teacher)
+    student, pruning = prune_unet(teacher.transformer, load_recipe("half"))
+    student.train()
+    if checkpointing:
+        student.enable_gradient_checkpointing()
+    schedule, conditions = FlowSchedule.from_scheduler(teacher.scheduler), Conditions.of(teacher)
+    weighted = LossWeights(1.0, 0.5, 2.0)
+    objective = Distillation(student, teacher.transformer, pruning.taps, conditions, schedule, weighted)
+    latents, _, told = inputs(teacher)
+    batch = {"latents_mean": latents, "latents_std": torch.zeros_like(latents), **told}
+    losses = objective(batch, Draws(0, "noise", 0))
+
+    noisy = schedule.corrupt(conditions.latents(batch, Draws(0, "noise", 0)), drawn_after_latents(latents))
+    seen: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(path).register_forward_hook(
+            lambda module, args, output, key=(side, path): seen.__setitem__(
+                key, output[1] if isinstance(output, tuple) else output
+            )
+        )
+        for side, network, paths in (
+            ("teacher", teacher.transformer, [tap.teacher for tap in pruning.taps]),
+            ("student", student, [tap.student for tap in pruning.taps]),
+        )
+        for path in paths
+    ]
+    with torch.no_grad():
+        wanted = family.answer(teacher.transformer, noisy.latents, noisy.timesteps, told)
+        found = family.answer(student, noisy.latents, noisy.timesteps, told)
+    for handle in handles:
+        handle.remove()
+    task = (found - noisy.target).square().mean()
+    output = (found - wanted).square().mean()
+    features = sum(
+        (seen["teacher", tap.teacher] - seen["student", tap.student]).square().mean() for tap in pruning.taps
+    )
+    for name, value in {"task": task, "output_kd": output, "feature_kd": features}.items():
+        assert float(losses[name].detach()) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+    assert float(losses["loss"].detach()) == pytest.approx(float(task + 0.5 * output + 2 * features), rel=1e-5)
+    losses["loss"].backward()
+    assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "layers" in name)
+
+
+def drawn_after_latents(latents: Tensor) -> Draws:
+    """The random numbers that a batch has left when its latents were drawn."""
+    draws = Draws(0, "noise", 0)
+    draws.normal(latents.shape)
+    return draws
+
+
+def test_a_run_goes_on_to_the_same_bits(done: Run, folder: Path, data: Path, tmp_path: Path) -> None:
+    done("prune", folder, "--recipe", "half", "--out", tmp_path / "student")
+    words = ("distill", "--teacher", folder, "--student", tmp_path / "student", "--data", data)
+    words += ("--batch_size", 2, "--accumulation", 1, "--sample_every", 0, "--lr", 1e-3)
+    done(*words, "--out", tmp_path / "whole", "--steps", 4)
+    done(*words, "--out", tmp_path / "parts", "--steps", 2)
+    done(*words, "--out", tmp_path / "parts", "--steps", 4)
+    whole, parts = (weights(tmp_path / run / "student") for run in ("whole", "parts"))
+    before = weights(tmp_path / "student")
+    assert whole.keys() == parts.keys() == before.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not any(torch.equal(whole[name], before[name]) for name in whole if name.endswith("to_q.weight"))
+    done("generate", tmp_path / "whole" / "student", "--prompt", "red", "--steps", 2, "--out", tmp_path / "pictures")
+    assert Image.open(tmp_path / "pictures" / "00000.png").size == (SIDE, SIDE)
+
+
+def weights(student: Path) -> dict[str, Tensor]:
+    (file,) = (student / "transformer").glob("*.safetensors")
+    return load_file(file)
+
+
+def test_prepared_data_and_what_blocks_are_worth(done: Run, folder: Path, data: Path, tmp_path: Path) -> None:
+    done("prune", folder, "--recipe", "half", "--out", tmp_path / "student")
+    done("prepare", data, "--teacher", folder, "--text_embeddings", "--out", tmp_path / "latents")
+    words = ("distill", "--teacher", folder, "--student", tmp_path / "student", "--data", tmp_path / "latents")
+    done(*words, "--batch_size", 2, "--accumulation", 1, "--sample_every", 0, "--steps", 1, "--out", tmp_path / "run")
+    words = ("sensitivity", folder, "--data", data, "--scores", "output", "--pictures", 4, "--out", tmp_path / "worth")
+    found = done(*words, "--json").json
+    assert len(found["units"]) == len(units(load_pipeline(folder).transformer.config))
+
+
+# What is refused
+
+
+VERBS: dict[str, Callable[[Path, Path], tuple[object, ...]]] = {
+    "lcm": lambda model, out: ("lcm", "--teacher", model, "--student", model, "--data", "emoji/train", "--out", out),
+    "personalize": lambda model, out: ("personalize", model, "--images", out, "--prompt", "sks a", "--out", out),
+    "adapt": lambda model, out: ("adapt", out, "--model", model, "--teacher", model, "--out", out),
+    "export": lambda model, out: ("export", model, "--to", "onnx", "--out", out),
+    "benchmark": lambda model, out: ("benchmark", model),
+    "demo": lambda model, out: ("demo", model),
+    "decoder": lambda model, out: ("decoder", "--teacher", model, "--data", "emoji/train", "--out", out),
+    "quickstart": lambda model, out: ("quickstart", out, "--teacher", model),
+    "generate --lora": lambda model, out: ("generate", model, "--prompt", "a", "--lora", out, "--out", out),
+    "generate --image": lambda model, out: ("generate", model, "--prompt", "a", "--image", out, "--out", out),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_is_not_ready_says_so(run: Run, folder: Path, tmp_path: Path, verb: str) -> None:
+    outcome = run(*VERBS[verb](folder, tmp_path / "out"))
+    assert outcome.code == 2, outcome.err
+    name = family_of_pipeline(load_pipeline(folder)).name
+    assert f"model {folder} is of {name}, for which there is no {verb} yet" in outcome.said[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_another_depth(run: Run, done: Run, folder: Path, data: Path, tmp_path: Path) -> None:
+    done("prune", folder, "--recipe", "half", "--out", tmp_path / "half")
+    done("prune", folder, "--recipe", "two-thirds", "--out", tmp_path / "more")
+    (tmp_path / "half" / "recipe.yaml").write_text((tmp_path / "more" / "recipe.yaml").read_text())
+    outcome = run(
+        "distill", "--teacher", folder, "--student", tmp_path / "half", "--data", data, "--out", tmp_path / "run"
+    )
+    assert outcome.code == 2
+    assert "was not made from teacher" in outcome.said[-1]
+
+
+def test_without_a_text_encoder(run: Run, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for part in folder.iterdir():
+        if part.name != "text_encoder":
+            (copy / part.name).symlink_to(part)
+    outcome = run("prune", copy, "--recipe", "half", "--out", tmp_path / "student")
+    assert outcome.code == 2
+    assert f"{copy} has no folder text_encoder" in outcome.said[-1]
+
+
+def test_negative_prompts(teacher: DiffusionPipeline) -> None:
+    pictures = sample(teacher, [Request("red", 0)], steps=1, guidance=2.0, negative_prompt="green")
+    if is_z(teacher):
+        assert next(pictures)
+    else:
+        with pytest.raises(InputError, match="takes no negative prompt; leave it out"):
+            next(pictures)
