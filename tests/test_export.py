@@ -28,7 +28,7 @@ from bksdm.export import run as verb
 from bksdm.export.components import components
 from bksdm.export.formats import Needs, Source, format_named
 from bksdm.export.run import Exported, export
-from bksdm.families import FAMILIES
+from bksdm.families import families_for
 from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import ExportOptions, PruneOptions
 from bksdm.pruning.run import prune
@@ -171,7 +171,7 @@ def test_the_verb_writes_smaller_weights(model: Path, tmp_path: Path, precision:
 @pytest.mark.parametrize("to", ["coreml", "gguf", "executorch", "taesd", "tensorrt"])
 def test_formats_that_tell_a_caption_alone_refuse_models_that_are_told_more(to: str) -> None:
     kind = format_named(to)
-    assert [kind.why_not_family(family) for family in FAMILIES] == [
+    assert [kind.why_not_family(family) for family in families_for("export")] == [
         "not for SDXL yet; export to onnx or openvino",
         None,
     ]

@@ -36,6 +36,11 @@ FAMILIES: tuple[Family, ...] = (
 _KNOWN = "give a model shaped like Stable Diffusion 1.x or 2.x, SDXL, Flux.1, FLUX.2 or Z-Image"
 
 
+def families_for(verb: str) -> tuple[Family, ...]:
+    """The families that go through a verb."""
+    return tuple(family for family in FAMILIES if verb not in family.unready)
+
+
 def family_claiming(config: Config) -> Family:
     """The family that a denoiser with this config, which may leave out defaults, is of, if of any."""
     return next(family for family in FAMILIES if family.claims(config))

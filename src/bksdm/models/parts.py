@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -32,6 +32,9 @@ PAPERS = ("README.md", "LICEN[CS]E*", "Licen[cs]e*", "licen[cs]e*", "NOTICE*")  
 _WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".pb", ".gguf"}
 _WEIGHTS |= {".onnx", ".onnx_data", ".data", ".xml"}  # ONNX and OpenVINO, of which the rest lies in a .bin
 _INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")
+_PIECE = 10 * 10**9  # bytes
+_STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_STORED |= {torch.int64: "I64", torch.int32: "I32"}
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -86,6 +89,20 @@ class Tensors(Mapping[str, Tensor]):
         """The shape of a tensor, which is not read for that."""
         return self._about[name][0]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The number format of a tensor.
+
+        Raises:
+            InputError: It is none that networks are kept in here.
+        """
+        formats = {stored: dtype for dtype, stored in _STORED.items()}
+        if self.stored(name) not in formats:
+            raise InputError(
+                f"{self._files[name]} has {name} in the number format {self.stored(name)}, which is not read; give a "
+                f"model in bf16, fp16 or fp32"
+            )
+        return formats[self.stored(name)]
+
     def stored(self, name: str) -> str:
         """The number format of a tensor as safetensors calls it."""
         return self._about[name][1]
@@ -95,6 +112,53 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Write the weights of a network of diffusers, each tensor read and written before the next.
+
+    Pieces are as large as diffusers makes them, and the bytes those of `safetensors.torch.save_file`.
+
+    Arguments:
+        folder: Of the network.
+        tensors: By name.
+        like: Tensors of the same names, shapes and number formats, whose numbers do not matter.
+    """
+    pieces: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in like.items():
+        size += _bytes(tensor)
+        if pieces[-1] and size > _PIECE:
+            pieces.append({})
+            size = _bytes(tensor)
+        pieces[-1][name] = tensor
+    for number, piece in enumerate(pieces, 1):
+        of_several = f"-{number:05d}-of-{len(pieces):05d}" if len(pieces) > 1 else ""
+        _write_piece(folder / f"{_STEMS[0]}{of_several}.safetensors", tensors, piece)
+    write_index(folder)
+
+
+def _write_piece(file: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    names = sorted(like, key=lambda name: (-like[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + _bytes(like[name])
+        header[name] = {
+            "dtype": _STORED[like[name].dtype],
+            "shape": list(like[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            opened.write(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def copy_part(source: Path, target: Path) -> None:

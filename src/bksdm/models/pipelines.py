@@ -46,6 +46,7 @@ from bksdm.models.parts import (
     half_format,
     load_in_float32,
     rewrite_weights,
+    write_weights,
 )
 from bksdm.models.single_file import Contents, read_contents, read_pipeline, unread
 from bksdm.pruning.cost import TOKENS
@@ -354,7 +355,10 @@ def check_ready(verb: str, *models: str, options: Mapping[str, Any] | None = Non
     """
     asked = [verb, *(f"--{name}" for name, value in (options or {}).items() if value)]
     for model in models:
-        family = family_of_model(model)
+        try:
+            family = family_of_model(model)
+        except InputError:  # which is said where it is loaded
+            continue
         for word in asked:
             if word in family.unready:
                 what = verb if word == verb else f"{verb} {word}"
@@ -682,6 +686,7 @@ def save_pipeline(
     extra: Mapping[str, str] | None = None,
     origin: Origin | None = None,
     formats: Mapping[str, torch.dtype] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a pipeline so that diffusers, and tools with older habits, load it; whole or not at all.
 
@@ -696,6 +701,7 @@ def save_pipeline(
         extra: Text files to put beside it, name -> content.
         origin: What the parts that did not change are copied from; without one, all is written from the pipeline.
         formats: Number formats of the weights by part; the others stay as they are.
+        weights: Those of the denoiser, where it lies on the meta device and there is an origin.
 
     Raises:
         InputError: The folder cannot be written, or the VAE has a decoder that no config describes.
@@ -707,7 +713,7 @@ def save_pipeline(
     try:
         with replace_folder(folder) as partial:
             if origin:
-                _copy_parts(pipeline, origin, partial)
+                _copy_parts(pipeline, origin, partial, weights)
             else:
                 _write_parts(pipeline, partial)
             _complete(pipeline, partial, formats or {})
@@ -723,7 +729,9 @@ def _write_parts(pipeline: DiffusionPipeline, folder: Path) -> None:
     write_text(folder / "scheduler" / "scheduler_config.json", text + "\n")
 
 
-def _copy_parts(pipeline: DiffusionPipeline, origin: Origin, folder: Path) -> None:
+def _copy_parts(
+    pipeline: DiffusionPipeline, origin: Origin, folder: Path, weights: Mapping[str, Tensor] | None
+) -> None:
     """The papers and parts of where the pipeline came from, and its own parts that changed."""
     copy_papers(origin.folder, folder)
     index = _read_json(origin.folder / "model_index.json")
@@ -733,7 +741,12 @@ def _copy_parts(pipeline: DiffusionPipeline, origin: Origin, folder: Path) -> No
             copy_part(origin.folder / name, folder / name)
     for name in origin.changed:
         part = getattr(pipeline, name)
-        part.save_pretrained(folder / name)
+        if getattr(part, "device", None) == torch.device("meta"):
+            assert weights is not None
+            part.save_config(folder / name)
+            write_weights(folder / name, weights, part.state_dict())
+        else:
+            part.save_pretrained(folder / name)
         named[name] = [named[name][0], type(part).__name__]
     if index | named == index:
         shutil.copyfile(origin.folder / "model_index.json", folder / "model_index.json")

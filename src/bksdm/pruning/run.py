@@ -1,7 +1,8 @@
 """A student that inherits the weights of its teacher (BK-SDM, arXiv 2305.15798, section 3.1)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bksdm.common.runs import check_free, digest, run_files
 from bksdm.families import derive, difference, family_of, family_of_pipeline, recipes_between
 from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
 from bksdm.models.card import model_card
+from bksdm.models.parts import Tensors
 from bksdm.models.pipelines import (
     Origin,
     context_tokens,
@@ -62,16 +64,18 @@ def prune(options: PruneOptions) -> Description:
     remark_on(teacher)
     config = denoiser(teacher).config
     formats = formats_of(options.teacher, options.precision)
-    smaller, _ = inherited(config, weights, recipe, formats.get(family_of(config).denoiser))
+    smaller = Inheritance.of(config, weights, recipe, formats.get(family_of(config).denoiser))
+    origin = Origin.of(teacher)
     description = describe_config(dict(config), recipe, context_tokens(options.teacher))
     save_student(
-        with_denoiser(teacher, smaller),
+        with_denoiser(teacher, smaller.network if origin else smaller.loaded()),
         recipe,
         model_card(description, options.teacher, own=own),
         folder,
         files,
-        Origin.of(teacher),
+        origin,
         formats,
+        smaller,
     )
     return description
 
@@ -84,10 +88,11 @@ def save_student(
     files: Mapping[str, str] | None = None,
     origin: Origin | None = None,
     formats: Mapping[str, torch.dtype] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a student's pipeline with its recipe, its card and other text files; see `save_pipeline`."""
     texts = {RECIPE_FILE: yaml.safe_dump(recipe.to_dict(), sort_keys=False), "README.md": card, **(files or {})}
-    save_pipeline(student, folder, texts, origin, formats)
+    save_pipeline(student, folder, texts, origin, formats, weights)
 
 
 def read_recipe(student: str | Path) -> Recipe:
@@ -181,33 +186,68 @@ def prune_unet(teacher: Any, recipe: Recipe) -> tuple[Any, Pruning]:
     Raises:
         InputError: The teacher cannot satisfy the recipe.
     """
-    return inherited(teacher.config, teacher.state_dict(), recipe)
+    student = Inheritance.of(teacher.config, teacher.state_dict(), recipe)
+    return student.loaded(), student.pruning
 
 
-def inherited(
-    teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe, dtype: torch.dtype | None = None
-) -> tuple[Any, Pruning]:
-    """The same from the config of the teacher's U-Net and its tensors by name, of which only those that stay are read.
+@dataclass(frozen=True)
+class Inheritance(Mapping[str, Tensor]):
+    """The tensors of a student by name, each read from the teacher's when it is asked for.
 
-    Arguments:
-        teacher: The config.
-        weights: The tensors.
-        recipe: What stays.
-        dtype: Number format of the student; that of each tensor, if None.
-
-    Raises:
-        InputError: The teacher cannot satisfy the recipe.
+    Attributes:
+        pruning: What follows from the recipe.
+        network: The student on the meta device.
+        wanted: Its tensors, in their number formats.
+        weights: The teacher's tensors.
     """
-    pruning = derive(recipe, teacher)
-    with torch.device("meta"):
-        student = family_of(teacher).build(pruning.student_config)
-    own = {}
-    for key, wanted in student.state_dict().items():
-        source = weights[pruning.teacher_key(key)]
+
+    pruning: Pruning
+    network: Any
+    wanted: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, teacher: Config, weights: Mapping[str, Tensor], recipe: Recipe, dtype: torch.dtype | None = None
+    ) -> "Inheritance":
+        """From the config of the teacher's denoiser and its tensors by name, of which only those that stay are read.
+
+        Arguments:
+            teacher: The config.
+            weights: The tensors.
+            recipe: What stays.
+            dtype: Number format of the student; that of each tensor, if None.
+
+        Raises:
+            InputError: The teacher cannot satisfy the recipe.
+        """
+        pruning = derive(recipe, teacher)
+        with torch.device("meta"):
+            network = family_of(teacher).build(pruning.student_config)
+        wanted = {}
+        for key, tensor in network.state_dict().items():
+            source = pruning.teacher_key(key)
+            own = dtype or (weights.dtype(source) if isinstance(weights, Tensors) else weights[source].dtype)
+            wanted[key] = tensor.to(own)
+        network.load_state_dict(wanted, strict=True, assign=True)
+        return cls(pruning, network.eval(), wanted, weights)
+
+    def __getitem__(self, key: str) -> Tensor:
+        wanted, source = self.wanted[key], self.weights[self.pruning.teacher_key(key)]
         assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
-        own[key] = source.detach().to(dtype, copy=True)
-    student.load_state_dict(own, strict=True, assign=True)
-    return student.eval(), pruning
+        return source.detach().to(wanted.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def loaded(self) -> Any:
+        """The student with copies of all of them."""
+        own = {key: self[key].clone() for key in self}
+        self.network.load_state_dict(own, strict=True, assign=True)
+        return self.network
 
 
 def with_denoiser(pipeline: DiffusionPipeline, denoiser: Any) -> DiffusionPipeline:

@@ -39,10 +39,6 @@ class Flux(StackFamily):
     tokenizers = ("tokenizer", "tokenizer_2")
     text_outputs = (("last_hidden_state", "pooler_output"), ("last_hidden_state",))
     of_caption = ("context", "text_embeds")
-    projections = {"transformer": ("to_q", "to_k", "to_v", "to_out.0")}  # noqa: RUF012
-    lora_prefixes = {"transformer": ("lora_transformer_", "lora_unet_")}  # noqa: RUF012
-    lora_versions = {}  # noqa: RUF012
-    words = ("clip_l", "t5")
     usual_tokens = 512
     usual_sides = (128, 128)
 

@@ -38,9 +38,6 @@ class Flux2(StackFamily):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context",)
-    projections = {"transformer": ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")}  # noqa: RUF012
-    lora_prefixes = {"transformer": ("lora_transformer_", "lora_unet_")}  # noqa: RUF012
-    lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides = (64, 64)
     unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}

@@ -34,6 +34,9 @@ class StackFamily(Family):
         {"lcm", "personalize", "adapt", "export", "benchmark", "demo", "decoder", "quickstart"}
         | {"--image", "--mask", "--lora", "--decoder", "--guided_output"}
     )
+    projections = {}  # noqa: RUF012
+    lora_prefixes = {}  # noqa: RUF012
+    lora_versions = {}  # noqa: RUF012
     stacks: ClassVar[tuple[Stack, ...]]
     signs: ClassVar[tuple[str, ...]]
 

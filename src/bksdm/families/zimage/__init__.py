@@ -34,9 +34,6 @@ class ZImage(StackFamily):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context", "length")
-    projections = {"transformer": ("to_q", "to_k", "to_v", "to_out.0")}  # noqa: RUF012
-    lora_prefixes = {"transformer": ("lora_transformer_", "lora_unet_")}  # noqa: RUF012
-    lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides = (128, 128)
     unguided = 0.0

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bksdm.common.errors import InputError, one_line
-from bksdm.families import FAMILIES
+from bksdm.families import families_for
 from bksdm.models.parts import find_weights
 
 LORA, WORDS = "LoRA", "textual inversion"
@@ -30,7 +30,7 @@ _MARKS = (
     (re.compile(r"^(control_model\.)?(input_hint_block|zero_convs)\.|^controlnet_cond_embedding\."), CONTROLNET),
     (re.compile(r"^(adapter\.)?body\.\d+\."), T2I_ADAPTER),
     (re.compile(r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$|^conv_in\.weight$"), _CHECKPOINT),
-    (re.compile("|".join(f"^{name}$" for family in FAMILIES for name in family.words if name)), WORDS),
+    (re.compile("|".join(f"^{name}$" for family in families_for("adapt") for name in family.words if name)), WORDS),
     (
         re.compile(r"[._](lora|hada|lokr|ia3)[._]|\.(diff|diff_b|w_norm|on_input|oft_blocks|alpha)$|^bundle_emb\."),
         LORA,

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from bksdm.common.errors import InputError
-from bksdm.families import FAMILIES
+from bksdm.families import families_for
 from bksdm.families.family import Family
 from bksdm.models.adapters.kinds import WORD_FILE, read_tensors, write_tensors
 from bksdm.models.pipelines import text_encoders, tokenizers
@@ -31,7 +31,7 @@ def read_words(file: Path, family: Family) -> dict[str, Vectors]:
         InputError: It is damaged, a word has no vectors, or they are for another family.
     """
     tensors, header = read_tensors(file)
-    if any(name in other.words for other in FAMILIES for name in tensors):
+    if any(name in other.words for other in families_for("adapt") for name in tensors):
         word = header.get(_WORD_KEY, file.stem)
         return {word: vectors_for(family, word, tensors, file)}
     words = {file.stem if name == _UNNAMED else name: tensor for name, tensor in tensors.items()}
@@ -51,7 +51,9 @@ def vectors_for(family: Family, word: str, found: Mapping[str, Tensor], file: Pa
         InputError: There are none, or they are for another family.
     """
     if set(found) != set(family.words):
-        made_for = next((other.name for other in FAMILIES if set(other.words) == set(found)), "no family that is known")
+        made_for = next(
+            (other.name for other in families_for("adapt") if set(other.words) == set(found)), "no family that is known"
+        )
         raise InputError(
             f"textual inversion {word!r} in {file} is of {made_for}, and this model of {family.name}; give one of "
             f"{family.name}"
