@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family
 from bksdm.families.flow import FlowSchedule
+from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.stack.structure import Stack, Stacks
@@ -88,6 +89,9 @@ class StackFamily(Family):
         """Of blocks that give what becomes of the caption, and of the picture, the latter."""
         found: Tensor = output[-1] if isinstance(output, tuple) else output
         return found
+
+    def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
+        return [Reader("diffusers", "folder", "yes", "run")]
 
     def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
         return [self.usual_tokens] * len(tokenizers)
