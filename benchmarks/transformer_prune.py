@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -36,7 +37,7 @@ _BLOCK = 2**20
 _GIB = 2**30
 
 
-def networks(kind: str) -> dict[str, torch.nn.Module]:
+def networks(kind: str) -> dict[str, Any]:
     """The networks of a pipeline, on the meta device but for the small ones."""
     vae = AutoencoderKL(latent_channels=16, block_out_channels=(32,), shift_factor=0.1159, scaling_factor=0.3611)
     small = {"num_hidden_layers": 1, "vocab_size": 1000, "intermediate_size": 64}
