@@ -418,6 +418,23 @@ def test_the_forward_process_is_that_of_flow_matching(teacher: DiffusionPipeline
     torch.testing.assert_close(schedule.mixed(clean, rest, noisy.timesteps), noisy.latents, rtol=1e-4, atol=1e-5)
 
 
+def test_captions_of_z_image_are_as_long_in_half_precision() -> None:
+    teacher, lengths = build_z_pipeline(), list[list[int]]()
+    latents, timesteps, _ = inputs(teacher)
+    tokens = torch.stack([tokenizing(teacher)(text) for text in ("red", "a green car " * 100)])
+    told = Conditions.of(teacher).embedded(tokens)
+
+    def network(latents: Any, timesteps: Any, captions: Any, **_: Any) -> Any:
+        lengths.append([len(caption) for caption in captions])
+        return (latents,)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        half = {name: value.to(dtype) for name, value in told.items()}
+        family_of_pipeline(teacher).answer(network, latents.to(dtype), timesteps, half)
+    assert lengths[0] == lengths[1]
+    assert 256 < lengths[0][1] <= 512
+
+
 def test_other_schedulers_are_refused() -> None:
     with pytest.raises(InputError, match="EulerDiscreteScheduler is none of flow matching"):
         FlowSchedule.from_scheduler(EulerDiscreteScheduler())
@@ -519,6 +536,10 @@ VERBS: dict[str, Callable[[Path, Path], tuple[object, ...]]] = {
     "decoder": lambda model, out: ("decoder", "--teacher", model, "--data", "emoji/train", "--out", out),
     "quickstart": lambda model, out: ("quickstart", out, "--teacher", model),
     "generate --lora": lambda model, out: ("generate", model, "--prompt", "a", "--lora", out, "--out", out),
+    "distill --plan": lambda model, out: (
+        *("distill", "--plan", "--teacher", model, "--student", model),
+        *("--data", "emoji/train", "--out", out),
+    ),
     "generate --image": lambda model, out: ("generate", model, "--prompt", "a", "--image", out, "--out", out),
 }
 

@@ -113,6 +113,7 @@ def foresee(options: DistillOptions) -> Plan:
         InputError: An option, the models or the data are unfit; see the message.
     """
     _check(options)
+    check_ready("distill", options.teacher, options={"plan": True})
     data = open_data(options.data, options.resolution, options.flip, options.cache_gb)
     pruning = checked_pruning(
         options.teacher, options.student, load_denoiser_config(options.teacher), load_denoiser_config(options.student)

@@ -202,6 +202,11 @@ class Family(ABC):
         """How many tokens of a caption each text encoder takes."""
         return [tokenizer.model_max_length for tokenizer in tokenizers]
 
+    def caption_length(self, config: Config) -> int:
+        """How many tokens of a caption the denoiser is told, by the config of the first text encoder."""
+        found = config.get("max_position_embeddings")
+        return found if isinstance(found, int) else self.usual_tokens
+
     def token_shape(self, length: int) -> tuple[int, ...]:
         """Shape of the tokens of a caption, (L,), or (N, L) where there are N text encoders."""
         return (length,) if len(self.encoders) == 1 else (len(self.encoders), length)

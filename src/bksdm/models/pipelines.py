@@ -49,7 +49,6 @@ from bksdm.models.parts import (
     write_weights,
 )
 from bksdm.models.single_file import Contents, read_contents, read_pipeline, unread
-from bksdm.pruning.cost import TOKENS
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.schedulers import LEFT_OUT, told
 from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
@@ -579,14 +578,14 @@ def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
 
 
 def context_tokens(model: str | Path) -> int:
-    """How many tokens a caption of MODEL has; as many as is usual of its family where MODEL does not tell."""
-    path, usual = _local(model), family_of(load_denoiser_config(model)).usual_tokens
+    """How many tokens of a caption MODEL's denoiser is told; as is usual of its family where MODEL does not say."""
+    path = _local(model)
     if path is not None and path.is_file():
         contents = load_contents(path)
-        return int(contents.configs[contents.family.encoders[0]]["max_position_embeddings"])
-    config = path / "text_encoder" / "config.json" if path else None
-    found = _read_json(config).get("max_position_embeddings") if config and config.is_file() else None
-    return found if isinstance(found, int) and usual == TOKENS else usual
+        return contents.family.caption_length(contents.configs[contents.family.encoders[0]])
+    family = family_of(load_denoiser_config(model))
+    file = path / family.encoders[0] / "config.json" if path else None
+    return family.caption_length(_read_json(file) if file and file.is_file() else {})
 
 
 def check_folder(path: Path) -> Family:

@@ -33,7 +33,7 @@ class StackFamily(Family):
     noun = "transformer"
     unready = frozenset(
         {"lcm", "personalize", "adapt", "export", "benchmark", "demo", "decoder", "quickstart"}
-        | {"--image", "--mask", "--lora", "--decoder", "--guided_output"}
+        | {"--image", "--mask", "--lora", "--decoder", "--guided_output", "--plan"}
     )
     projections = {}  # noqa: RUF012
     lora_prefixes = {}  # noqa: RUF012
@@ -92,6 +92,9 @@ class StackFamily(Family):
 
     def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
         return [Reader("diffusers", "folder", "yes", "run")]
+
+    def caption_length(self, config: Config) -> int:  # noqa: ARG002
+        return self.usual_tokens
 
     def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
         return [self.usual_tokens] * len(tokenizers)

@@ -33,7 +33,7 @@ class ZImage(StackFamily):
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
-    of_caption = ("context", "length")
+    of_caption = ("context", "mask")
     usual_tokens = 512
     usual_sides = (128, 128)
     unguided = 0.0
@@ -53,7 +53,7 @@ class ZImage(StackFamily):
         return None
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
-        return {"context": (tokens, self._structure.whole(config)["cap_feat_dim"]), "length": (1,)}
+        return {"context": (tokens, self._structure.whole(config)["cap_feat_dim"]), "mask": (tokens,)}
 
     def prompted(self, tokenizer: Any, caption: str) -> str:
         return chat(tokenizer, caption, thinks=True)
@@ -62,14 +62,14 @@ class ZImage(StackFamily):
         return marked(encodings[0])
 
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
-        """The last hidden states but one, and how many tokens the captions have, before padding."""
+        """The last hidden states but one, and 1 for each token that does not pad, exact in every number format."""
         found, mask = hidden_states(encoders[0], input_ids)
-        return {"context": found[-2], "length": mask.sum(dim=1, keepdim=True).float()}
+        return {"context": found[-2], "mask": mask.float()}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """It is told how far the picture is, and answers with what the way back is."""
         context = told["context"]
-        lengths = [len(one) for one in context] if context.is_meta else [int(n) for n in told["length"].flatten()]
+        lengths = [len(one) if one.is_meta else int(one.bool().sum()) for one in told["mask"]]
         output = denoiser(
             list(latents.unsqueeze(2).unbind()),
             (1000 - timesteps.expand(len(latents))) / 1000,
