@@ -158,6 +158,7 @@ def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, 
     assert "40% of 1 TFLOP/s" in plan.text()
 
 
+@pytest.mark.parametrize("kind", ["v1", pytest.param("xl", marks=pytest.mark.slow)], indirect=True)
 def test_time_and_memory_are_measured_without_a_stated_peak(
     kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:

@@ -100,6 +100,8 @@ def made(request: pytest.FixtureRequest) -> Callable[[str], Any]:
     return lambda name: request.getfixturevalue(f"{request.param}{name}")
 
 
+# The slowest export of all; OpenVINO's, below, asks the same runtime the same of both families.
+@pytest.mark.parametrize("made", ["", pytest.param("xl_", marks=pytest.mark.slow)], ids=["sd", "xl"], indirect=True)
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 def test_onnx_draws_what_diffusers_draws(made: Callable[[str], Any], way: dict) -> None:
     drawn = ours(made("onnx_folder"), **way)

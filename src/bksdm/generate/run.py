@@ -78,7 +78,8 @@ def generate(options: GenerateOptions) -> list[Path]:
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
         least = family_of_model(options.model).unguided
         if options.negative_prompt and how.guidance <= least:
-            say(f"the negative prompt changes nothing at guidance {how.guidance:g}; give more than {least:g}")
+            mend = f"give --guidance of more than {least:g}"
+            say(f"the negative prompt changes nothing at guidance {how.guidance:g}; {mend}")
         chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}
         if group.main:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)
