@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bksdm.common.errors import InputError
@@ -573,6 +574,18 @@ def test_without_a_text_encoder(run: Run, folder: Path, tmp_path: Path) -> None:
     outcome = run("prune", copy, "--recipe", "half", "--out", tmp_path / "student")
     assert outcome.code == 2
     assert f"{copy} has no folder text_encoder" in outcome.said[-1]
+
+
+def test_weights_in_eight_bits(run: Run, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (file,) = (copy / "transformer").glob("*.safetensors")
+    tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    outcome = run("prune", copy, "--recipe", "half", "--out", tmp_path / "student")
+    assert outcome.code == 2
+    assert "in the number format F8_E4M3, which is not read; give a model in bf16, fp16 or fp32" in outcome.said[-1]
+    assert not (tmp_path / "student").exists()
 
 
 def test_negative_prompts(teacher: DiffusionPipeline) -> None:
