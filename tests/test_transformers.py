@@ -21,7 +21,7 @@ from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import LossWeights
 from bksdm.distill.objective import Distillation
-from bksdm.families import bypassed, derive, family_of_pipeline, recipe_without, recipes_between, units
+from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.flow import FlowSchedule
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
@@ -184,6 +184,12 @@ def test_a_recipe_that_does_not_fit(blocks: Any, message: str) -> None:
     with pytest.raises(InputError, match="recipe 'x' does not fit this teacher") as refused:
         derive(Recipe("x", blocks=blocks), Z)
     assert message in str(refused.value)
+
+
+def test_the_two_kinds_of_flux_2_are_told_apart() -> None:
+    assert family_of(KLEIN).name == "FLUX.2 klein"
+    assert family_of(config_of("Flux2Transformer2DModel")).name == "FLUX.2"
+    assert family_of({key: value for key, value in KLEIN.items() if key != "_class_name"}).name == "FLUX.2 klein"
 
 
 def test_recipes_of_the_other_kind_are_refused(done: Run, run: Run, v1_folder: Path, tmp_path: Path) -> None:

@@ -42,7 +42,12 @@ class Flux2(StackFamily):
     usual_sides = (64, 64)
     unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
     patch = 2
+    guided = True
     layers = (10, 20, 30)
+
+    def claims(self, config: Config) -> bool:
+        """Models are told apart by whether they are told how to guide."""
+        return super().claims(config) and self._structure.whole(config)["guidance_embeds"] == self.guided
 
     def channels_of(self, vae: Config) -> int:
         return 4 * super().channels_of(vae)
@@ -105,6 +110,7 @@ class Flux2Klein(Flux2):
     under_mask = "Flux2KleinInpaintPipeline"
     networks = Flux2.networks | {"text_encoder": "Qwen3ForCausalLM"}
     unready = StackFamily.unready
+    guided = False
     layers = (9, 18, 27)
 
     def prompted(self, tokenizer: Any, caption: str) -> str:
