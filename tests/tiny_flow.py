@@ -111,18 +111,17 @@ MISTRAL_CHAT = """\
 {%- endfor %}"""
 
 
+def _depths(layers: int, single_layers: int, guidance_embeds: bool) -> dict[str, Any]:
+    return {"num_layers": layers, "num_single_layers": single_layers, "guidance_embeds": guidance_embeds}
+
+
 def build_flux_pipeline(
     layers: int = 4, single_layers: int = 6, guidance_embeds: bool = True, seed: int = 0, **transformer: Any
 ) -> FluxPipeline:
     """A whole pipeline as FLUX.1 has it; what else is named goes into the transformer's config."""
     torch.manual_seed(seed)
     tokenizer, second = build_tokenizer(), build_t5_tokenizer()
-    config = FLUX_TRANSFORMER | {
-        "num_layers": layers,
-        "num_single_layers": single_layers,
-        "guidance_embeds": guidance_embeds,
-        **transformer,
-    }
+    config = FLUX_TRANSFORMER | _depths(layers, single_layers, guidance_embeds) | transformer
     return _settled(
         FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC_SHIFT),
@@ -152,12 +151,7 @@ def build_flux2_pipeline(
     """The same as FLUX.2 klein has it; a distilled one is drawn without a second, unconditional pass."""
     torch.manual_seed(seed)
     tokenizer = build_qwen_tokenizer()
-    config = FLUX2_TRANSFORMER | {
-        "num_layers": layers,
-        "num_single_layers": single_layers,
-        "guidance_embeds": False,
-        **transformer,
-    }
+    config = FLUX2_TRANSFORMER | _depths(layers, single_layers, False) | transformer
     return _settled(
         Flux2KleinPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **DYNAMIC_SHIFT),
@@ -176,12 +170,7 @@ def build_flux2_dev_pipeline(
     """The same as FLUX.2 dev has it: guidance is a number that the transformer is told, and Mistral reads captions."""
     torch.manual_seed(seed)
     tokenizer = build_mistral_tokenizer()
-    config = FLUX2_TRANSFORMER | {
-        "num_layers": layers,
-        "num_single_layers": single_layers,
-        "guidance_embeds": True,
-        **transformer,
-    }
+    config = FLUX2_TRANSFORMER | _depths(layers, single_layers, True) | transformer
     tower = {"hidden_size": CHAT_WIDTH, "intermediate_size": CHAT_WIDTH, "num_attention_heads": 2, "head_dim": 8}
     reader = {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "initializer_range": 0.2}
     return _settled(

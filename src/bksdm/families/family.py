@@ -55,6 +55,12 @@ class Frame:
         return cls(size, (0, 0), size)
 
 
+def first(output: Any) -> Tensor:
+    """What a module gives, or the first where it gives several: of a down block, the hidden states."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
 class Family(ABC):
     """A kind of model.
 
@@ -83,7 +89,6 @@ class Family(ABC):
         patch: Latents of its VAE to a side of one of its own.
         unguided: The guidance scale up to which there is none.
         usual_tokens: Of a caption, where no text encoder says.
-        usual_sides: Height and width of latents, where no denoiser says.
     """
 
     name: ClassVar[str]
@@ -111,7 +116,6 @@ class Family(ABC):
     patch: ClassVar[int] = 1
     unguided: ClassVar[float] = 1.0
     usual_tokens: ClassVar[int] = 77
-    usual_sides: ClassVar[tuple[int, int]] = (64, 64)
 
     # Is it mine?
 
@@ -237,9 +241,8 @@ class Family(ABC):
         """Let attentions compute by matrix products, or as diffusers has them."""
 
     def feature(self, output: Any) -> Tensor:
-        """What is matched of what a module of its denoiser gives: the first, where it gives several."""
-        found: Tensor = output[0] if isinstance(output, tuple) else output
-        return found
+        """What is matched of what a module of its denoiser gives."""
+        return first(output)
 
     def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior of the latents that the denoiser works on, from that of its VAE's."""

@@ -244,6 +244,28 @@ def load_recipe(name: str | Path) -> Recipe:
     return Recipe.from_dict(values, str(name))
 
 
+def unfit(recipe: Recipe, reason: str) -> InputError:
+    """The refusal of a recipe that a teacher cannot satisfy."""
+    return InputError(f"recipe {recipe.name!r} does not fit this teacher: {reason}")
+
+
+def kept_numbers(recipe: Recipe, path: str, numbers: tuple[int, ...], available: int, noun: str) -> tuple[int, ...]:
+    """Numbers of what stays of so many layers, as a recipe writes them, counted from 0 in ascending order.
+
+    Raises:
+        InputError: There is no such one, or they are not in order, or one of them is named twice.
+    """
+    for number in numbers:
+        if not -available <= number < available:
+            raise unfit(recipe, f"it keeps {noun} {number} of {path}, which has {available} {noun}s")
+    found = tuple(number % available for number in numbers)
+    if list(found) != sorted(set(found)):
+        raise unfit(
+            recipe, f"it keeps {noun}s {list(numbers)} of {path}, which has {available}; name each once, in order"
+        )
+    return found
+
+
 def _prefixes(path: str) -> Iterator[str]:
     """A dotted path and the paths around it, the longest first."""
     parts = path.split(".")

@@ -76,8 +76,7 @@ def generate(options: GenerateOptions) -> list[Path]:
             unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
-        least = family_of_model(options.model).unguided
-        if options.negative_prompt and how.guidance <= least:
+        if options.negative_prompt and how.guidance <= (least := family_of_model(options.model).unguided):
             mend = f"give --guidance of more than {least:g}"
             say(f"the negative prompt changes nothing at guidance {how.guidance:g}; {mend}")
         chosen = {"device": options.device, "runtime": drawer.runtime, "precision": drawer.precision}

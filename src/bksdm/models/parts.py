@@ -35,6 +35,7 @@ _INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")
 _PIECE = 10 * 10**9  # bytes
 _STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _STORED |= {torch.int64: "I64", torch.int32: "I32"}
+_READ = {name: dtype for dtype, name in _STORED.items()}
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -95,13 +96,12 @@ class Tensors(Mapping[str, Tensor]):
         Raises:
             InputError: It is none that networks are kept in here.
         """
-        formats = {stored: dtype for dtype, stored in _STORED.items()}
-        if self.stored(name) not in formats:
+        if self.stored(name) not in _READ:
             raise InputError(
                 f"{self._files[name]} has {name} in the number format {self.stored(name)}, which is not read; give a "
                 f"model in bf16, fp16 or fp32"
             )
-        return formats[self.stored(name)]
+        return _READ[self.stored(name)]
 
     def stored(self, name: str) -> str:
         """The number format of a tensor as safetensors calls it."""
@@ -203,8 +203,8 @@ def rewrite_weights(folder: Path, dtype: torch.dtype | None, prefix: str = "") -
 
 def _stored_in(weights: Weights, dtype: torch.dtype | None) -> bool:
     """Whether all numbers but whole ones are in a number format already, if one is given."""
-    tensors, wanted = Tensors(weights), {torch.float32: "F32"} | {kind: name for name, kind in _HALF.items()}
-    return dtype is None or all(tensors.stored(name) in (wanted[dtype], "I32", "I64") for name in tensors)
+    tensors = Tensors(weights)
+    return dtype is None or all(tensors.stored(name) in (_STORED[dtype], "I32", "I64") for name in tensors)
 
 
 def half_format(files: Iterable[Path], prefix: str = "") -> torch.dtype | None:

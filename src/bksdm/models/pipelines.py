@@ -76,7 +76,7 @@ def load_pipeline(
     Arguments:
         model: The MODEL.
         dtype: Number format of the weights.
-        with_denoiser: Whether its U-Net is wanted; without it, `unet` is None.
+        with_denoiser: Whether its denoiser is wanted, which is None otherwise.
 
     Raises:
         InputError: There is no such model, it is incomplete, or its weights are not safetensors.
@@ -198,9 +198,9 @@ def _open_file(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
     dtype = formats.pop() if len(formats) == 1 else torch.float32
     if contents.is_stock:
         pipeline = _single_file(path, dtype, with_denoiser=True)
-        return pipeline, getattr(pipeline, contents.family.denoiser).state_dict()
+        return pipeline, denoiser(pipeline).state_dict()
     pipeline = read_pipeline(path, contents, dtype, with_denoiser=False)
-    return pipeline, unread(path, contents, getattr(pipeline, contents.family.denoiser))
+    return pipeline, unread(path, contents, denoiser(pipeline))
 
 
 def _others(path: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_denoi
         file: The checkpoint.
         contents: What it says about itself.
         dtype: Number format of the weights.
-        with_denoiser: Whether its U-Net has weights; without them it is on the meta device, see `unread`.
+        with_denoiser: Whether its denoiser has weights; without them it is on the meta device, see `unread`.
 
     Raises:
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.

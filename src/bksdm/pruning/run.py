@@ -233,9 +233,12 @@ class Inheritance(Mapping[str, Tensor]):
         return cls(pruning, network.eval(), wanted, weights)
 
     def __getitem__(self, key: str) -> Tensor:
+        return self._taken(key, copy=False)
+
+    def _taken(self, key: str, *, copy: bool) -> Tensor:
         wanted, source = self.wanted[key], self.weights[self.pruning.teacher_key(key)]
         assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
-        return source.detach().to(wanted.dtype)
+        return source.detach().to(wanted.dtype, copy=copy)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.wanted)
@@ -245,7 +248,7 @@ class Inheritance(Mapping[str, Tensor]):
 
     def loaded(self) -> Any:
         """The student with copies of all of them."""
-        own = {key: self[key].clone() for key in self}
+        own = {key: self._taken(key, copy=True) for key in self}
         self.network.load_state_dict(own, strict=True, assign=True)
         return self.network
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bksdm.families.family import first
+
 
 class Features:
     """Outputs of the modules of `model` at `paths`.
@@ -17,15 +19,14 @@ class Features:
     Arguments:
         model: The network.
         paths: Of its modules.
-        read: What is taken of what a module returns; of a tuple the first, if nothing is said (of a down block, the
-            hidden states).
+        read: What is taken of what a module returns.
 
     Raises:
         AttributeError: A path names no module.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str], read: Callable[[Any], Tensor] | None = None) -> None:
-        self._read = read or _first
+    def __init__(self, model: nn.Module, paths: Sequence[str], read: Callable[[Any], Tensor] = first) -> None:
+        self._read = read
         self._target: dict[str, Tensor] | None = None
         self._handles = [
             model.get_submodule(path).register_forward_hook(self._hook_for(path)) for path in dict.fromkeys(paths)
@@ -51,8 +52,3 @@ class Features:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found

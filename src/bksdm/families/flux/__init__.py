@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
-from bksdm.families.stack.family import StackFamily
+from bksdm.families.stack.flux import TwoStacks
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
-from bksdm.families.stack.structure import Stack
 
 _CLIP_TOKENS = 77
-_GUIDANCE = 3.5  # what guidance-distilled models are told where nothing else is said: that of diffusers' pipeline
 
 
-class Flux(StackFamily):
+class Flux(TwoStacks):
     """Flux.1, as `FluxTransformer2DModel`."""
 
     name = "Flux.1"
@@ -32,15 +30,13 @@ class Flux(StackFamily):
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "T5EncoderModel",
     }
-    stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    usual_guidance = 3.5
     signs = ("pooled_projection_dim", "num_single_layers")
     inputs = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     text_outputs = (("last_hidden_state", "pooler_output"), ("last_hidden_state",))
     of_caption = ("context", "text_embeds")
-    usual_tokens = 512
-    usual_sides = (128, 128)
 
     def latent_channels(self, config: Config) -> int:
         return super().latent_channels(config) // 4  # four latents are a token
@@ -96,11 +92,10 @@ class Flux(StackFamily):
         packed = patchified(latents)
         height, width = packed.shape[2:]
         count, context = len(latents), told["context"]
-        guided = getattr(denoiser, "config", {}).get("guidance_embeds")
         output = denoiser(
             hidden_states=as_tokens(packed),
             timestep=(timesteps / 1000).expand(count).to(latents.dtype),
-            guidance=torch.full((count,), _GUIDANCE, device=latents.device) if guided else None,
+            guidance=self.guidance(denoiser, latents),
             pooled_projections=told["text_embeds"],
             encoder_hidden_states=context,
             txt_ids=torch.zeros(context.shape[1], 3, device=latents.device, dtype=latents.dtype),

@@ -11,14 +11,12 @@ from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
+from bksdm.families.stack.flux import TwoStacks
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
-from bksdm.families.stack.structure import Stack
 from bksdm.families.stack.texts import chat, hidden_states, marked
 
-_GUIDANCE = 4.0  # what guidance-distilled models are told where nothing else is said: that of diffusers' pipeline
 
-
-class Flux2(StackFamily):
+class Flux2(TwoStacks):
     """FLUX.2, as `Flux2Transformer2DModel`; its latents are squares of 2 by 2 of what its VAE gives."""
 
     name = "FLUX.2"
@@ -31,14 +29,13 @@ class Flux2(StackFamily):
         "vae": "AutoencoderKLFlux2",
         "text_encoder": "Mistral3ForConditionalGeneration",
     }
-    stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    usual_guidance = 4.0
     signs = ("timestep_guidance_channels",)
     inputs = ("in_channels", "out_channels", "joint_attention_dim", "guidance_embeds")
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context",)
-    usual_tokens = 512
     usual_sides = (64, 64)
     unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
     patch = 2
@@ -80,13 +77,12 @@ class Flux2(StackFamily):
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         height, width = latents.shape[2:]
         count, context = len(latents), told["context"]
-        guided = getattr(denoiser, "config", {}).get("guidance_embeds")
         texts = torch.zeros(context.shape[1], 4, device=latents.device, dtype=latents.dtype)
         texts[:, 3] = torch.arange(len(texts), device=latents.device)
         output = denoiser(
             hidden_states=as_tokens(latents),
             timestep=(timesteps / 1000).expand(count).to(latents.dtype),
-            guidance=torch.full((count,), _GUIDANCE, device=latents.device) if guided else None,
+            guidance=self.guidance(denoiser, latents),
             encoder_hidden_states=context,
             txt_ids=texts,
             img_ids=positions(height, width, 4, latents),

@@ -27,6 +27,7 @@ class StackFamily(Family):
     Attributes:
         stacks: Its blocks.
         signs: Entries that its config alone has, by which one without a class is known.
+        usual_sides: Height and width of latents of pictures of 1024 pixels.
     """
 
     denoiser = "transformer"
@@ -38,6 +39,8 @@ class StackFamily(Family):
     projections = {}  # noqa: RUF012
     lora_prefixes = {}  # noqa: RUF012
     lora_versions = {}  # noqa: RUF012
+    usual_tokens = 512
+    usual_sides: ClassVar[tuple[int, int]] = (128, 128)
     stacks: ClassVar[tuple[Stack, ...]]
     signs: ClassVar[tuple[str, ...]]
 

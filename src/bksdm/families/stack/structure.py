@@ -17,8 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from bksdm.common.errors import InputError
-from bksdm.families.recipe import Blocks, Config, Pruning, Recipe, Stage, Tap
+from bksdm.families.recipe import Blocks, Config, Pruning, Recipe, Stage, Tap, kept_numbers, unfit
 from bksdm.families.units import Names, Removals, Unit
 
 _FIRST = "the first block of a stack stays"
@@ -107,7 +106,7 @@ class Stacks:
 
     def _kept(self, recipe: Recipe, depths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         if recipe.of_unet:
-            raise _unfit(
+            raise unfit(
                 recipe,
                 f"it says which layers of a U-Net stay ({recipe.of_unet[0]}), and this is a transformer; give a "
                 f"recipe with blocks, such as half",
@@ -115,7 +114,7 @@ class Stacks:
         said: Any = recipe.blocks_of(tuple(depths))
         for path in said:
             if path not in depths:
-                raise _unfit(recipe, f"it names the blocks {path}, and there are {' and '.join(depths)}")
+                raise unfit(recipe, f"it names the blocks {path}, and there are {' and '.join(depths)}")
         return {path: _numbers(recipe, path, said.get(path, "all"), depth) for path, depth in depths.items()}
 
     def units(self, config: Config) -> tuple[Unit, ...]:
@@ -186,15 +185,9 @@ def _numbers(recipe: Recipe, path: str, blocks: Blocks, depth: int) -> tuple[int
     if isinstance(blocks, (int, str)):
         count = blocks if isinstance(blocks, int) else -int(-Fraction(blocks) * depth // 1)
         if not 1 <= count <= depth:
-            raise _unfit(recipe, f"it keeps {count} blocks of {path}, which has {depth}; keep 1 to {depth}")
+            raise unfit(recipe, f"it keeps {count} blocks of {path}, which has {depth}; keep 1 to {depth}")
         return _regular(count, depth)
-    for block in blocks:
-        if not -depth <= block < depth:
-            raise _unfit(recipe, f"it keeps block {block} of {path}, which has {depth}")
-    kept = tuple(block % depth for block in blocks)
-    if list(kept) != sorted(set(kept)):
-        raise _unfit(recipe, f"it keeps blocks {list(blocks)} of {path}, which has {depth}; name each once, in order")
-    return kept
+    return kept_numbers(recipe, path, blocks, depth, "block")
 
 
 def _regular(count: int, depth: int) -> tuple[int, ...]:
@@ -218,7 +211,3 @@ def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
     """What a network of diffusers is where its config does not say."""
     found = inspect.signature(kind.__init__).parameters.values()
     return {item.name: item.default for item in found if item.default is not inspect.Parameter.empty}
-
-
-def _unfit(recipe: Recipe, reason: str) -> InputError:
-    return InputError(f"recipe {recipe.name!r} does not fit this teacher: {reason}")

@@ -12,8 +12,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bksdm.common.errors import InputError
-from bksdm.families.recipe import Config, Depth, Pruning, Recipe, Stage, Tap, each_stage, of_attentions
+from bksdm.families.recipe import (
+    Config,
+    Depth,
+    Pruning,
+    Recipe,
+    Stage,
+    Tap,
+    each_stage,
+    kept_numbers,
+    of_attentions,
+    unfit,
+)
 from bksdm.families.unet import depth
 from bksdm.families.unet.depth import Depths, listed
 
@@ -194,28 +204,30 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
         InputError: The teacher cannot satisfy the recipe; the message says why.
     """
     if recipe.blocks != "all":
-        raise _unfit(
+        raise unfit(
             recipe, "it says which blocks of a transformer stay, and this is a U-Net; give a recipe such as base"
         )
     teacher = UNetShape.of(teacher_config)
     stages = teacher.stages - recipe.drop_innermost
     if not 1 <= stages <= teacher.stages:
-        raise _unfit(recipe, f"drop_innermost is {recipe.drop_innermost}, and the teacher has {teacher.stages} stages")
+        raise unfit(recipe, f"drop_innermost is {recipe.drop_innermost}, and the teacher has {teacher.stages} stages")
     for side, layers in (("down", recipe.down), ("up", recipe.up)):
         if isinstance(layers[0], tuple) and len(layers) != stages:  # "all" has no tuples
-            raise _unfit(recipe, f"{side} lists {len(layers)} stages, and {stages} remain of the teacher's")
+            raise unfit(recipe, f"{side} lists {len(layers)} stages, and {stages} remain of the teacher's")
 
     down = [
-        _kept(recipe, f"down_blocks.{i}", recipe.down_layers(i, teacher.layers[i]), teacher.layers[i])
+        kept_numbers(recipe, f"down_blocks.{i}", recipe.down_layers(i, teacher.layers[i]), teacher.layers[i], "layer")
         for i in range(stages)
     ]
     up = [
-        _kept(recipe, teacher.up_path(i), recipe.up_layers(i, teacher.layers[i] + 1), teacher.layers[i] + 1)
+        kept_numbers(
+            recipe, teacher.up_path(i), recipe.up_layers(i, teacher.layers[i] + 1), teacher.layers[i] + 1, "layer"
+        )
         for i in range(stages)
     ]
     for i in range(stages):
         if len(up[i]) != len(down[i]) + 1:
-            raise _unfit(
+            raise unfit(
                 recipe,
                 f"{teacher.up_path(i)} keeps {len(up[i])} layers and down_blocks.{i} keeps {len(down[i])}; "
                 f"an up stage has one more than its down stage",
@@ -244,19 +256,6 @@ def derive(recipe: Recipe, teacher_config: Config) -> Pruning:
     )
 
 
-def _kept(recipe: Recipe, path: str, layers: tuple[int, ...], available: int, noun: str = "layer") -> tuple[int, ...]:
-    """Layer numbers counted from 0, in ascending order."""
-    for layer in layers:
-        if not -available <= layer < available:
-            raise _unfit(recipe, f"it keeps {noun} {layer} of {path}, which has {available} {noun}s")
-    kept = tuple(layer % available for layer in layers)
-    if list(kept) != sorted(set(kept)):
-        raise _unfit(
-            recipe, f"it keeps {noun}s {list(layers)} of {path}, which has {available}; name each once, in order"
-        )
-    return kept
-
-
 def _attentions(
     recipe: Recipe, teacher: UNetShape, down: list[tuple[int, ...]], up: list[tuple[int, ...]]
 ) -> Iterator[tuple[str, _Blocks]]:
@@ -274,7 +273,7 @@ def _attentions(
         own = recipe.mid if isinstance(recipe.mid, tuple) else "all"
         yield _MID_ATTENTION, _blocks(recipe, _MID_ATTENTION, own, teacher.depths.mid)
     elif isinstance(recipe.mid, tuple):
-        raise _unfit(recipe, f"mid is {list(recipe.mid)}, and the teacher's middle block has no attention; write true")
+        raise unfit(recipe, f"mid is {list(recipe.mid)}, and the teacher's middle block has no attention; write true")
 
 
 def _said_of_stage(recipe: Recipe, side: str, i: int, path: str, attentions: int, stages: int) -> tuple[Depth, ...]:
@@ -282,14 +281,14 @@ def _said_of_stage(recipe: Recipe, side: str, i: int, path: str, attentions: int
     said = recipe.down_transformers if side == "down" else recipe.up_transformers
     key = f"{side}_transformers"
     if each_stage(said) and len(said) != stages:
-        raise _unfit(recipe, f"{key} lists {len(said)} stages, and {stages} remain of the teacher's")
+        raise unfit(recipe, f"{key} lists {len(said)} stages, and {stages} remain of the teacher's")
     if not attentions:
         if each_stage(said) and said[i] != "all":
-            raise _unfit(recipe, f"{key} names transformer layers of {path}, which has no attention; write all")
+            raise unfit(recipe, f"{key} names transformer layers of {path}, which has no attention; write all")
         return ()
     found = of_attentions(said, i, attentions)
     if len(found) != attentions:
-        raise _unfit(recipe, f"{key} lists {len(found)} attentions of {path}, and {attentions} of its layers stay")
+        raise unfit(recipe, f"{key} lists {len(found)} attentions of {path}, and {attentions} of its layers stay")
     return found
 
 
@@ -311,7 +310,7 @@ def _depths(
 
 def _blocks(recipe: Recipe, path: str, depth: Depth, available: int) -> _Blocks:
     layers = tuple(range(available)) if depth == "all" else depth
-    return _Blocks(_kept(recipe, path, layers, available, "transformer layer"), available)
+    return _Blocks(kept_numbers(recipe, path, layers, available, "transformer layer"), available)
 
 
 def _student_config(recipe: Recipe, config: Config, layers: list[int], depths: Depths) -> dict[str, Any]:
@@ -333,7 +332,7 @@ def _student_config(recipe: Recipe, config: Config, layers: list[int], depths: D
         student |= depths.entries(student)
     found = UNetShape.of(student).depths.mid
     if found != depths.mid:
-        raise _unfit(
+        raise unfit(
             recipe,
             f"the middle block has {depths.mid} transformer layers, and diffusers gives it the {found} of the first "
             f"attention of down_blocks.{stages - 1}; keep as many in both, or mid: resnet",
@@ -358,12 +357,12 @@ def _check_channels(
         ]
         for path, layer, has, wanted in pairs:
             if has != wanted:
-                raise _unfit(
+                raise unfit(
                     recipe,
                     f"layer {layer} of {path} takes {has[0]} channels, and in its place {wanted[0]} would arrive",
                 )
     if student.has_mid and teacher.widths[-1] != student.widths[-1]:
-        raise _unfit(
+        raise unfit(
             recipe, f"the middle block has {teacher.widths[-1]} channels, and {student.widths[-1]} would arrive there"
         )
 
@@ -373,7 +372,7 @@ def _check_mid(recipe: Recipe, teacher: Config, student: Config) -> None:
     for key in _OF_MID:
         has, gets = teacher.get(key), student.get(key)
         if isinstance(has, (list, tuple)) and isinstance(gets, (list, tuple)) and has[-1] != gets[-1]:
-            raise _unfit(recipe, f"the middle block has {key} {has[-1]}, and in the student it would have {gets[-1]}")
+            raise unfit(recipe, f"the middle block has {key} {has[-1]}, and in the student it would have {gets[-1]}")
 
 
 def _key_map(
@@ -549,7 +548,3 @@ def _middle(teacher: UNetShape, student: UNetShape, blocks: Mapping[str, _Blocks
 
 def _whole(depth: int) -> _Blocks:
     return _Blocks(tuple(range(depth)), depth)
-
-
-def _unfit(recipe: Recipe, reason: str) -> InputError:
-    return InputError(f"recipe {recipe.name!r} does not fit this teacher: {reason}")

@@ -34,8 +34,6 @@ class ZImage(StackFamily):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context", "mask")
-    usual_tokens = 512
-    usual_sides = (128, 128)
     unguided = 0.0
 
     def width(self, config: Config) -> int:

@@ -177,12 +177,11 @@ def check_made_for(lora: str | Path, recipe: Recipe | None) -> None:
 
 def _made_for(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Family | None:
     """The family that the names of networks, the width of captions or the header tell of, if only one."""
-    telling = [
-        [f for f in families_for("adapt") if name.startswith(tuple(p for p, _ in prefixes(f)))] for name in tensors
-    ]
+    families = families_for("adapt")
+    telling = [[f for f in families if name.startswith(tuple(p for p, _ in prefixes(f)))] for name in tensors]
     said = header.get("ss_base_model_version", "nothing")
     widths = {width for name, tensor in tensors.items() if _OF_CAPTIONS.search(name) for width in tensor.shape[1:2]}
-    named = [f for f in families_for("adapt") if all(f in found for found in telling if found)]
+    named = [f for f in families if all(f in found for found in telling if found)]
     wide = [f for f in named if widths & f.lora_versions.keys()]
     called = [f for f in named if any(said.startswith(version) for version, _ in f.lora_versions.values())]
     return next((found[0] for found in (named, wide, called) if len(found) == 1), None)
