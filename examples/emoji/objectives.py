@@ -10,7 +10,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from bksdm.common.randomness import Draws
 from bksdm.data.stream import Batch
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families.noise import Corrupted, ForwardProcess, NoiseSchedule
 
 
 class Reconstruction:
@@ -102,39 +102,47 @@ class Pretraining:
 
 
 class Succession:
-    """The output of another U-Net of the same latents and the same forward process, and the task, in equal parts.
+    """The output of another network of the same latents, and the task, in equal parts.
 
     What a batch holds for each: `taught` is the caption as the one that teaches sees it, the rest is for the one that
-    learns; some captions are left out for both. A U-Net's answers tell more than noise does, so that this takes a
+    learns; some captions are left out for both. A network's answers tell more than noise does, so that this takes a
     fraction of the steps of `Pretraining`.
+
+    Arguments:
+        answer: Of the one that learns, to latents, timesteps and batch.
+        teach: Of the other, to noisy latents and `taught`.
+        latents_of: Clean latents of a batch.
+        forward_process: By which both learnt.
+        empty: What a batch of one without a caption holds.
+        caption_dropout: Share of captions that are left out.
     """
 
     def __init__(
         self,
         answer: Callable[[Tensor, Tensor, Batch], Tensor],
-        teacher: UNet2DConditionModel,
+        teach: Callable[[Corrupted, Tensor], Tensor],
         latents_of: Callable[[Batch, Draws], Tensor],
-        noise_schedule: NoiseSchedule,
+        forward_process: ForwardProcess,
         *,
         empty: Batch,
         caption_dropout: float,
     ) -> None:
         self.answer = answer
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.teach = teach
         self.latents_of = latents_of
-        self.noise_schedule = noise_schedule
+        self.forward_process = forward_process
         self.empty = empty
         self.caption_dropout = caption_dropout
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        noisy = self.noise_schedule.corrupt(self.latents_of(batch, draws), draws)
+        noisy = self.forward_process.corrupt(self.latents_of(batch, draws), draws)
         left_out = (draws.uniform((len(noisy.latents),)) < self.caption_dropout).to(noisy.latents.device)
         told = batch | {
             name: torch.where(left_out.view(-1, *[1] * (empty.ndim - 1)), empty, batch[name])
             for name, empty in self.empty.items()
         }
         with torch.no_grad():
-            taught = self.teacher(noisy.latents, noisy.timesteps, told["taught"]).sample
+            taught = self.teach(noisy, told["taught"])
         answer = self.answer(noisy.latents, noisy.timesteps, told).float()
         output, task = F.mse_loss(answer, taught), F.mse_loss(answer, noisy.target)
         return {"loss": output + task, "output": output, "task": task}

@@ -123,7 +123,7 @@ def samples(pipeline: StableDiffusionXLPipeline, conditions: Conditions) -> InMe
 
 def learn(pipeline: StableDiffusionXLPipeline, folder: Path, pace: Pace) -> None:
     """Train the U-Net, or go on with it."""
-    unet, embedded = pipeline.unet.train(), load_pipeline("emoji").unet
+    unet, embedded = pipeline.unet.train(), load_pipeline("emoji").unet.eval().requires_grad_(False)
     for network in (unet, embedded):
         network.to(memory_format=torch.channels_last)
     conditions = Conditions.of(pipeline)
@@ -131,7 +131,7 @@ def learn(pipeline: StableDiffusionXLPipeline, folder: Path, pace: Pace) -> None
     empty = texts(pipeline, conditions, [""])
     objective = Succession(
         lambda latents, timesteps, told: family.answer(unet, latents, timesteps, told),
-        embedded,
+        lambda noisy, context: embedded(noisy.latents, noisy.timesteps, context).sample,
         conditions.latents,
         NoiseSchedule.from_scheduler(pipeline.scheduler),
         empty=family.without_caption(pipeline, empty) | {"taught": empty["taught"]},

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bksdm.common.assets import asset
+from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.common.runs import digest
@@ -26,8 +26,8 @@ _FLAGGED = "flagged"  # what `bksdm generate` writes of pictures that a safety c
 def data_folder(data: str | Path) -> Path:
     """The folder that DATA stands for: `emoji`, `emoji/train` and `emoji/heldout` are the embedded art."""
     name, _, split = str(data).partition("/")
-    if name == "emoji" and split in ("", "train", "heldout") and not Path(data).exists():
-        return asset("emoji", "art", split or "train")
+    if name == ART and split in ("", "train", "heldout") and not Path(data).exists():
+        return asset(ART, "art", split or "train")
     return Path(data)
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from bksdm.common.assets import asset
+from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import HUB_ERRORS, is_id, missing
 from bksdm.data.pictures import to_pixels
-from bksdm.models.pipelines import EMBEDDED, tokenizing
+from bksdm.models.pipelines import tokenizing
 
 _BATCH = 64
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -43,7 +43,7 @@ class DualEncoder:
         Raises:
             InputError: There is no such model, or it is no CLIP.
         """
-        folder = asset(str(source), "encoder") if str(source) in EMBEDDED else Path(source)
+        folder = asset(ART, "encoder") if str(source) == ART else Path(source)
         where = str(folder) if folder.is_dir() else str(source)
         if not folder.is_dir() and not is_id(source):
             raise missing("encoder", source, "the folder of a CLIP, a hub id (OWNER/NAME) or 'emoji'")

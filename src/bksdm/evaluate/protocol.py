@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from bksdm.common.assets import ART
 from bksdm.common.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import Inception
 from bksdm.evaluate.networks import Networks
 from bksdm.evaluate.scores import KINDS
-from bksdm.models.pipelines import EMBEDDED
 from bksdm.options import EvaluateOptions
 
 INCEPTION = "inception"
@@ -57,7 +57,7 @@ class Protocol:
         """
         embedded = _is_embedded(options.reference)
         encoder = options.encoder or (options.reference.partition("/")[0] if embedded else PAPERS_CLIP)
-        features = options.features or (encoder if encoder in EMBEDDED else INCEPTION)
+        features = options.features or (encoder if encoder == ART else INCEPTION)
         if features not in (INCEPTION, encoder):
             raise InputError(f"features is {features!r}; give inception, or the encoder ({encoder})")
         by_inception = features == INCEPTION
@@ -142,4 +142,4 @@ def check_counts(counts: Sequence[tuple[str, int]], size: int) -> None:
 
 
 def _is_embedded(reference: str) -> bool:
-    return reference.partition("/")[0] in EMBEDDED
+    return reference.partition("/")[0] == ART

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bksdm.common.assets import ART
 from bksdm.common.devices import choose_device
 from bksdm.common.errors import InputError
 from bksdm.common.page import shown
@@ -37,7 +38,6 @@ from bksdm.families import family_of
 from bksdm.generate.run import check, numbered
 from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.pipelines import (
-    EMBEDDED,
     check_ready,
     cutting,
     denoiser,
@@ -135,7 +135,7 @@ def _prompts(options: EvaluateOptions, reference: Statistics | Finished) -> list
 
 def _distractors(options: EvaluateOptions) -> list[str]:
     own = options.reference.partition("/")[0]
-    given = options.distractors or (f"{own}/train" if own in EMBEDDED else None)
+    given = options.distractors or (f"{own}/train" if own == ART else None)
     return read_prompts(given) if given else []
 
 

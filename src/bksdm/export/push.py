@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
-from bksdm.common.assets import asset
+from bksdm.common.assets import EMBEDDED, asset
 from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import HUB_ERRORS
 from bksdm.common.runs import replace_folder, write_text
@@ -24,7 +24,7 @@ from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.parts import PAPERS
-from bksdm.models.pipelines import EMBEDDED, check_folder
+from bksdm.models.pipelines import check_folder
 from bksdm.options import PushOptions
 from bksdm.pruning.run import RECIPE_FILE
 

@@ -4,10 +4,10 @@ Nothing outside `families/` asks which family it is. A new one is a package here
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import diffusers
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.noise import ForwardProcess, NoiseSchedule
+from bksdm.families.originals import Joined
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
@@ -82,6 +83,9 @@ class Family(ABC):
         lora_prefixes: Of the names of layers in kohya's scripts, by network: what is written, then what is read too.
         lora_versions: What kohya's scripts call its models, and the architecture of their LoRAs, by the width of the
             captions that they take.
+        adapters: Kinds of what others make for it that can be carried to students, as `bksdm adapt` calls them.
+        controlnet: The class of its ControlNets, if diffusers has one.
+        lora_names: Whose names the LoRAs that are written have.
         words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
@@ -110,6 +114,9 @@ class Family(ABC):
     projections: ClassVar[Mapping[str, Sequence[str]]]
     lora_prefixes: ClassVar[Mapping[str, tuple[str, ...]]]
     lora_versions: ClassVar[Mapping[int, tuple[str, str]]]
+    adapters: ClassVar[tuple[str, ...]]
+    controlnet: ClassVar[str | None] = None
+    lora_names: ClassVar[Literal["kohya", "diffusers"]] = "kohya"
     words: ClassVar[tuple[str, ...]] = ("",)
     shrinks: ClassVar[int] = 1
     unready: ClassVar[frozenset[str]] = frozenset()
@@ -284,6 +291,14 @@ class Family(ABC):
 
     def original_paths(self, paths: Iterable[str]) -> dict[str, str]:  # noqa: ARG002
         """What the layers of a whole denoiser at these paths are called in original checkpoints, if anything."""
+        return {}
+
+    def joined(self, paths: Collection[str]) -> dict[str, Joined]:  # noqa: ARG002
+        """Layers of original checkpoints that are none of a denoiser's as they are, by their names there."""
+        return {}
+
+    def depths(self, config: Config) -> dict[str, int]:  # noqa: ARG002
+        """How many blocks each stack has, by its path; nothing where the denoiser is no stacks of blocks."""
         return {}
 
     def stage_residuals(self, config: Config) -> dict[str, int]:  # noqa: ARG002

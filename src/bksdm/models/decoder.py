@@ -17,12 +17,12 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from bksdm.common.assets import asset
+from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError
 from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
 from bksdm.common.runs import files_digest
 from bksdm.families.recipe import Config
-from bksdm.models.pipelines import EMBEDDED, load_network, load_pipeline, with_parts
+from bksdm.models.pipelines import load_network, load_pipeline, with_parts
 
 _DECODERS = "the folder of an AutoencoderTiny, a hub id (OWNER/NAME) or 'emoji'"
 
@@ -153,8 +153,8 @@ def _check_fits(small: AutoencoderTiny, pipeline: DiffusionPipeline, decoder: st
 
 
 def _folder(decoder: str | Path) -> Path:
-    if str(decoder) in EMBEDDED:
-        return asset(str(decoder), "decoder")
+    if str(decoder) == ART:
+        return asset(ART, "decoder")
     path = Path(decoder).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -28,7 +28,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
-from bksdm.common.assets import asset
+from bksdm.common.assets import EMBEDDED, asset
 from bksdm.common.devices import PRECISIONS
 from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
@@ -53,7 +53,6 @@ from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.schedulers import LEFT_OUT, told
 from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
 
-EMBEDDED = ("emoji",)
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 _NETWORKS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.networks))
 _TOKENIZERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.tokenizers))

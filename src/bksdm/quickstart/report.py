@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bksdm.common.assets import EMBEDDED
 from bksdm.common.page import curves, shown, write_page
 from bksdm.evaluate.table import cell, columns
-from bksdm.models.pipelines import EMBEDDED
 from bksdm.pruning.cost import UNetCost
 from bksdm.pruning.describe import Description
 
@@ -76,4 +76,4 @@ def write_report(
 
 def _named(teacher: str) -> str:
     """What the page calls the teacher: not by a path, which is nobody's business."""
-    return "the embedded model" if teacher in EMBEDDED else Path(teacher).name
+    return f"the embedded model {teacher}" if teacher in EMBEDDED else Path(teacher).name

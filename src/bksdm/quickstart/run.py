@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bksdm.common.assets import ART
 from bksdm.common.devices import choose_device
 from bksdm.common.errors import InputError
 from bksdm.common.runs import open_run, provenance, write_text
@@ -31,7 +32,6 @@ from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
 from bksdm.quickstart.report import Model, write_report
 
-ART = "emoji"
 TRAIN, HELD_OUT = f"{ART}/train", f"{ART}/heldout"
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
 _LATENCY_ROUNDS = 5

@@ -1,7 +1,14 @@
-"""Data that ships with the package: recipes, templates, and the embedded model with its art."""
+"""Data that ships with the package: recipes, templates, the embedded models, and the art that they draw.
+
+Attributes:
+    EMBEDDED: The embedded models.
+    ART: The one of them that has art, an encoder of pictures and captions, and a small decoder beside it.
+"""
 
 from pathlib import Path
 
+ART = "emoji"
+EMBEDDED = (ART, "emoji-flow")
 _HERE = Path(__file__).parent
 
 

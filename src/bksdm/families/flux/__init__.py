@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
-from bksdm.families.stack.flux import TwoStacks
+from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
 
 _CLIP_TOKENS = 77
@@ -37,6 +37,41 @@ class Flux(TwoStacks):
     tokenizers = ("tokenizer", "tokenizer_2")
     text_outputs = (("last_hidden_state", "pooler_output"), ("last_hidden_state",))
     of_caption = ("context", "text_embeds")
+    lora_prefixes = {  # noqa: RUF012
+        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
+        "text_encoder": ("lora_te1_", "lora_te_"),
+        "text_encoder_2": ("lora_te2_", "lora_te3_"),
+    }
+    adapters = ("LoRA", "ControlNet")
+    controlnet = "FluxControlNetModel"
+    originals = original_names(
+        double={
+            "img_attn.proj": "attn.to_out.0",
+            "txt_attn.proj": "attn.to_add_out",
+            "img_mlp.0": "ff.net.0.proj",
+            "img_mlp.2": "ff.net.2",
+            "txt_mlp.0": "ff_context.net.0.proj",
+            "txt_mlp.2": "ff_context.net.2",
+            "img_mod.lin": "norm1.linear",
+            "txt_mod.lin": "norm1_context.linear",
+        },
+        single={
+            "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+            "linear2": ("proj_out",),
+            "modulation.lin": ("norm.linear",),
+        },
+        ends={
+            "img_in": "x_embedder",
+            "txt_in": "context_embedder",
+            "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+            "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+            "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+            "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+            "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+            "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+            "final_layer.linear": "proj_out",
+        },
+    )
 
     def latent_channels(self, config: Config) -> int:
         return super().latent_channels(config) // 4  # four latents are a token

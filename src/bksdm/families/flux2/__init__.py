@@ -11,7 +11,7 @@ from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
-from bksdm.families.stack.flux import TwoStacks
+from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
 from bksdm.families.stack.texts import chat, hidden_states, marked
 
@@ -36,6 +36,33 @@ class Flux2(TwoStacks):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context",)
+    lora_prefixes = {  # noqa: RUF012
+        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
+        "text_encoder": ("lora_te_", "lora_te1_"),
+    }
+    originals = original_names(
+        double={
+            "img_attn.proj": "attn.to_out.0",
+            "txt_attn.proj": "attn.to_add_out",
+            "img_mlp.0": "ff.linear_in",
+            "img_mlp.2": "ff.linear_out",
+            "txt_mlp.0": "ff_context.linear_in",
+            "txt_mlp.2": "ff_context.linear_out",
+        },
+        single={"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)},
+        ends={
+            "img_in": "x_embedder",
+            "txt_in": "context_embedder",
+            "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+            "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+            "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+            "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+            "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+            "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+            "single_stream_modulation.lin": "single_stream_modulation.linear",
+            "final_layer.linear": "proj_out",
+        },
+    )
     usual_sides = (64, 64)
     unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
     patch = 2

@@ -1,6 +1,6 @@
 """What transformers that are stacks of blocks answer alike."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family
 from bksdm.families.flow import FlowSchedule
+from bksdm.families.originals import Joined, joined_layers
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
@@ -27,22 +28,25 @@ class StackFamily(Family):
     Attributes:
         stacks: Its blocks.
         signs: Entries that its config alone has, by which one without a class is known.
+        originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
         usual_sides: Height and width of latents of pictures of 1024 pixels.
     """
 
     denoiser = "transformer"
     noun = "transformer"
     unready = frozenset(
-        {"lcm", "personalize", "adapt", "export", "benchmark", "demo", "decoder", "quickstart"}
-        | {"--image", "--mask", "--lora", "--decoder", "--guided_output", "--plan"}
+        {"lcm", "personalize", "export", "benchmark", "demo", "decoder"}
+        | {"--image", "--mask", "--decoder", "--guided_output", "--plan"}
     )
     projections = {}  # noqa: RUF012
-    lora_prefixes = {}  # noqa: RUF012
+    adapters: ClassVar[tuple[str, ...]] = ("LoRA",)
+    lora_names = "diffusers"
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)
     stacks: ClassVar[tuple[Stack, ...]]
     signs: ClassVar[tuple[str, ...]]
+    originals: ClassVar[Mapping[str, Joined]]
 
     @cached_property
     def _structure(self) -> Stacks:
@@ -92,6 +96,17 @@ class StackFamily(Family):
         """Of blocks that give what becomes of the caption, and of the picture, the latter."""
         found: Tensor = output[-1] if isinstance(output, tuple) else output
         return found
+
+    def depths(self, config: Config) -> dict[str, int]:
+        return self._structure.depths(config)
+
+    def joined(self, paths: Collection[str]) -> dict[str, Joined]:
+        named = joined_layers(self.originals, paths)
+        return {name: joined for name, joined in named.items() if not joined.as_it_is}
+
+    def original_paths(self, paths: Iterable[str]) -> dict[str, str]:
+        named = joined_layers(self.originals, set(paths))
+        return {joined.parts[0]: name for name, joined in named.items() if joined.as_it_is}
 
     def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
         return [Reader("diffusers", "folder", "yes", "run")]

@@ -1,13 +1,48 @@
 """What Flux.1 and FLUX.2 answer alike: two stacks, and guidance that some of them were taught."""
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bksdm.families.family import Denoiser
+from bksdm.families.originals import Joined
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
+
+_ONE_STREAM = {
+    "img": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+_DOUBLE, _SINGLE = "double_blocks.{n}.", "single_blocks.{n}."
+
+
+def original_names(
+    double: Mapping[str, str], single: Mapping[str, Sequence[str]], ends: Mapping[str, str]
+) -> dict[str, Joined]:
+    """The layers of either by their original names.
+
+    Arguments:
+        double: Of a double-stream block, besides those before attention.
+        single: Of a single-stream block.
+        ends: What is in no block.
+    """
+    before = {f"{_DOUBLE}{stream}_attn.qkv": parts for stream, parts in _ONE_STREAM.items()}
+    of_double = {f"{_DOUBLE}{name}": (path,) for name, path in double.items()}
+    of_single = {f"{_SINGLE}{name}": paths for name, paths in single.items()}
+    return {
+        **{
+            name: Joined(tuple(f"transformer_blocks.{{n}}.{path}" for path in paths))
+            for name, paths in (before | of_double).items()
+        },
+        **{
+            name: Joined(tuple(f"single_transformer_blocks.{{n}}.{path}" for path in paths))
+            for name, paths in of_single.items()
+        },
+        **{name: Joined((path,)) for name, path in ends.items()},
+        "final_layer.adaLN_modulation.1": Joined(("norm_out.linear",), turned=True),
+    }
 
 
 class TwoStacks(StackFamily):

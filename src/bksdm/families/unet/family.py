@@ -27,6 +27,9 @@ class UNetFamily(Family):
         **dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "k_proj", "v_proj", "out_proj")),
     }
 
+    controlnet = "ControlNetModel"
+    adapters = ("LoRA", "textual inversion", "ControlNet", "T2I-Adapter", "IP-Adapter", "motion module")
+
     def why_not(self, config: Config) -> str | None:
         return structure.why_not(config)
 

@@ -8,6 +8,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 
 from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
@@ -34,6 +35,25 @@ class ZImage(StackFamily):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context", "mask")
+    lora_prefixes = {  # noqa: RUF012
+        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
+        "text_encoder": ("lora_te_", "lora_te1_"),
+    }
+    adapters = ("LoRA", "ControlNet")
+    controlnet = "ZImageControlNetModel"
+    originals = {  # noqa: RUF012
+        **{
+            f"{stack}.{{n}}.attention.qkv": Joined(tuple(f"{stack}.{{n}}.attention.to_{name}" for name in "qkv"))
+            for stack in ("layers", "noise_refiner", "context_refiner")
+        },
+        **{
+            f"{stack}.{{n}}.attention.out": Joined((f"{stack}.{{n}}.attention.to_out.0",))
+            for stack in ("layers", "noise_refiner", "context_refiner")
+        },
+        "x_embedder": Joined(("all_x_embedder.2-1",)),
+        "final_layer.linear": Joined(("all_final_layer.2-1.linear",)),
+        "final_layer.adaLN_modulation.1": Joined(("all_final_layer.2-1.adaLN_modulation.1",)),
+    }
     unguided = 0.0
 
     def width(self, config: Config) -> int:
@@ -52,6 +72,13 @@ class ZImage(StackFamily):
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, self._structure.whole(config)["cap_feat_dim"]), "mask": (tokens,)}
+
+    def caption_length(self, config: Config) -> int:
+        return min(self.usual_tokens, int(config.get("max_position_embeddings", self.usual_tokens)))
+
+    def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
+        """As many as its pipeline reads, which leaves padding out, or fewer where the tokenizer takes no more."""
+        return [min(self.usual_tokens, tokenizer.model_max_length) for tokenizer in tokenizers]
 
     def prompted(self, tokenizer: Any, caption: str) -> str:
         return chat(tokenizer, caption, thinks=True)

@@ -22,7 +22,8 @@ from bksdm.common.errors import InputError, one_line
 from bksdm.families import skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
-from bksdm.models.adapters.kinds import read_tensors
+from bksdm.models.adapters.block_controlnet import Places, StudentFluxControlNet, StudentZImageControlNet
+from bksdm.models.adapters.kinds import class_name, read_tensors
 from bksdm.models.pipelines import load_network
 
 SELECTION_FILE = "residuals.json"
@@ -159,7 +160,14 @@ def _hint_convolutions(tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
     return [found[place] for place in sorted(found, key=lambda place: ends.get(place) or int(place))]
 
 
-def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> StudentControlNet:
+_STUDENTS = {
+    "ControlNetModel": StudentControlNet,
+    "FluxControlNetModel": StudentFluxControlNet,
+    "ZImageControlNetModel": StudentZImageControlNet,
+}
+
+
+def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """The ControlNet in a folder that `bksdm adapt` wrote, or any other, on the CPU and in eval mode.
 
     Raises:
@@ -168,9 +176,14 @@ def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> S
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise InputError(f"controlnet {folder} has no config.json; give the folder of a ControlNetModel")
-    network = load_network(path, ControlNetModel, dtype)
-    network.__class__ = StudentControlNet  # the same network, of which `forward` gives less
-    made: StudentControlNet = network
-    file = path / SELECTION_FILE
-    made.selection = Selection.read(file) if file.is_file() else None
-    return made
+    file, name = path / SELECTION_FILE, class_name(path)
+    if name not in _STUDENTS:
+        raise InputError(f"controlnet {folder} is a {name}; give one of {', '.join(_STUDENTS)}")
+    kind = _STUDENTS[name]
+    network = load_network(path, kind.__base__, dtype)
+    network.__class__ = kind  # the same network, of which `forward` gives less
+    if file.is_file() and kind is StudentControlNet:
+        network.selection = Selection.read(file)
+    elif file.is_file():
+        network.places = Places.read(file)
+    return network

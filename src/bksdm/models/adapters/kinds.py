@@ -20,7 +20,8 @@ _CHECKPOINT, _CONTROL_LORA = "whole checkpoint", "Control-LoRA"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_CONFIG, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 WORD_FILE = "learned_embeds.safetensors"
-_CONFIGS = {"ControlNetModel": CONTROLNET, "T2IAdapter": T2I_ADAPTER, "MotionAdapter": MOTION}
+_CONTROLNETS = [family.controlnet for family in families_for("adapt") if family.controlnet]
+_CONFIGS = {**dict.fromkeys(_CONTROLNETS, CONTROLNET), "T2IAdapter": T2I_ADAPTER, "MotionAdapter": MOTION}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # The first that any name of a tensor has.
 _MARKS = (

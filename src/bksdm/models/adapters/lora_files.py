@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.runs import files_digest
 from bksdm.families import families_for
 from bksdm.families.family import Family
+from bksdm.families.originals import Joined
 from bksdm.families.recipe import Recipe
 from bksdm.models.adapters.kinds import (
     LORA,
@@ -56,6 +58,9 @@ _ENDINGS = {
         for name in ("dora_scale", "diff_b", "diff", "w_norm", "b_norm", "on_input", "ia3_l", "alpha", "weight")
     },
 }
+# Of a layer whose outputs are those of several: what goes to each, and what is parted among them.
+_OF_INPUTS = ("lora_down.weight", "alpha")
+_BY_OUTPUT = ("lora_up.weight", "lora_up.bias", "dora_scale", "magnitude", "diff", "diff_b")
 _UNREAD = {
     "oft_": "an OFT or BOFT",
     ".a1.weight": "a GLoRA",
@@ -147,7 +152,7 @@ def read_lora(lora: str | Path, networks: Mapping[str, nn.Module], family: Famil
         raise InputError(
             f"lora {lora} is peft's and has no {PEFT_CONFIG} beside it, which says its scale; give the folder"
         )
-    found, lacking = _by_layer(file, tensors, Names(networks, family))
+    found, lacking = _by_layer(file, tensors, Names(networks, family), networks)
     layers = {
         layer: _in_lycoris_names(file, layer, own, configs.get(layer.partition(".")[0], configs.get(None)))
         for layer, own in found.items()
@@ -188,7 +193,7 @@ def _made_for(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Famil
 
 
 def _by_layer(
-    file: Path, tensors: Mapping[str, Tensor], names: Names
+    file: Path, tensors: Mapping[str, Tensor], names: Names, networks: Mapping[str, nn.Module]
 ) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
     """The tensors of the layers that are there, and the names of those that are not."""
     layers: dict[str, dict[str, Tensor]] = {}
@@ -200,14 +205,35 @@ def _by_layer(
             raise InputError(
                 f"lora {file} has {name}{what}, which is not understood; it would be left out, so nothing is read"
             )
-        layer = names.find(module)
-        if layer is None:
-            lacking[module] = None
-        elif ending in layers.setdefault(layer, {}):
-            raise InputError(f"lora {file} has two tensors {ending} for {layer}, the second is {name}; remove one")
+        if layer := names.find(module):
+            parts = {layer: tensor}
+        elif joined := names.joined(module):
+            parts = _parts(file, name, ending, tensor, joined, networks)
         else:
-            layers[layer][ending] = tensor
+            lacking[module] = None
+            continue
+        for layer, part in parts.items():
+            if ending in layers.setdefault(layer, {}):
+                raise InputError(f"lora {file} has two tensors {ending} for {layer}, the second is {name}; remove one")
+            layers[layer][ending] = part
     return layers, tuple(lacking)
+
+
+def _parts(
+    file: Path, name: str, ending: str, tensor: Tensor, joined: Joined, networks: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """What a tensor of a layer of an original checkpoint is for each of the layers that it consists of."""
+    if ending in _OF_INPUTS:
+        return dict.fromkeys(joined.parts, tensor)
+    sizes = [cast(Tensor, layer_module(networks, path).weight).shape[0] for path in joined.parts]
+    if ending not in _BY_OUTPUT or tensor.shape[0] != sum(sizes):
+        raise InputError(
+            f"lora {file} has {name}, with shape {tuple(tensor.shape)}, for layers that this model has apart; it "
+            f"cannot be parted, so nothing is read"
+        )
+    if joined.turned:
+        tensor = torch.cat(tensor.chunk(2)[::-1])
+    return dict(zip(joined.parts, torch.split(tensor, sizes), strict=True))
 
 
 def _parted(name: str) -> tuple[str, str]:

@@ -40,10 +40,11 @@ def write_lora(weights: LoraWeights, file: Path, family: Family, recipe: Recipe 
     """
     layers = weights.layers
     made_for = {} if recipe is None else {RECIPE_KEY: json.dumps(recipe.to_dict())}
-    if layers and _needs_own_names(layers):
+    alone = family.lora_names == "diffusers" and all(_is_plain(own) for own in layers.values())
+    if layers and (alone or _needs_own_names(layers)):
         write_tensors(dict(_in_diffusers_names(layers, family)), file, {"format": "pt"} | made_for)
         file = file.with_name(KOHYA_FILE)
-    if layers:
+    if layers and not alone:
         alike = _alike(layers)
         named = {f"{kohyas_name(layer, family)}.{name}": t for layer in layers for name, t in alike[layer].items()}
         write_tensors(named, file, _header(alike, family) | _said(weights.header) | made_for)

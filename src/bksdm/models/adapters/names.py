@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from bksdm.families.family import Family
+from bksdm.families.originals import Joined
 
 TEXT_PREFIX, PEFT_PREFIX = "text_model.", "base_model.model."
 _ORIGINAL = ("model.diffusion_model.", "diffusion_model.")
@@ -37,6 +38,14 @@ class Names:
         known = self._paths[family.denoiser]
         original = family.original_paths(known.values())
         known |= {_flat(name): path for path, name in original.items() if _flat(name) not in known}
+        self._denoiser = family.denoiser
+        self._joined = {_flat(name): joined for name, joined in family.joined(set(known.values())).items()}
+
+    def joined(self, name: str) -> Joined | None:
+        """What `Family.joined` knows of this name, with parts as `find` has them."""
+        prefix, part = next(pair for pair in self._prefixes if name.startswith(pair[0]))
+        found = self._joined.get(_flat(name.removeprefix(prefix))) if part in (None, self._denoiser) else None
+        return found and Joined(tuple(f"{self._denoiser}.{path}" for path in found.parts), found.turned)
 
     def find(self, name: str) -> str | None:
         """The layer as `unet.PATH` or, without `text_model.`, `text_encoder.PATH`; None where there is none."""

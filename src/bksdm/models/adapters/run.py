@@ -25,8 +25,9 @@ from bksdm.families import family_claiming, family_of, skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.adapters import ip_adapter, kinds, motion
+from bksdm.models.adapters.block_controlnet import Places, inherited, with_those_that_went
 from bksdm.models.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
-from bksdm.models.adapters.kinds import LORA_FILE, adapter_file, kind_of, read_tensors, write_tensors
+from bksdm.models.adapters.kinds import LORA_FILE, adapter_file, kind_of, named, read_tensors, write_tensors
 from bksdm.models.adapters.lora import carried, check_fits
 from bksdm.models.adapters.lora_files import check_made_for, lora_files, read_lora
 from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
@@ -39,6 +40,14 @@ from bksdm.pruning.run import as_list, checked_pruning
 
 RESULT_FILE = "adapted.json"
 _OF_THE_ENCODER = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
+_OF_THE_BLOCKS = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "dim",
+    "n_heads",
+)
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -122,7 +131,12 @@ def adapt(options: AdaptOptions) -> Adapted:
     teacher = load_denoiser_config(options.teacher)
     pruning = checked_pruning(options.teacher, options.model, teacher, load_denoiser_config(options.model))
     source, out = Path(options.adapter).expanduser(), Path(options.out)
-    kind = kind_of(source)
+    kind, family = kind_of(source), family_of(teacher)
+    if kind not in family.adapters:
+        raise InputError(
+            f"adapter {source} is {named(kind)}, which is not carried over for {family.name}; give one of "
+            f"{', '.join(family.adapters)}"
+        )
     _check_teachers(source, kind)
     settings = dataclasses.asdict(options) | {"adapter_content": files_digest(_files(source, kind))}
     check_free(out, "adapt", settings, ("json",))
@@ -184,7 +198,14 @@ def _words(source: Path, pair: _Pair, folder: Path) -> Adapted:
 
 
 def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
-    if kinds.class_name(source):
+    own = kinds.class_name(source)
+    if own not in (None, pair.family.controlnet):
+        raise InputError(
+            f"controlnet {source} is a {own}, and {pair.family.name} has a {pair.family.controlnet}; give one"
+        )
+    if depths := pair.family.depths(pair.teacher):
+        return _block_controlnet(source, pair, folder, depths)
+    if own:
         network = load_controlnet(source)
         if not pair.family.claims(network.config):
             made_for = family_claiming(network.config).name
@@ -196,9 +217,29 @@ def _controlnet(source: Path, pair: _Pair, folder: Path) -> Adapted:
         network.save_pretrained(folder)
     selection = Selection.of(pair.pruning, pair.teacher)
     write_text(folder / SELECTION_FILE, json.dumps(selection.to_dict(), indent=2) + "\n")
-    whole, own = skip_connections(pair.teacher), skip_connections(pair.pruning.student_config)
-    places: dict[str, str | None] = dict.fromkeys(whole) | dict(zip(selection.taps, own, strict=True))
+    whole, kept = skip_connections(pair.teacher), skip_connections(pair.pruning.student_config)
+    places: dict[str, str | None] = dict.fromkeys(whole) | dict(zip(selection.taps, kept, strict=True))
     return Adapted.by_places(kinds.CONTROLNET, folder, places | {"mid_block": "mid_block" if selection.mid else None})
+
+
+def _block_controlnet(source: Path, pair: _Pair, folder: Path, depths: Mapping[str, int]) -> Adapted:
+    """One whose residuals are for blocks by their numbers."""
+    if not kinds.class_name(source):
+        wanted = f"give the folder of a {pair.family.controlnet}"
+        raise InputError(f"controlnet {source} is one file, which is not read for {pair.family.name}; {wanted}")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    _check_config("controlnet", source, config, pair.teacher, [key for key in _OF_THE_BLOCKS if key in config])
+    kept = inherited(pair.pruning, pair.family.depths(pair.pruning.student_config))
+    given: dict[str, Iterable[int]] = {stack: range(depth) for stack, depth in depths.items()}
+    taken: dict[str, tuple[int | None, ...]] = dict(kept)
+    if some := config.get("control_layers_places"):
+        given = dict.fromkeys(depths, some)
+        taken = {stack: with_those_that_went(numbers, some) for stack, numbers in kept.items()}
+    copy_part(source, folder)
+    write_text(folder / SELECTION_FILE, json.dumps(Places(taken, depths).to_dict(), indent=2) + "\n")
+    here = {f"{stack}.{there}": f"{stack}.{own}" for stack in taken for own, there in enumerate(taken[stack])}
+    whole = [f"{stack}.{number}" for stack, numbers in given.items() for number in numbers]
+    return Adapted.by_places(kinds.CONTROLNET, folder, {path: here.get(path) for path in whole})
 
 
 def _t2i_adapter(source: Path, pair: _Pair, folder: Path) -> Adapted:

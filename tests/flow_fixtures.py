@@ -1,0 +1,44 @@
+"""Small random teachers of every family of transformers, as fixtures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from bksdm.families import family_of_pipeline
+from tiny_flow import build_flux2_pipeline, build_flux_pipeline, build_z_pipeline
+from verbs import captioned
+
+BUILDS = {"flux": build_flux_pipeline, "klein": build_flux2_pipeline, "z": build_z_pipeline}
+SIDE = 32
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def flow_kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def flow_teacher(flow_kind: str) -> DiffusionPipeline:
+    """Shared by all tests: not to be changed."""
+    pipeline = BUILDS[flow_kind]()
+    factor = pipeline.vae_scale_factor * family_of_pipeline(pipeline).patch
+    pipeline.transformer.register_to_config(_sample_size=SIDE // factor)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def flow_folder(flow_kind: str, flow_teacher: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on the disk. Shared by all tests: not to be changed."""
+    path = tmp_path_factory.mktemp(flow_kind) / "teacher"
+    flow_teacher.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def flow_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(6)]
+    return captioned(tmp_path_factory.mktemp("data") / "pictures", pictures)
