@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import dataclasses
+import gc
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from tiny_models import (
 )
 
 torch.set_num_threads(1)
+gc.collect()
+gc.freeze()  # the libraries, which are many objects that stay
 
 
 @pytest.fixture(scope="session")

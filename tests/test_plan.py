@@ -26,6 +26,12 @@ def planned(teacher: Path, student: Path, data: Path, **changes: object) -> Plan
     return foresee(DistillOptions(str(teacher), str(student), str(data), "nowhere", **settings))
 
 
+@pytest.fixture(scope="session", params=["v1", pytest.param("xl", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """As everywhere; a larger model has many layers to follow."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def plan(v1_folder: Path, v1_student: Path, pictures: Path) -> Plan:
     return planned(v1_folder, v1_student, pictures)
@@ -158,7 +164,6 @@ def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, 
     assert "40% of 1 TFLOP/s" in plan.text()
 
 
-@pytest.mark.parametrize("kind", ["v1", pytest.param("xl", marks=pytest.mark.slow)], indirect=True)
 def test_time_and_memory_are_measured_without_a_stated_peak(
     kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:

@@ -71,6 +71,12 @@ def assert_near(first: Path, second: Path) -> None:
     assert moved < (1e-3) ** 2 * whole
 
 
+@pytest.fixture(scope="session", params=["v1", pytest.param("xl", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """As everywhere; the processes of a larger model take long to begin."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def alone(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process. Not to be changed."""

@@ -37,8 +37,15 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
 # Generate
 
 
-@pytest.mark.parametrize("kind", ["onnx_folder", "openvino_folder"])
-@pytest.mark.parametrize("family", ["", "xl_"], ids=["sd", "xl"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("", "onnx_folder"),
+        ("", "openvino_folder"),
+        pytest.param("xl_", "onnx_folder", marks=pytest.mark.slow),
+        ("xl_", "openvino_folder"),
+    ],
+)
 def test_an_exported_folder_draws_what_its_model_draws(
     request: pytest.FixtureRequest, family: str, kind: str, tmp_path: Path
 ) -> None:
@@ -238,6 +245,7 @@ def test_exported_folders_are_measured_beside_their_model(request: pytest.Fixtur
     assert ours.batches[0].peak_memory > 0
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_in_several_runtimes(exported_model: Path) -> None:
     options = BenchmarkOptions([str(exported_model)], batch_sizes=[1], rounds=1, warmup=0, steps=1)
     found = benchmark(dataclasses.replace(options, runtimes=["torch", "openvino"]))

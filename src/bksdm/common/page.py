@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from bksdm.common.assets import asset
@@ -56,6 +57,9 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
                 values += [value for _, value in points]
             logarithmic = title not in linear and any(value > 0 for value in values)
             axes.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
+            if logarithmic:  # 0.01 in the place of a power of ten, whose typesetting takes most of the time
+                axes.yaxis.set_major_formatter(LogFormatter())
+                axes.yaxis.set_minor_formatter(LogFormatter())
             axes.grid(alpha=0.3, which="both")
             if len(names) > 1:
                 axes.legend(fontsize=7)
