@@ -8,11 +8,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.families import family_of_pipeline
-from tiny_flow import build_flux2_pipeline, build_flux_pipeline, build_z_pipeline
+from tiny_flow import BUILDS, SIDE
 from verbs import captioned
-
-BUILDS = {"flux": build_flux_pipeline, "klein": build_flux2_pipeline, "z": build_z_pipeline}
-SIDE = 32
 
 
 @pytest.fixture(scope="module", params=BUILDS)

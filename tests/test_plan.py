@@ -14,7 +14,7 @@ from bksdm.distill.pair import Formats
 from bksdm.distill.plan import Memory, Plan
 from bksdm.distill.run import foresee
 from bksdm.options import DistillOptions, PrepareOptions
-from tiny_models import LATENT, MAX_TOKENS, asked, random_told
+from tiny_models import LATENT, asked, random_told
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
@@ -118,19 +118,18 @@ def test_the_working_memory_is_what_a_real_step_allocates(
     from bksdm.common.randomness import Draws
     from bksdm.distill import plan as module
     from bksdm.distill.data import open_data
-    from bksdm.families import derive, family_of
-    from bksdm.models.pipelines import load_config, load_denoiser_config, text_encoders
+    from bksdm.families import derive
+    from bksdm.models.pipelines import denoiser, load_denoiser_config, text_encoders
     from bksdm.pruning.run import read_recipe
 
     options = DistillOptions(str(kind_folder), str(kind_student), str(pictures), "nowhere", precision="fp32")
     teacher = load_denoiser_config(kind_folder)
-    networks = {part: load_config(kind_folder, part) for part in ("vae", *family_of(teacher).encoders)}
-    fields = open_data(str(pictures), None, True, 4.0).fields(teacher, networks["vae"], MAX_TOKENS)
-    shapes = module._Shapes(teacher, derive(read_recipe(kind_student), teacher), networks, fields)
+    pruning = derive(read_recipe(kind_student), teacher)
+    shapes = module._Shapes.of(options, pruning, open_data(str(pictures), None, True, 4.0))
     pair = shapes.pair(Formats.choose(options))
     pair.set_up(gradient_checkpointing=False, shard_teacher=False)
     objective, batch = pair.objective(options), shapes.batch(1)
-    networks = (pair.teacher.unet, pair.teacher.vae, *text_encoders(pair.teacher), pair.student)
+    networks = (denoiser(pair.teacher), pair.teacher.vae, *text_encoders(pair.teacher), pair.student)
     before = [t for network in networks for t in (*network.parameters(), *network.buffers())]
     with module._Alive([*before, *batch.values()]) as alive:
         losses = objective(batch, Draws(0, "plan"))

@@ -275,6 +275,10 @@ def build_mistral_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+BUILDS = {"flux": build_flux_pipeline, "klein": build_flux2_pipeline, "z": build_z_pipeline}  # what goes through all
+SIDE = 32  # of pictures
+
+
 def draw(pipeline: DiffusionPipeline, prompt: str = "red apple", seed: int = 0, **more: Any) -> np.ndarray:
     """A picture (H, W, 3) between 0 and 1 by the call of diffusers, in two steps and as small as can be."""
     side = 2 * pipeline.vae_scale_factor

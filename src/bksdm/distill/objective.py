@@ -8,6 +8,7 @@ described in docs/distillation-options.md.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,14 +96,15 @@ class Distillation:
         self.captions = captions
         self.guided_output = guided_output
         self._remaining = remaining
-        self._student_features = Features(student, [tap.student for tap in taps], conditions.family.feature)
-        self._teacher_features = Features(teacher, [tap.teacher for tap in taps], conditions.family.feature)
+        self._student_features = Features(student, [tap.student for tap in taps])
+        self._teacher_features = Features(teacher, [tap.teacher for tap in taps])
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         asked = self._question(batch, draws)
-        with torch.no_grad(), self._teacher_features.recording() as wanted:
+        read = partial(self.conditions.family.feature, latents=asked.latents)
+        with torch.no_grad(), self._teacher_features.recording(read) as wanted:
             taught = self._taught(asked)
-        with self._student_features.recording() as learnt:
+        with self._student_features.recording(read) as learnt:
             told = as_type(asked.told, torch.float32)
             predicted = self.conditions.family.answer(self._call_student, asked.latents, asked.timesteps, told)
 
@@ -160,7 +162,8 @@ class Distillation:
 
     @torch.no_grad()
     def _teacher_answers(self, asked: _Question) -> list[Tensor]:
-        with self._teacher_features.recording() as features:
+        read = partial(self.conditions.family.feature, latents=asked.latents)
+        with self._teacher_features.recording(read) as features:
             output = self._taught(asked)
         return [value.float() for value in (output, *features.values())]
 

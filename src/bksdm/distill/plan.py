@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import psutil
 import torch
-from diffusers import PNDMScheduler
+from diffusers import PNDMScheduler, SchedulerMixin
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +34,14 @@ from bksdm.distill.loop import optimize
 from bksdm.distill.pair import Formats, Pair, changes_captions
 from bksdm.families import family_of
 from bksdm.families.recipe import Config, Pruning
-from bksdm.models.pipelines import denoiser, load_config, load_denoiser_config, text_encoders
+from bksdm.models.pipelines import (
+    context_tokens,
+    denoiser,
+    load_config,
+    load_denoiser_config,
+    load_scheduler_config,
+    text_encoders,
+)
 from bksdm.options import DistillOptions
 
 _MEASURED_STEPS = 3
@@ -145,6 +153,15 @@ class _Shapes:
     pruning: Pruning
     networks: Mapping[str, Config]
     fields: Fields
+    scheduler: SchedulerMixin
+    length: int
+
+    @classmethod
+    def of(cls, options: DistillOptions, pruning: Pruning, data: Pictures | Latents) -> "_Shapes":
+        teacher, length = load_denoiser_config(options.teacher), context_tokens(options.teacher)
+        networks = {name: load_config(options.teacher, name) for name in ("vae", *family_of(teacher).encoders)}
+        fields = data.fields(teacher, networks["vae"], length)
+        return cls(teacher, pruning, networks, fields, _scheduler(options.teacher), length)
 
     def pair(self, formats: Formats) -> Pair:
         """Both models with random weights."""
@@ -152,18 +169,14 @@ class _Shapes:
         with _default_dtype(formats.teacher_precision):
             made = {family.denoiser: family.build(self.teacher)}
         made |= {name: family.build(config, name) for name, config in self.networks.items()}
-        scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
-        pipeline = family.assembled(
-            made | dict.fromkeys(family.tokenizers) | {"scheduler": scheduler}, {}, family.pipeline
-        )
+        besides = dict.fromkeys(family.tokenizers) | {"scheduler": self.scheduler}
+        pipeline = family.assembled(made | besides, {}, family.pipeline)
         return Pair(pipeline, family.build(self.pruning.student_config), self.pruning, formats)
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Shape of the tokens of a caption."""
-        family = family_of(self.teacher)
-        length = self.networks[family.encoders[0]]["max_position_embeddings"]
-        return family.token_shape(length)
+        return family_of(self.teacher).token_shape(self.length)
 
     def captions(self, pair: Pair, options: DistillOptions) -> Captions | None:
         """What becomes of the captions, with a pool of one: its size does not matter."""
@@ -190,11 +203,7 @@ def plan(options: DistillOptions, pruning: Pruning, data: Pictures | Latents) ->
         data: What it learns from.
     """
     formats, group = Formats.choose(options), processes()
-    teacher = load_denoiser_config(options.teacher)
-    family = family_of(teacher)
-    networks = {name: load_config(options.teacher, name) for name in ("vae", *family.encoders)}
-    length = networks[family.encoders[0]]["max_position_embeddings"]
-    shapes = _Shapes(teacher, pruning, networks, data.fields(teacher, networks["vae"], length))
+    shapes = _Shapes.of(options, pruning, data)
     simulate = _Simulation(shapes, options, formats)
     wanted = (options.batch_size, options.gradient_checkpointing)
     sizes = sorted({max(1, options.batch_size // 4), max(1, options.batch_size // 2), options.batch_size, 1})
@@ -315,6 +324,14 @@ def measure(shapes: _Shapes, options: DistillOptions, formats: Formats) -> tuple
             whole.append(time.perf_counter() - began)
     seconds = min(whole) + (options.accumulation - 1) * min(micro)
     return seconds, peak.bytes
+
+
+def _scheduler(model: str) -> SchedulerMixin:
+    """That of a model; the usual one of Stable Diffusion where it does not say."""
+    config = load_scheduler_config(model)
+    if config is None:
+        return PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 @contextlib.contextmanager

@@ -247,8 +247,8 @@ class Family(ABC):
     def attend(self, denoiser: nn.Module, *, plainly: bool) -> None:  # noqa: B027 - there need not be a choice
         """Let attentions compute by matrix products, or as diffusers has them."""
 
-    def feature(self, output: Any) -> Tensor:
-        """What is matched of what a module of its denoiser gives."""
+    def feature(self, output: Any, latents: Tensor) -> Tensor:  # noqa: ARG002
+        """What is matched of what a module of its denoiser gives, which was asked about `latents`, (B, C, h, w)."""
         return first(output)
 
     def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

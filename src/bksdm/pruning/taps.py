@@ -19,14 +19,13 @@ class Features:
     Arguments:
         model: The network.
         paths: Of its modules.
-        read: What is taken of what a module returns.
 
     Raises:
         AttributeError: A path names no module.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str], read: Callable[[Any], Tensor] = first) -> None:
-        self._read = read
+    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+        self._read: Callable[[Any], Tensor] = first
         self._target: dict[str, Tensor] | None = None
         self._handles = [
             model.get_submodule(path).register_forward_hook(self._hook_for(path)) for path in dict.fromkeys(paths)
@@ -40,9 +39,13 @@ class Features:
         return hook
 
     @contextmanager
-    def recording(self) -> Iterator[dict[str, Tensor]]:
-        """A dictionary path -> output that is filled by a forward pass inside the block."""
-        self._target = {}
+    def recording(self, read: Callable[[Any], Tensor] = first) -> Iterator[dict[str, Tensor]]:
+        """A dictionary path -> output that is filled by a forward pass inside the block.
+
+        Arguments:
+            read: What is taken of what a module returns.
+        """
+        self._target, self._read = {}, read
         try:
             yield self._target
         finally:

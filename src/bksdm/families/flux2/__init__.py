@@ -66,6 +66,7 @@ class Flux2(TwoStacks):
     usual_sides = (64, 64)
     unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
     patch = 2
+    latents_of_a_token = 1
     guided = True
     layers = (10, 20, 30)
 

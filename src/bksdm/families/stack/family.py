@@ -29,6 +29,7 @@ class StackFamily(Family):
         stacks: Its blocks.
         signs: Entries that its config alone has, by which one without a class is known.
         originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
+        latents_of_a_token: How many of the latents that it is asked about.
         usual_sides: Height and width of latents of pictures of 1024 pixels.
     """
 
@@ -36,7 +37,7 @@ class StackFamily(Family):
     noun = "transformer"
     unready = frozenset(
         {"lcm", "personalize", "export", "benchmark", "demo", "decoder"}
-        | {"--image", "--mask", "--decoder", "--guided_output", "--plan"}
+        | {"--image", "--mask", "--decoder", "--guided_output"}
     )
     projections = {}  # noqa: RUF012
     adapters: ClassVar[tuple[str, ...]] = ("LoRA",)
@@ -44,6 +45,7 @@ class StackFamily(Family):
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)
+    latents_of_a_token: ClassVar[int] = 4
     stacks: ClassVar[tuple[Stack, ...]]
     signs: ClassVar[tuple[str, ...]]
     originals: ClassVar[Mapping[str, Joined]]
@@ -92,10 +94,14 @@ class StackFamily(Family):
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return self._structure.bypassed(denoiser, units)
 
-    def feature(self, output: Any) -> Tensor:
-        """Of blocks that give what becomes of the caption, and of the picture, the latter."""
+    def feature(self, output: Any, latents: Tensor) -> Tensor:
+        """What becomes of the picture, (B, L, C): not of the caption, of which nothing is drawn."""
         found: Tensor = output[-1] if isinstance(output, tuple) else output
-        return found
+        return found[:, self.picture_tokens(latents.shape[2] * latents.shape[3] // self.latents_of_a_token)]
+
+    def picture_tokens(self, count: int) -> slice:
+        """Which tokens are the picture's `count` where blocks take them with those of the caption: the last."""
+        return slice(-count, None)
 
     def depths(self, config: Config) -> dict[str, int]:
         return self._structure.depths(config)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from tokenizers import Encoding
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def chat(tokenizer: Any, caption: str, *, thinks: bool) -> str:
@@ -18,6 +19,11 @@ def marked(encoding: Encoding) -> Tensor:
     """Tokens with shape (L,), of which those that pad are below zero: n is -1 - n there."""
     ids, counts = torch.tensor(encoding.ids), torch.tensor(encoding.attention_mask)
     return torch.where(counts == 1, ids, ~ids)
+
+
+def has_no_data(tensor: Tensor) -> bool:
+    """Whether it has a shape alone: what is foreseen with such is foreseen for captions of full length."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def hidden_states(encoder: nn.Module, tokens: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -12,7 +12,7 @@ from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
-from bksdm.families.stack.texts import chat, hidden_states, marked
+from bksdm.families.stack.texts import chat, has_no_data, hidden_states, marked
 
 
 class ZImage(StackFamily):
@@ -70,6 +70,9 @@ class ZImage(StackFamily):
             return f"its text encoder gives embeddings of width {gives}, and its transformer takes {takes}"
         return None
 
+    def picture_tokens(self, count: int) -> slice:
+        return slice(count)
+
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, self._structure.whole(config)["cap_feat_dim"]), "mask": (tokens,)}
 
@@ -94,7 +97,7 @@ class ZImage(StackFamily):
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """It is told how far the picture is, and answers with what the way back is."""
         context = told["context"]
-        lengths = [len(one) if one.is_meta else int(one.bool().sum()) for one in told["mask"]]
+        lengths = [len(one) if has_no_data(one) else int(one.bool().sum()) for one in told["mask"]]
         output = denoiser(
             list(latents.unsqueeze(2).unbind()),
             (1000 - timesteps.expand(len(latents))) / 1000,
