@@ -22,6 +22,7 @@ from tiny_models import (
     TWO_STAGES,
     V1_UNET,
     V2_UNET,
+    XL_SHALLOW_UNET,
     XL_TWO_STAGES,
     XL_UNET,
     build_pictures,
@@ -60,13 +61,27 @@ def xl_folder(xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.Te
     return folder
 
 
+@pytest.fixture(scope="session")
+def shallow_xl_teacher() -> StableDiffusionXLPipeline:
+    """Shaped as SDXL, with fewer transformer layers. Shared by all tests: not to be changed."""
+    return build_xl_pipeline(XL_SHALLOW_UNET)
+
+
+@pytest.fixture(scope="session")
+def shallow_xl_folder(shallow_xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on the disk. Shared by all tests: not to be changed."""
+    folder = tmp_path_factory.mktemp("shallow-xl") / "teacher"
+    save_pipeline(shallow_xl_teacher, folder)
+    return folder
+
+
 @pytest.fixture(scope="session", params=["v1", "v2", "xl"])
 def any_teacher(request: pytest.FixtureRequest) -> DiffusionPipeline:
     """Each of the teachers in turn, of every family."""
     return request.getfixturevalue(f"{request.param}_teacher")
 
 
-@pytest.fixture(scope="session", params=["v1", "xl"])
+@pytest.fixture(scope="session", params=["v1", pytest.param("shallow_xl", id="xl")])
 def kind(request: pytest.FixtureRequest) -> str:
     """One kind of model of every family in turn, by the name that its fixtures begin with."""
     return request.param

@@ -280,7 +280,7 @@ def uninterrupted(
     return job.out
 
 
-@pytest.mark.parametrize("kind", ["v1", pytest.param("xl", marks=pytest.mark.slow)], indirect=True, scope="session")
+@pytest.mark.parametrize("kind", ["v1", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_an_interrupted_run_ends_with_the_same_bits(
     how: signal.Signals, uninterrupted: Path, kind_folder: Path, pictures: Path, kind_student: Path, tmp_path: Path

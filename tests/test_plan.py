@@ -19,17 +19,16 @@ from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
 
+# A larger model has many layers to follow.
+kinds = pytest.mark.parametrize(
+    "kind", ["v1", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True
+)
+
 
 def planned(teacher: Path, student: Path, data: Path, **changes: object) -> Plan:
     settings: dict[str, object] = {"steps": 10, "batch_size": 1, "accumulation": 8, "precision": "fp32"}
     settings |= {"teacher_precision": "fp32", "peak_tflops": 1.0} | changes
     return foresee(DistillOptions(str(teacher), str(student), str(data), "nowhere", **settings))
-
-
-@pytest.fixture(scope="session", params=["v1", pytest.param("xl", marks=pytest.mark.slow)])
-def kind(request: pytest.FixtureRequest) -> str:
-    """As everywhere; a larger model has many layers to follow."""
-    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,14 @@ def params(folder: Path) -> int:
     return UNet2DConditionModel.from_pretrained(folder / "unet").num_parameters()
 
 
+@kinds
 def test_parameters_steps_and_passes(kind_plan: Plan, kind_folder: Path, kind_student: Path) -> None:
     assert (kind_plan.teacher_params, kind_plan.student_params) == (params(kind_folder), params(kind_student))
     assert (kind_plan.pictures, kind_plan.samples_per_step, kind_plan.steps) == (8, 8, 10)
     assert kind_plan.passes == 10.0
 
 
+@kinds
 def test_the_work_is_a_forward_pass_of_the_teacher_and_three_of_the_student(
     kind_plan: Plan, kind_folder: Path, kind_student: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(
     assert min(row.working for row in plan.memory) > 4 * plan.student_params, "gradients are there at the end"
 
 
+@kinds
 def test_the_working_memory_is_what_a_real_step_allocates(
     kind_plan: Plan, kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, 
     assert "40% of 1 TFLOP/s" in plan.text()
 
 
+@kinds
 def test_time_and_memory_are_measured_without_a_stated_peak(
     kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:

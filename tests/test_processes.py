@@ -20,6 +20,11 @@ from verbs import Run, done_here, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
 
+# The processes of a larger model take long to begin.
+kinds = pytest.mark.parametrize(
+    "kind", ["v1", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True
+)
+
 TERMS = ("loss", "task", "output_kd", "feature_kd", "grad_norm")
 UNET = Path("student", "unet", "diffusion_pytorch_model.safetensors")
 
@@ -71,12 +76,6 @@ def assert_near(first: Path, second: Path) -> None:
     assert moved < (1e-3) ** 2 * whole
 
 
-@pytest.fixture(scope="session", params=["v1", pytest.param("xl", marks=pytest.mark.slow)])
-def kind(request: pytest.FixtureRequest) -> str:
-    """As everywhere; the processes of a larger model take long to begin."""
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def alone(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process. Not to be changed."""
@@ -97,6 +96,7 @@ def test_shares_are_the_whole() -> None:
     assert sorted(number for share in shares for number in share) == list(range(10))
 
 
+@kinds
 def test_two_processes_retrain_as_one_does(
     alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +105,7 @@ def test_two_processes_retrain_as_one_does(
     assert_near(tmp_path / "run", alone)
 
 
+@kinds
 @pytest.mark.slow
 def test_a_teacher_may_be_spread_over_the_processes(
     alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
@@ -113,6 +114,7 @@ def test_a_teacher_may_be_spread_over_the_processes(
     assert_near(tmp_path / "run", alone)
 
 
+@kinds
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_samples(
     alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
@@ -128,6 +130,7 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
     assert_near(tmp_path / "run", alone)
 
 
+@kinds
 def test_two_processes_prepare_the_data_that_one_does(
     done: Run, kind_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:

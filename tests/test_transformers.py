@@ -531,6 +531,8 @@ def test_a_run_is_foreseen(done: Run, flow_folder: Path, flow_data: Path, tmp_pa
     teacher, student = (load_pipeline(words[name]).transformer for name in ("teacher", "student"))
     assert (found.teacher_params, found.student_params) == (teacher.num_parameters(), student.num_parameters())
     assert found.samples_per_step == 6
+    plain, saving = (row.working for row in found.memory if row.batch_size == 2)
+    assert saving < plain
     assert found.seconds > 0
 
     data = open_data(str(flow_data), None, True, 4.0)

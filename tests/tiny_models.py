@@ -52,6 +52,7 @@ XL_UNET = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 64,
 }
+XL_SHALLOW_UNET = XL_UNET | {"transformer_layers_per_block": (1, 1, 2)}  # for verbs, to which depths are one
 XL_WIDTHS = (CONTEXT // 4, 3 * CONTEXT // 4)  # of its two text encoders
 # Two stages of one layer: quick to trace.
 TWO_STAGES = {

@@ -54,6 +54,12 @@ def xl_student(xl_teacher: DiffusionPipeline, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def shallow_xl_student(shallow_xl_teacher: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the shallow one. Shared by all tests: not to be changed."""
+    return make_student(shallow_xl_teacher, tmp_path_factory.mktemp("students") / "shallow-xl")
+
+
+@pytest.fixture(scope="session")
 def kind_student(kind: str, request: pytest.FixtureRequest) -> Path:
     """The small student of one teacher of every family in turn. Shared by all tests: not to be changed."""
     return request.getfixturevalue(f"{kind}_student")

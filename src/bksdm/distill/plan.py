@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from bksdm.common.devices import peak_inside
 from bksdm.common.processes import processes
@@ -261,7 +262,9 @@ class _Simulation:
             besides = (pair.teacher.vae, *text_encoders(pair.teacher))
             networks = (denoiser(pair.teacher), *besides, pair.student)
             held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-            with FlopCounterMode(display=False) as flops, _Alive([*held, *batch.values()]) as alive:
+            flops = FlopCounterMode(display=False)
+            flops.mod_tracker = _NoModules()
+            with flops, _Alive([*held, *batch.values()]) as alive:
                 with torch.autocast("cpu", precision, enabled=precision != torch.float32):
                     losses = objective(batch, Draws(0, "plan"))
                 torch.autograd.backward(losses["loss"])
@@ -271,6 +274,16 @@ class _Simulation:
         copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
         bytes_held = frozen + copies * _bytes(pair.student)
         return Memory(batch_size, saving, bytes_held, alive.most, self._overhead), flops.get_total_flops()
+
+
+class _NoModules(ModuleTracker):
+    """Follows no modules: the hooks that do keep alive what is computed a second time under checkpointing."""
+
+    def __enter__(self) -> "_NoModules":
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        pass
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
