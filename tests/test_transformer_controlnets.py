@@ -166,7 +166,7 @@ def test_what_came_after_a_block_that_went_comes_after_the_one_before() -> None:
     [
         ({"num_attention_heads": 3}, "is not of this teacher: its num_attention_heads is 3, and the teacher's 2"),
         ({"joint_attention_dim": 8}, "is not of this teacher: its joint_attention_dim is 8, and the teacher's 24"),
-        (None, "is a ZImageControlNetModel; Flux.1 has a FluxControlNetModel, so give one"),
+        (None, "is a ZImageControlNetModel, and Flux.1 has a FluxControlNetModel; give one"),
     ],
 )
 def test_those_of_others_are_refused(
