@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,7 +30,6 @@ from bksdm.distill.objective import Distillation
 from bksdm.distill.pair import Formats
 from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
-from bksdm.families.flow import FlowSchedule
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
 from bksdm.models.pipelines import load_pipeline, text_encoders, tokenizing
@@ -387,21 +388,43 @@ def packed(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
 
 
 def test_the_forward_process_is_that_of_flow_matching(flow_teacher: DiffusionPipeline) -> None:
-    schedule = FlowSchedule.from_scheduler(flow_teacher.scheduler)
-    shift = 1.0 if flow_teacher.scheduler.config.use_dynamic_shifting else 3.0
-    levels = torch.tensor([shift * n / (1000 + (shift - 1) * n) for n in range(1, 1001)])
-    torch.testing.assert_close(schedule.levels, levels)
-    latents, noise = torch.randn(4, 2, 3, 3), Draws(0, "x", 0).normal((4, 2, 3, 3))
+    schedule = family_of_pipeline(flow_teacher).noise_schedule(flow_teacher.scheduler)
+    latents, noise = torch.randn(4, 2, 4, 6), Draws(0, "x", 0).normal((4, 2, 4, 6))
+    levels = scheduled(flow_teacher, 24 if isinstance(flow_teacher, diffusers.Flux2KleinPipeline) else 6)
     noisy = schedule.corrupt(latents, Draws(0, "x", 0))
     level = (noisy.timesteps / 1000).view(-1, 1, 1, 1)
     assert len(set(noisy.timesteps.tolist())) == 4
-    assert all(((schedule.levels - one).abs() < 1e-6).any() for one in level.flatten())
+    assert all(((levels - one).abs() < 1e-6).any() for one in level.flatten())
     torch.testing.assert_close(noisy.latents, (1 - level) * latents + level * noise)
     torch.testing.assert_close(noisy.target, noise - latents)
     clean, rest = schedule.parted(noisy.latents, noisy.timesteps, noisy.target)
     torch.testing.assert_close(clean, latents, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rest, noise, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(schedule.mixed(clean, rest, noisy.timesteps), noisy.latents, rtol=1e-4, atol=1e-5)
+
+
+def scheduled(pipeline: DiffusionPipeline, tokens: int) -> Tensor:
+    """The levels of stock diffusers in 1000 even steps, for so many tokens and, of FLUX.2, pictures of 50 steps."""
+    scheduler = pipeline.scheduler
+    if not scheduler.config.use_dynamic_shifting:
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 1000, 1000))
+        return scheduler.sigmas[:-1]
+    mu = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
+    if isinstance(pipeline, diffusers.Flux2KleinPipeline):
+        mu = compute_empirical_mu(tokens, 50)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 1000, 1000), mu=mu)
+    return scheduler.sigmas[:-1]
+
+
+def test_levels_may_be_those_of_a_logit_normal() -> None:
+    pipeline = build_z_pipeline()
+    schedule = family_of_pipeline(pipeline).noise_schedule(pipeline.scheduler, "logit_normal")
+    latents = torch.zeros(4000, 1, 2, 2)
+    levels = schedule.corrupt(latents, Draws(0, "x", 0)).timesteps / 1000
+    before = levels / (3 - 2 * levels)  # as they were drawn
+    normal = torch.logit(before)
+    assert abs(float(normal.mean())) < 0.06
+    assert abs(float(normal.std()) - 1) < 0.05
 
 
 def test_captions_of_z_image_are_as_long_in_half_precision() -> None:
@@ -423,7 +446,7 @@ def test_captions_of_z_image_are_as_long_in_half_precision() -> None:
 
 def test_other_schedulers_are_refused() -> None:
     with pytest.raises(InputError, match="EulerDiscreteScheduler is none of flow matching"):
-        FlowSchedule.from_scheduler(EulerDiscreteScheduler())
+        family_of(Z).noise_schedule(EulerDiscreteScheduler())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -433,7 +456,7 @@ def test_losses_are_the_formulas(flow_teacher: DiffusionPipeline, checkpointing:
     student.train()
     if checkpointing:
         student.enable_gradient_checkpointing()
-    schedule, conditions = FlowSchedule.from_scheduler(flow_teacher.scheduler), Conditions.of(flow_teacher)
+    schedule, conditions = family.noise_schedule(flow_teacher.scheduler), Conditions.of(flow_teacher)
     weighted = LossWeights(1.0, 0.5, 2.0)
     objective = Distillation(student, flow_teacher.transformer, pruning.taps, conditions, schedule, weighted)
     latents, _, told = inputs(flow_teacher)

@@ -9,12 +9,14 @@ the answers of the embedded U-Net, whose noise predictions are velocities too.
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, ZImagePipeline, ZImageTransformer2DModel
+from muon import Muon
 from objectives import Succession
 from pretrain import CHUNK, HERE, SIZE, InMemory, Pace, fit, keep_vocabulary, trained
 from tokenizers import pre_tokenizers
@@ -25,7 +27,6 @@ from bksdm.common.assets import asset
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.distill.conditions import Conditions
-from bksdm.families.flow import FlowSchedule
 from bksdm.families.noise import Corrupted, NoiseSchedule
 from bksdm.families.zimage import ZImage
 from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizing
@@ -194,15 +195,24 @@ def learn(pipeline: ZImagePipeline, folder: Path, pace: Pace) -> nn.ModuleDict:
         answer,
         Velocity(embedded.unet.to(pace.machine[0]), NoiseSchedule.from_scheduler(embedded.scheduler)),
         conditions.latents,
-        FlowSchedule.from_scheduler(pipeline.scheduler),
+        family.noise_schedule(pipeline.scheduler),
         empty={
             "input_ids": tokenizing(pipeline)("")[None],
             "taught": conditions.embedded(tokenizing(embedded)("")[None])["context"],
         },
         caption_dropout=0.1,
     )
-    fit(model, objective, samples(pipeline, embedded), folder, pace)
+    fit(model, objective, samples(pipeline, embedded), folder, pace, optimizer(model.to(pace.device)))
     return model
+
+
+def optimizer(model: nn.ModuleDict) -> Muon:
+    """Muon for the matrices inside blocks."""
+    inside = re.compile(r"\.(layers|noise_refiner|context_refiner)\.\d+\..+weight$")
+    named = dict(model.named_parameters())
+    matrices = [name for name, weight in named.items() if weight.ndim == 2 and inside.search(name)]
+    others = [weight for name, weight in named.items() if name not in matrices]
+    return Muon([named[name] for name in matrices], others, weight_decay=1e-2, fused=True)
 
 
 def main() -> None:

@@ -270,11 +270,19 @@ def encode(conditions: Conditions, samples: Samples) -> InMemory:
     )
 
 
-def fit(model: nn.Module, objective: Objective, samples: Samples, folder: Path, pace: Pace) -> None:
-    """Train `model` at `pace`; the result is the last checkpoint, with the averaged weights."""
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    samples: Samples,
+    folder: Path,
+    pace: Pace,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Train `model` at `pace`, by AdamW at first; the result is the last checkpoint, with the averaged weights."""
     device, precision = pace.machine
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2, fused=True)
-    state = TrainState(model.to(device), optimizer, Ema(model, pace.ema_decay))
+    model.to(device)
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), weight_decay=1e-2, fused=True)
+    state = TrainState(model, optimizer, Ema(model, pace.ema_decay))
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     checkpoints.restore(state)
     schedule = Schedule(steps=pace.steps, lr=pace.lr, warmup=100, cosine=True, log_every=20, checkpoint_every=200)

@@ -78,7 +78,7 @@ def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistenc
         pair.student,
         denoiser(pair.teacher),
         conditions,
-        pair.schedule,
+        pair.schedule(),
         few_step_scheduler(pair.teacher.scheduler, options.solver_steps),
         without_caption(pair.teacher, conditions),
         guidance=guidance,

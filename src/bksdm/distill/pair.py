@@ -23,7 +23,7 @@ from bksdm.distill.losses import LossWeights
 from bksdm.distill.objective import Distillation
 from bksdm.distill.state import Ema, TrainState
 from bksdm.families import family_of_pipeline
-from bksdm.families.family import Family, Told
+from bksdm.families.family import Family, Timesteps, Told
 from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Pruning
 from bksdm.models.pipelines import caption_length, denoiser
@@ -102,7 +102,7 @@ class Pair:
             denoiser(self.teacher),
             self.pruning.chosen_taps(options.taps),
             self.conditions,
-            self.schedule,
+            self.schedule(options.timesteps),
             LossWeights(options.task_weight, options.output_weight, options.feature_weight),
             replica,
             normalize_features=options.normalize_features,
@@ -125,7 +125,7 @@ class Pair:
             dropout=options.caption_dropout,
             pool=None if rate is None else CaptionPool(tokens[1:], embed, options.cache_gb * 2**30),
             rate=rate or 0.0,
-            timesteps=len(self.schedule),
+            timesteps=len(self.schedule()),
         )
 
     @property
@@ -138,10 +138,9 @@ class Pair:
         """What both are of."""
         return family_of_pipeline(self.teacher)
 
-    @property
-    def schedule(self) -> ForwardProcess:
-        """The forward process that the teacher was trained on."""
-        return self.family.noise_schedule(self.teacher.scheduler)
+    def schedule(self, timesteps: Timesteps = "even") -> ForwardProcess:
+        """The forward process that the teacher was trained on, its timesteps drawn so."""
+        return self.family.noise_schedule(self.teacher.scheduler, timesteps)
 
     def fresh_state(self, options: StudentOptions) -> TrainState:
         """The student before its first step."""

@@ -49,6 +49,7 @@ _CHOICES = (
     "taps",
     "normalize_features",
     "mask_features",
+    "timesteps",
     "guided_output",
     "caption_dropout",
     "random_conditioning",
@@ -83,7 +84,7 @@ def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Les
         "distill",
         objective=lambda parts: _objective(options, parts),
         pipeline=lambda pair: with_denoiser(pair.teacher, pair.student),
-        check=lambda pair: _check_taps(options, pair),
+        check=lambda pair: _check_pair(options, pair),
         shown=_SHOWN,
         on_card={name: getattr(options, name) for name in on_card},
         teacher_drawing=how,
@@ -94,8 +95,10 @@ def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Les
     )
 
 
-def _check_taps(options: DistillOptions, pair: Pair) -> None:
-    pair.pruning.chosen_taps(options.taps)  # says where there are none
+def _check_pair(options: DistillOptions, pair: Pair) -> None:
+    """Let what does not go with these models say so."""
+    pair.pruning.chosen_taps(options.taps)
+    pair.schedule(options.timesteps)
 
 
 def _objective(options: DistillOptions, parts: Parts) -> Distillation:

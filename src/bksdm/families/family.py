@@ -26,6 +26,7 @@ from bksdm.families.units import Names, Removals, Unit
 
 Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
 Shapes = dict[str, tuple[int, ...]]
+Timesteps = Literal["even", "logit_normal"]
 Denoiser = Callable[..., Any]  # the network, or what is called in its place
 
 
@@ -265,8 +266,10 @@ class Family(ABC):
         """How a pipeline is told of guidance, and of what to keep away from."""
         return {"guidance_scale": guidance, "negative_prompt": negative}
 
-    def noise_schedule(self, scheduler: SchedulerMixin) -> ForwardProcess:
+    def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> ForwardProcess:
         """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""
+        if timesteps != "even":
+            raise InputError(f"timesteps is {timesteps}, which is for flow matching; {self.name} has even alone")
         return NoiseSchedule.from_scheduler(scheduler)
 
     @abstractmethod

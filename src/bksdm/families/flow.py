@@ -2,15 +2,16 @@ r"""The forward process of flow matching and what the denoiser is asked for.
 
 $x_s = (1 - s)\, x_0 + s\, \epsilon$ for a noise level s in (0, 1], and the target is the velocity $\epsilon - x_0$
 (rectified flow, arXiv 2209.03003; Lipman et al., arXiv 2210.02747). Timesteps are t = 1000 s.
+
+Levels are drawn evenly, or as $1 / (1 + e^{-u})$ for a standard normal u, more of them in the middle (SD 3, arXiv
+2403.03206, section 3.1), and are shifted then: $s' = k s / (1 + (k - 1) s)$, more of them noisy where k is above 1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
-from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
 from bksdm.families.noise import Corrupted
 
@@ -19,38 +20,31 @@ _T = 1000
 
 @dataclass(frozen=True)
 class FlowSchedule:
-    """Noise levels with shape (T,), from the least to 1: those that timesteps are drawn from, shifted as in training.
+    """How noise levels are drawn.
 
     Attributes:
-        levels: s, ascending.
+        shift: k, for latents of a height and width.
+        logit_normal: Whether they are drawn so, and not evenly.
     """
 
-    levels: Tensor
-
-    @classmethod
-    def from_scheduler(cls, scheduler: SchedulerMixin) -> "FlowSchedule":
-        """The process that a pipeline's scheduler stands for, with its static shift.
-
-        Raises:
-            InputError: The scheduler is none of flow matching.
-        """
-        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            raise InputError(
-                f"scheduler {type(scheduler).__name__} is none of flow matching, by which this model learnt; use one "
-                f"with a FlowMatchEulerDiscreteScheduler"
-            )
-        even = torch.arange(1, _T + 1, dtype=torch.float32) / _T
-        shift = 1.0 if scheduler.config.use_dynamic_shifting else scheduler.config.shift
-        return cls(shift * even / (1 + (shift - 1) * even))
+    shift: Callable[[int, int], float]
+    logit_normal: bool = False
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return _T
+
+    def levels(self, draws: Draws, latents: Tensor) -> Tensor:
+        """s of each of B latents, with shape (B,)."""
+        count = len(latents)
+        drawn = draws.normal((count,)).sigmoid() if self.logit_normal else (draws.integers(_T, count) + 1.0) / _T
+        k = self.shift(*latents.shape[2:])
+        return k * drawn / (1 + (k - 1) * drawn)
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
-        """Latents with shape (B, C, H, W) at levels drawn evenly from all, or from the timesteps of `grid`, (G,)."""
+        """Latents with shape (B, C, H, W) at levels drawn for them, or at timesteps drawn evenly of `grid`, (G,)."""
         noise = draws.normal(latents.shape).to(latents)
-        choices = _T * self.levels if grid is None else grid
-        timesteps = choices[draws.integers(len(choices), len(latents))].to(latents)
+        drawn = _T * self.levels(draws, latents) if grid is None else grid[draws.integers(len(grid), len(latents))]
+        timesteps = drawn.to(latents)
         return Corrupted(self.mixed(latents, noise, timesteps), timesteps, noise - latents)
 
     def parted(self, latents: Tensor, timesteps: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """FLUX.2: as Flux.1, with one modulation for all blocks of a kind; `dev` is told how to guide, `klein` is not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from tokenizers import Encoding
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
 from bksdm.families.stack.texts import chat, hidden_states, marked
+
+_USUAL_STEPS = 50
 
 
 class Flux2(TwoStacks):
@@ -76,6 +79,10 @@ class Flux2(TwoStacks):
 
     def channels_of(self, vae: Config) -> int:
         return 4 * super().channels_of(vae)
+
+    def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:  # noqa: ARG002
+        """As its pipelines have it for their usual number of steps."""
+        return float(compute_empirical_mu(tokens, _USUAL_STEPS))
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, self._structure.whole(config)["joint_attention_dim"])}

@@ -1,16 +1,18 @@
 """What transformers that are stacks of blocks answer alike."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import diffusers
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Family
+from bksdm.families.family import Family, Timesteps
 from bksdm.families.flow import FlowSchedule
 from bksdm.families.originals import Joined, joined_layers
 from bksdm.families.reader import Reader
@@ -131,8 +133,25 @@ class StackFamily(Family):
         found: Tensor = latents / vae.config.scaling_factor + vae.config.shift_factor
         return found
 
-    def noise_schedule(self, scheduler: SchedulerMixin) -> FlowSchedule:
-        return FlowSchedule.from_scheduler(scheduler)
+    def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> FlowSchedule:
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            raise InputError(
+                f"scheduler {type(scheduler).__name__} is none of flow matching, by which this model learnt; use one "
+                f"with a FlowMatchEulerDiscreteScheduler"
+            )
+        return FlowSchedule(partial(self.shift, scheduler.config), timesteps == "logit_normal")
+
+    def shift(self, scheduler: Mapping[str, Any], height: int, width: int) -> float:
+        """By what a scheduler with this config shifts noise levels for latents of this height and width."""
+        if not scheduler["use_dynamic_shifting"]:
+            return float(scheduler["shift"])
+        mu = self.mu(scheduler, height * width // self.latents_of_a_token)
+        return mu if scheduler["time_shift_type"] == "linear" else math.exp(mu)
+
+    def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:
+        """The shift that its pipelines ask a scheduler for, for pictures of so many tokens."""
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        return float(calculate_shift(tokens, *(scheduler[name] for name in names)))
 
     def latent_sides(self, config: Config) -> tuple[int, int]:
         """Of pictures of 1024 pixels; no entry of diffusers says otherwise, so models of other sizes have our own."""
