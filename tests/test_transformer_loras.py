@@ -12,6 +12,8 @@ from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.pipelines import load_pipeline
+from lora_layouts import LAYOUTS
+from tiny_flow import build_z_pipeline
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
@@ -123,6 +125,45 @@ def test_a_lora_gives_each_block_what_it_gave_the_teachers(
             own = name.removesuffix(".base_layer")
             down, up = pairs[pruning.teacher_key(own)]
             torch.testing.assert_close(layer.weight - before[f"{own}.weight"], up @ down, rtol=1e-4, atol=1e-5)
+
+
+def test_those_of_others_are_refused(
+    flow_folder: Path, v1_teacher: DiffusionPipeline, run: Run, tmp_path: Path
+) -> None:
+    """In a line that says whose they are, or what of them this model does not have."""
+    lora = LAYOUTS["kohya"](v1_teacher)
+    save_file(lora.tensors, tmp_path / "sd.safetensors", {"ss_base_model_version": "sd_v1"})
+    other = torch.zeros(2, 8)
+    names = ("transformer.joint_transformer_blocks.0.attn.to_q.lora_A.weight",)
+    save_file({**dict.fromkeys(names, other)}, tmp_path / "other.safetensors")
+    for name, said in (
+        ("sd", "is of Stable Diffusion, and this model of "),
+        ("other", "that this model does not have"),
+    ):
+        words = ("generate", flow_folder, "--prompt", "a", "--lora", tmp_path / f"{name}.safetensors")
+        outcome = run(*words, "--out", tmp_path / "out")
+        assert outcome.code == 2
+        assert said in outcome.said[-1]
+
+
+@pytest.mark.parametrize("how", ["LoKr", "DoRA by input"])
+def test_what_cannot_be_parted_is_refused(how: str, run: Run, tmp_path: Path) -> None:
+    pipeline = build_z_pipeline()
+    pipeline.save_pretrained(tmp_path / "teacher")
+    name = "diffusion_model.layers.0.attention.qkv"
+    if how == "LoKr":
+        tensors = {f"{name}.lokr_w1": torch.randn(3, 2), f"{name}.lokr_w2": torch.randn(32, 16)}
+    else:
+        tensors = {
+            f"{name}.lora_down.weight": torch.randn(2, 32),
+            f"{name}.lora_up.weight": torch.randn(96, 2),
+            f"{name}.dora_scale": torch.ones(1, 32),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    words = ("generate", tmp_path / "teacher", "--prompt", "a", "--lora", tmp_path / "lora.safetensors")
+    outcome = run(*words, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "cannot be parted, so nothing is read" in outcome.said[-1]
 
 
 @pytest.mark.parametrize("names", NAMES)

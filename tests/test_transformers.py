@@ -626,6 +626,47 @@ def test_weights_in_eight_bits(run: Run, flow_folder: Path, tmp_path: Path) -> N
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            functools.partial(BUILDS["flux"], guidance_embeds=False),
+            "is told of no guidance, as few-step models are",
+        ),
+        (functools.partial(BUILDS["klein"], is_distilled=True), "the teacher says that it is distilled"),
+    ],
+)
+def test_a_few_step_teacher_is_remarked_on_and_taken(
+    build: Callable[[], DiffusionPipeline], said: str, done: Run, tmp_path: Path
+) -> None:
+    build().save_pretrained(tmp_path / "teacher")
+    outcome = done("prune", tmp_path / "teacher", "--recipe", "half", "--out", tmp_path / "student")
+    (line,) = (line for line in outcome.said if said in line)
+    assert "a student learns at all of them" in line
+
+
+def test_teachers_of_many_steps_are_not_remarked_on(done: Run, flow_folder: Path, tmp_path: Path) -> None:
+    outcome = done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
+    assert not [line for line in outcome.said if "few" in line]
+
+
+def test_a_gguf_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "z-image-Q4_K_M.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    outcome = run("prune", tmp_path / "z-image-Q4_K_M.gguf", "--recipe", "half", "--out", tmp_path / "student")
+    assert outcome.code == 2
+    assert "is not a .safetensors file or a folder; other files are not loaded" in outcome.said[-1]
+
+
+@pytest.mark.parametrize("blocks", ["0", "[]", "{layers: 0}"])
+def test_a_recipe_that_drops_everything(run: Run, tmp_path: Path, blocks: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(Z))
+    (tmp_path / "none.yaml").write_text(f"name: none\nblocks: {blocks}\n")
+    outcome = run("describe", tmp_path, "--recipe", tmp_path / "none.yaml")
+    assert outcome.code == 2
+    assert len(outcome.said) == 1
+    assert "keep 1 to 30" in outcome.said[0] or "those that stay" in outcome.said[0]
+
+
 def test_negative_prompts(flow_teacher: DiffusionPipeline) -> None:
     pictures = sample(flow_teacher, [Request("red", 0)], steps=1, guidance=2.0, negative_prompt="green")
     if is_z(flow_teacher):

@@ -27,7 +27,21 @@ from bksdm.families.units import Names, Removals, Unit
 Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
 Shapes = dict[str, tuple[int, ...]]
 Timesteps = Literal["even", "logit_normal"]
+_FEW_STEPS = (
+    "such a teacher knows a few timesteps only, and a student learns at all of them; the model that it was made from "
+    "teaches more"
+)
 Denoiser = Callable[..., Any]  # the network, or what is called in its place
+
+
+def few_steps(why: str, mend: str) -> str:
+    """What to say of a teacher that draws in few steps.
+
+    Arguments:
+        why: How that is known.
+        mend: What to do about it.
+    """
+    return f"{why}: {_FEW_STEPS}; {mend}"
 
 
 @dataclass(frozen=True)
@@ -139,8 +153,8 @@ class Family(ABC):
     def misfit(self, configs: Mapping[str, Config]) -> str | None:
         """Why networks with these configs, by their names in a pipeline, do not go together; None where they do."""
 
-    def remark(self, config: Config, scheduler: Mapping[str, Any]) -> str | None:  # noqa: ARG002
-        """What to say of a teacher with such a denoiser and scheduler before it teaches; None for nothing."""
+    def remark(self, pipeline: Config, config: Config, scheduler: Config) -> str | None:  # noqa: ARG002
+        """What to say, if anything, of a teacher with such pipeline, denoiser and scheduler before it teaches."""
         return None
 
     # What does a recipe mean?

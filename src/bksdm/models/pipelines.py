@@ -397,7 +397,8 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
 
 def remark_on(teacher: DiffusionPipeline) -> None:
     """Say what its family has to say of a teacher."""
-    remark = family_of_pipeline(teacher).remark(denoiser(teacher).config, teacher.scheduler.config)
+    configs = (teacher.config, denoiser(teacher).config, teacher.scheduler.config)
+    remark = family_of_pipeline(teacher).remark(*configs)
     if remark:
         say(remark)
 

@@ -8,7 +8,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.family import Denoiser, Shapes, Told, few_steps
 from bksdm.families.recipe import Config
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
@@ -90,6 +90,14 @@ class Flux(TwoStacks):
                 f"{denoiser['joint_attention_dim']}"
             )
         return None
+
+    def remark(self, pipeline: Config, config: Config, scheduler: Config) -> str | None:  # noqa: ARG002
+        if config.get("guidance_embeds"):
+            return None
+        return few_steps(
+            "the teacher is told of no guidance, as few-step models are not (schnell)",
+            "pictures of this one want --guidance 0 and --steps 1 to 4",
+        )
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         whole = self._structure.whole(config)

@@ -9,7 +9,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.family import Denoiser, Shapes, Told, few_steps
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names
@@ -133,7 +133,7 @@ def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Flux2Klein(Flux2):
-    """FLUX.2 klein, whose text encoder is Qwen 3."""
+    """FLUX.2 klein, whose text encoder is Qwen 3; the one that was distilled draws in four steps, without guidance."""
 
     name = "FLUX.2 klein"
     pipeline = "Flux2KleinPipeline"
@@ -146,3 +146,8 @@ class Flux2Klein(Flux2):
 
     def prompted(self, tokenizer: Any, caption: str) -> str:
         return chat(tokenizer, caption, thinks=False)
+
+    def remark(self, pipeline: Config, config: Config, scheduler: Config) -> str | None:  # noqa: ARG002
+        if not pipeline.get("is_distilled"):
+            return None
+        return few_steps("the teacher says that it is distilled", "pictures of this one want --steps 4")

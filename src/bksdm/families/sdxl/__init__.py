@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Denoiser, Frame, Shapes, Told
+from bksdm.families.family import Denoiser, Frame, Shapes, Told, few_steps
 from bksdm.families.recipe import Config
 from bksdm.families.single_file import FileShapes, Layout, Part, Vocabulary
 from bksdm.families.unet import names, structure, text_names
@@ -89,14 +89,13 @@ class StableDiffusionXL(UNetFamily):
             )
         return None
 
-    def remark(self, config: Config, scheduler: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+    def remark(self, pipeline: Config, config: Config, scheduler: Config) -> str | None:  # noqa: ARG002
         if scheduler.get("timestep_spacing") != "trailing":
             return None
-        return (
-            "the teacher's timesteps are spaced as those of few-step models are (turbo, lightning): such a teacher "
-            "knows a few timesteps only, and a student learns at all of them; the model that it was made from teaches "
-            "more, and bksdm lcm makes few steps of a student; pictures of this one want --guidance 0 and --steps 1 to "
-            "4 (turbo) or 4 to 8 (lightning)"
+        return few_steps(
+            "the teacher's timesteps are spaced as those of few-step models are (turbo, lightning)",
+            "bksdm lcm makes few steps of a student; pictures of this one want --guidance 0 and --steps 1 to 4 (turbo) "
+            "or 4 to 8 (lightning)",
         )
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
