@@ -137,7 +137,7 @@ def test_those_of_others_are_refused(
     names = ("transformer.joint_transformer_blocks.0.attn.to_q.lora_A.weight",)
     save_file({**dict.fromkeys(names, other)}, tmp_path / "other.safetensors")
     for name, said in (
-        ("sd", "is of Stable Diffusion, and this model of "),
+        ("sd", "is of Stable Diffusion 1.x or 2.x, and this model of "),
         ("other", "that this model does not have"),
     ):
         words = ("generate", flow_folder, "--prompt", "a", "--lora", tmp_path / f"{name}.safetensors")
