@@ -8,8 +8,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.families import family_of_pipeline
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from tiny_flow import BUILDS, SIDE
-from verbs import captioned
+from tiny_models import LATENT
+from verbs import captioned, make_student
 
 
 @pytest.fixture(scope="module", params=BUILDS)
@@ -39,3 +41,19 @@ def flow_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(6)]
     return captioned(tmp_path_factory.mktemp("data") / "pictures", pictures)
+
+
+@pytest.fixture(scope="session")
+def z_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of Z-Image on the disk, for pictures of the size of the other tests. Not to be changed."""
+    pipeline = BUILDS["z"]()
+    pipeline.transformer.register_to_config(_sample_size=LATENT)
+    folder = tmp_path_factory.mktemp("z") / "teacher"
+    save_pipeline(pipeline, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def z_student(z_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of it. Not to be changed."""
+    return make_student(load_pipeline(z_folder), tmp_path_factory.mktemp("students") / "z", "half")

@@ -18,15 +18,17 @@ from bksdm.common.processes import Processes, processes
 from bksdm.data.prepared import read_prepared
 from verbs import Run, done_here, read_lines
 
-pytest_plugins = ["verbs_fixtures"]
+pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
 
 # The processes of a larger model take long to begin.
+slow = {"shallow_xl": "xl", "z": "z"}
 kinds = pytest.mark.parametrize(
-    "kind", ["v1", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True
+    "kind",
+    ["v1", *(pytest.param(name, id=shown, marks=pytest.mark.slow) for name, shown in slow.items())],
+    indirect=True,
 )
 
 TERMS = ("loss", "task", "output_kd", "feature_kd", "grad_norm")
-UNET = Path("student", "unet", "diffusion_pytorch_model.safetensors")
 
 
 def start(count: int, *words: object) -> subprocess.Popen[str]:
@@ -66,11 +68,17 @@ def losses(out: Path) -> torch.Tensor:
     return torch.tensor([[record[name] for name in TERMS] for record in read_lines(out / "metrics.jsonl")])
 
 
+def learnt(out: Path) -> dict[str, torch.Tensor]:
+    """The weights of the student's U-Net or transformer."""
+    (file,) = (file for name in ("unet", "transformer") for file in (out / "student" / name).glob("*.safetensors"))
+    return load_file(file)
+
+
 def assert_near(first: Path, second: Path) -> None:
     """The same losses and the same student, to rounding."""
     assert losses(first).shape == losses(second).shape
     assert torch.allclose(losses(first), losses(second), rtol=1e-4)
-    ours, theirs = load_file(first / UNET), load_file(second / UNET)
+    ours, theirs = (learnt(out) for out in (first, second))
     moved = sum(float((tensor - theirs[name]).square().sum()) for name, tensor in ours.items())
     whole = sum(float(tensor.square().sum()) for tensor in theirs.values())
     assert moved < (1e-3) ** 2 * whole

@@ -17,6 +17,7 @@ from PIL import Image
 from bksdm.cli import main
 from bksdm.families.recipe import load_recipe
 from bksdm.models.card import model_card
+from bksdm.models.pipelines import denoiser
 from bksdm.pruning.describe import describe_config
 from bksdm.pruning.run import prune_unet, save_student, with_denoiser
 
@@ -46,9 +47,9 @@ Run = Callable[..., Outcome]
 
 def make_student(teacher: DiffusionPipeline, folder: Path, recipe: str = "small") -> Path:
     """What `bksdm prune` leaves, but for config.yaml and provenance.json."""
-    unet, pruning = prune_unet(teacher.unet, load_recipe(recipe))
-    card = model_card(describe_config(dict(teacher.unet.config), pruning.recipe), "teacher")
-    save_student(with_denoiser(teacher, unet), pruning.recipe, card, folder)
+    made, pruning = prune_unet(denoiser(teacher), load_recipe(recipe))
+    card = model_card(describe_config(dict(denoiser(teacher).config), pruning.recipe), "teacher")
+    save_student(with_denoiser(teacher, made), pruning.recipe, card, folder)
     return folder
 
 

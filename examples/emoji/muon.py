@@ -48,6 +48,7 @@ class Muon(torch.optim.AdamW):
 
     def _turn(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
         assert weight.grad is not None
+        self.state[weight].setdefault("step", torch.zeros(()))  # which AdamW looks for when a state is loaded
         held = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
         held.lerp_(weight.grad, 1 - group["momentum"])
         ahead = weight.grad.lerp(held, group["momentum"])  # Nesterov's
