@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from bksdm.export.ldm import original_tensors
 from bksdm.families import family_of
 from bksdm.models.pipelines import save_pipeline
-from tiny_models import CONTEXT, XL_UNET, build_xl_pipeline
+from tiny_models import CONTEXT, XL_SHALLOW_UNET, XL_UNET, build_xl_pipeline
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
@@ -49,11 +49,11 @@ class World:
 
     def built(self, **unet: object) -> Path:
         """A pipeline of SDXL's whose U-Net differs from the teacher's in its config."""
-        save_pipeline(build_xl_pipeline(XL_UNET | unet), self.tmp / "built")
+        save_pipeline(build_xl_pipeline(XL_SHALLOW_UNET | unet), self.tmp / "built")
         return self.tmp / "built"
 
     def xl_student(self) -> Path:
-        return make_student(self.xl_pipeline, self.tmp / "student", "koala-700m")
+        return make_student(self.xl_pipeline, self.tmp / "student", "small")
 
     def copy(self, source: Path | None = None) -> Path:
         return Path(shutil.copytree(source or self.xl, self.tmp / "copy"))
@@ -121,12 +121,12 @@ class World:
 def world(
     tmp_path: Path,
     v1_folder: Path,
-    xl_folder: Path,
+    shallow_xl_folder: Path,
     v1_student: Path,
     pictures: Path,
-    xl_teacher: StableDiffusionXLPipeline,
+    shallow_xl_teacher: StableDiffusionXLPipeline,
 ) -> World:
-    return World(tmp_path, v1_folder, xl_folder, v1_student, pictures, xl_teacher)
+    return World(tmp_path, v1_folder, shallow_xl_folder, v1_student, pictures, shallow_xl_teacher)
 
 
 Build = Callable[[World], list[object]]

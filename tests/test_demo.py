@@ -195,13 +195,13 @@ def test_others_have_their_own_and_draw_by_them(v1_folder: Path, folder: Path) -
     assert re.search(r"\((as fast as|\d+\.\d times (as fast as|slower than)) the first\)", found[3])
 
 
-def test_models_of_two_families_draw_side_by_side(v1_folder: Path, xl_folder: Path) -> None:
+def test_models_of_two_families_draw_side_by_side(v1_folder: Path, shallow_xl_folder: Path) -> None:
     port = free_port()
-    page = serve(DemoOptions(str(v1_folder), str(xl_folder), port=port), wait=False)
+    page = serve(DemoOptions(str(v1_folder), str(shallow_xl_folder), port=port), wait=False)
     client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
     found = client.predict("red car", 7, None, 0.8, 2, 3.0, api_name="/run")
     page.close()
-    costs = [unet_cost(load_denoiser_config(model), tokens=MAX_TOKENS) for model in (v1_folder, xl_folder)]
+    costs = [unet_cost(load_denoiser_config(model), tokens=MAX_TOKENS) for model in (v1_folder, shallow_xl_folder)]
     for note, cost in zip(found[2:4], costs, strict=True):
         assert f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step" in note
     assert [told(Path(file))["width"] for file in found[4]] == [PICTURE, PICTURE]

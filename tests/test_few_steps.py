@@ -26,7 +26,7 @@ from bksdm.runtime.defaults import Defaults
 from tiny_models import (
     PICTURE,
     V1_UNET,
-    XL_UNET,
+    XL_SHALLOW_UNET,
     asked,
     build_pipeline,
     build_xl_pipeline,
@@ -67,7 +67,7 @@ def batch(made: Consistency, count: int = 2) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction", "xl"])
 def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
-    return build_xl_pipeline(XL_UNET) if request.param == "xl" else build_pipeline(V1_UNET, request.param)
+    return build_xl_pipeline(XL_SHALLOW_UNET) if request.param == "xl" else build_pipeline(V1_UNET, request.param)
 
 
 # The objective

@@ -79,7 +79,7 @@ def of_family(
     return made
 
 
-@pytest.fixture(params=["v1", "xl"])
+@pytest.fixture(params=["v1", pytest.param("shallow_xl", id="xl")])
 def runs(request: pytest.FixtureRequest, of_family: Callable[[str], Runs]) -> Runs:
     return of_family(request.param)
 

@@ -139,6 +139,7 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
 
 
 @kinds
+@pytest.mark.slow
 def test_two_processes_prepare_the_data_that_one_does(
     done: Run, kind_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
-from tiny_models import MAX_TOKENS, V1_UNET, XL_UNET, build_pipeline, build_xl_pipeline, write_json
+from tiny_models import MAX_TOKENS, V1_UNET, XL_SHALLOW_UNET, build_pipeline, build_xl_pipeline, write_json
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
@@ -48,7 +48,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wide_xl() -> StableDiffusionXLPipeline:
-    return build_xl_pipeline(XL_UNET | {"sample_size": LATENTS})
+    return build_xl_pipeline(XL_SHALLOW_UNET | {"sample_size": LATENTS})
 
 
 @pytest.fixture(scope="module")

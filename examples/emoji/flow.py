@@ -1,7 +1,8 @@
-"""The embedded flow teacher: a small transformer in the shape of Z-Image that draws the emoji art.
+"""A small flow teacher in the shape of Z-Image that draws the emoji art.
 
-    python examples/emoji/flow.py                # about an hour on two cores; resumes where it was stopped
-    python examples/emoji/flow.py --ship         # assembles the shipped folder from the newest checkpoint
+    python examples/emoji/flow.py                             # resumes where it was stopped
+    python examples/emoji/flow.py --save runs/flow/teacher    # the pipeline of the newest checkpoint
+    bksdm quickstart runs/flow/quickstart --teacher runs/flow/teacher --recipe half
 
 Its VAE is the embedded model's. The transformer and a text encoder of its own learn together, from the art and from
 the answers of the embedded U-Net, whose noise predictions are velocities too.
@@ -23,7 +24,6 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from bksdm.common.assets import asset
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.distill.conditions import Conditions
@@ -222,17 +222,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ship", action="store_true", help="write the package's model from the newest checkpoint")
+    parser.add_argument("--save", type=Path, help="write the pipeline of the newest checkpoint there; train nothing")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     pipeline = build_pipeline(arguments.work / "tokenizer")
-    if not arguments.ship:
+    if arguments.save is None:
         pace = Pace(arguments.steps, arguments.batch_size, arguments.lr, ema_decay=0.998, device=arguments.device)
         learn(pipeline, arguments.work, pace)
         return
     trained(nn.ModuleDict({name: getattr(pipeline, name) for name in ("transformer", "text_encoder")}), arguments.work)
     files = {"README.md": CARD, **as_files(Defaults(steps=25, guidance=1.5))}
-    save_pipeline(pipeline.to(torch.float16), asset("emoji-flow") / "model", files)
+    save_pipeline(pipeline.to(torch.float16), arguments.save, files)
 
 
 if __name__ == "__main__":

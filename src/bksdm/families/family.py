@@ -96,6 +96,7 @@ class Family(ABC):
         settings: Entries of a pipeline's config that a single file has to tell, for no network does.
         projections: Names of the projections of attentions, by network: what a LoRA is learnt beside.
         lora_prefixes: Of the names of layers in kohya's scripts, by network: what is written, then what is read too.
+        lora_sign: What names of layers in LoRAs of its denoiser have, as a regular expression.
         lora_versions: What kohya's scripts call its models, and the architecture of their LoRAs, by the width of the
             captions that they take.
         adapters: Kinds of what others make for it that can be carried to students, as `bksdm adapt` calls them.
@@ -128,6 +129,7 @@ class Family(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     projections: ClassVar[Mapping[str, Sequence[str]]]
     lora_prefixes: ClassVar[Mapping[str, tuple[str, ...]]]
+    lora_sign: ClassVar[str]
     lora_versions: ClassVar[Mapping[int, tuple[str, str]]]
     adapters: ClassVar[tuple[str, ...]]
     controlnet: ClassVar[str | None] = None

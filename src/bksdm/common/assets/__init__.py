@@ -2,13 +2,13 @@
 
 Attributes:
     EMBEDDED: The embedded models.
-    ART: The one of them that has art, an encoder of pictures and captions, and a small decoder beside it.
+    ART: The one that has art, an encoder of pictures and captions, and a small decoder beside it.
 """
 
 from pathlib import Path
 
 ART = "emoji"
-EMBEDDED = (ART, "emoji-flow")
+EMBEDDED = (ART,)
 _HERE = Path(__file__).parent
 
 

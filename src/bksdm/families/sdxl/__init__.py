@@ -67,6 +67,7 @@ class StableDiffusionXL(UNetFamily):
         "text_encoder": ("lora_te1_",),
         "text_encoder_2": ("lora_te2_",),
     }
+    lora_sign = UNetFamily.lora_sign + r"|^lora_te2_text_model_"  # Flux has a text encoder of another kind there
     lora_versions = {2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}  # noqa: RUF012
     words = ("clip_l", "clip_g")
     shrinks = 2

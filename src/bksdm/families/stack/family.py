@@ -44,6 +44,7 @@ class StackFamily(Family):
     projections = {}  # noqa: RUF012
     adapters: ClassVar[tuple[str, ...]] = ("LoRA",)
     lora_names = "diffusers"
+    words = ()
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)

@@ -53,6 +53,7 @@ class TwoStacks(StackFamily):
     """
 
     stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    lora_sign = r"(^|[._])((double|single)_blocks|single_transformer_blocks|transformer_blocks[._]\d+[._]attn[._])"
     usual_guidance: ClassVar[float]
 
     def guidance(self, denoiser: Denoiser, latents: Tensor) -> Tensor | None:

@@ -28,6 +28,7 @@ class UNetFamily(Family):
     }
 
     controlnet = "ControlNetModel"
+    lora_sign = r"(^|[._])(down|up|mid|input|middle|output)_blocks?[._]"
     adapters = ("LoRA", "textual inversion", "ControlNet", "T2I-Adapter", "IP-Adapter", "motion module")
 
     def why_not(self, config: Config) -> str | None:

@@ -54,6 +54,7 @@ class ZImage(StackFamily):
         "final_layer.linear": Joined(("all_final_layer.2-1.linear",)),
         "final_layer.adaLN_modulation.1": Joined(("all_final_layer.2-1.adaLN_modulation.1",)),
     }
+    lora_sign = r"(^|[._])(layers|(noise|context)_refiner)[._]\d+[._](attention|feed_forward|adaLN)"
     unguided = 0.0
 
     def width(self, config: Config) -> int:

@@ -184,6 +184,7 @@ def _made_for(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Famil
     """The family that the names of networks, the width of captions or the header tell of, if only one."""
     families = families_for("adapt")
     telling = [[f for f in families if name.startswith(tuple(p for p, _ in prefixes(f)))] for name in tensors]
+    telling += [[f for f in families if re.search(f.lora_sign, name)] for name in tensors]
     said = header.get("ss_base_model_version", "nothing")
     widths = {width for name, tensor in tensors.items() if _OF_CAPTIONS.search(name) for width in tensor.shape[1:2]}
     named = [f for f in families if all(f in found for found in telling if found)]
