@@ -104,6 +104,7 @@ def latents(batch: int, height: int = LATENT, width: int = LATENT) -> np.ndarray
 # float32
 
 
+@of_sd
 def test_the_picture_is_torchs(pipeline: DiffusionPipeline, folder: Path, networks: OpenvinoNetworks) -> None:
     assert json.loads((folder / "export.json").read_text())["parity"]["largest"] <= 1
     assert check_parity(pipeline, networks, PICTURE, PICTURE, steps=2).largest <= 1
@@ -282,6 +283,7 @@ def test_an_export_says_what_genai_does_not_draw_by(
 
 
 @of_sd
+@pytest.mark.slow
 def test_stock_genai_draws_with_a_small_decoder(pipeline: DiffusionPipeline, genai, tmp_path: Path) -> None:
     small = fresh_autoencoder(dict(pipeline.vae.config), channels=8, blocks=1, seed=0)
     small.save_pretrained(tmp_path / "decoder")
@@ -413,6 +415,7 @@ def constants(file: Path) -> set[str]:
         pytest.param("w8a8", "i8", 1.4, 0.15, marks=pytest.mark.slow),
     ],
 )
+@of_sd
 def test_fewer_bits_are_fewer_bytes_and_near(
     pipeline: DiffusionPipeline, tmp_path: Path, precision: str, stored: str, bytes_each: float, error: float
 ) -> None:
@@ -442,6 +445,7 @@ def test_calibration_is_the_models_own_denoising(pipeline: DiffusionPipeline) ->
 
 
 @of_sd
+@pytest.mark.slow
 def test_a_whole_pipeline_in_four_bits(
     pipeline: DiffusionPipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,7 @@ def test_a_student_stays_one(v1_student: Path, images: Path, tmp_path: Path) -> 
     assert "prior" not in read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
+@pytest.mark.slow
 def test_a_loss_of_one_subject_falls(v1_folder: Path, images: Path, tmp_path: Path) -> None:
     personalize(options(v1_folder, images, tmp_path / "run", steps=30, batch_size=4, class_images=0, log_every=10))
     losses = [line["task"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]

@@ -166,6 +166,7 @@ def test_time_from_a_stated_peak(plan: Plan, v1_folder: Path, v1_student: Path, 
 
 
 @kinds
+@pytest.mark.slow
 def test_time_and_memory_are_measured_without_a_stated_peak(
     kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_shares_are_the_whole() -> None:
 
 
 @kinds
+@pytest.mark.slow
 def test_two_processes_retrain_as_one_does(
     alone: Path, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
