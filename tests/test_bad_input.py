@@ -821,7 +821,9 @@ def test_a_gpu_that_is_not_there(run: Run, world: World) -> None:
     assert (outcome.code, outcome.said) == (2, ["bksdm: device 'cuda' is not available here; there is cpu"])
 
 
-@pytest.mark.parametrize("verb", ["prune", "distill", "generate", "evaluate"])
+@pytest.mark.parametrize(
+    "verb", ["prune", *(pytest.param(verb, marks=pytest.mark.slow) for verb in ("distill", "generate", "evaluate"))]
+)
 def test_a_command_can_be_mended_in_the_same_folder(run: Run, done: Run, world: World, verb: str) -> None:
     command: Callable[..., list[object]] = getattr(world, verb)
     mistake = {"model" if verb in ("generate", "evaluate") else "teacher": world.tmp / "nowhere"}

@@ -161,6 +161,7 @@ def test_without_an_average_the_student_has_the_last_weights(
 
 
 @pytest.mark.parametrize("family", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_losses_fall(family: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     teacher, student = request.getfixturevalue(f"{family}_folder"), request.getfixturevalue(f"{family}_student")
     records = losses(retrain(teacher, student, pictures, tmp_path / "run", steps=60))

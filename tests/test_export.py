@@ -286,6 +286,7 @@ def test_sigterm_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_export_that_is_ended_by_sigterm_leaves_nothing(exported_model: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bksdm", "export", exported_model, "--to", "onnx", "--out", tmp_path / "onnx"]
     process = subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True)

@@ -89,6 +89,12 @@ FIGURES = {
 }
 
 
+# What takes seconds for each: one of them always, the others in the long checks.
+mostly_one = pytest.mark.parametrize(
+    "flow_kind", ["z", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flux", "klein"))], indirect=True
+)
+
+
 # Which blocks
 
 
@@ -524,6 +530,7 @@ def weights(student: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
+@mostly_one
 def test_prepared_data_and_what_blocks_are_worth(done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
     done("prepare", flow_data, "--teacher", flow_folder, "--text_embeddings", "--out", tmp_path / "latents")
@@ -545,6 +552,7 @@ def test_prepared_data_and_what_blocks_are_worth(done: Run, flow_folder: Path, f
     assert len(found["units"]) == len(units(load_pipeline(flow_folder).transformer.config))
 
 
+@mostly_one
 def test_a_run_is_foreseen(done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     """Its parameters, and the memory that a real step follows."""
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
