@@ -24,7 +24,9 @@ from bksdm.data.folder import data_folder, read_captions
 from bksdm.distill.run import distill
 from bksdm.evaluate.output_error import probes
 from bksdm.evaluate.run import evaluate
-from bksdm.families import family_of
+from bksdm.families import derive, family_of
+from bksdm.families.recipe import load_recipe
+from bksdm.models.adapters.block_controlnet import inherited
 from bksdm.models.pipelines import denoiser, load_denoiser_config, load_pipeline, quiet_libraries
 from bksdm.options import EvaluateOptions, PruneOptions, QuickstartOptions, SensitivityOptions
 from bksdm.pruning.run import prune
@@ -69,8 +71,9 @@ def choices(teacher: str, out: Path) -> dict[str, list[int]]:
     if file.is_file():
         kept: dict[str, list[int]] = json.loads(file.read_text())
         return kept
-    depth = family_of(load_denoiser_config(teacher)).depths(load_denoiser_config(teacher))[STACK]
-    half = depth // 2
+    config = load_denoiser_config(teacher)
+    depth, pruning = family_of(config).depths(config)[STACK], derive(load_recipe("half"), config)
+    pattern = list(inherited(pruning, family_of(config).depths(pruning.student_config))[STACK])
     options = SensitivityOptions(teacher, HELD_OUT, str(out / "sensitivity"), scores=["output", "frechet"], pictures=75)
     found = sensitivity(options)
     worth: dict[str, Mapping[int, float]] = {
@@ -78,10 +81,9 @@ def choices(teacher: str, out: Path) -> dict[str, list[int]]:
         for name in ("output", "frechet")
     }
     worth["similarity"] = {number: -value for number, value in similarities(teacher).items()}
-    pattern = [number for number in range(depth) if number % 2 == (0 if number < half else 1)]
     made = {"regular": pattern}
     for name, scores in worth.items():
-        best = sorted(range(1, depth), key=lambda number: -scores[number])[: half - 1]  # the first block stays
+        best = sorted(range(1, depth), key=lambda number: -scores[number])[: len(pattern) - 1]  # the first block stays
         made[name] = sorted([0, *best])
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "worth.json", json.dumps(worth, indent=2) + "\n")

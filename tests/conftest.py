@@ -29,6 +29,7 @@ from tiny_models import (
     build_pipeline,
     build_xl_pipeline,
 )
+from verbs import saved
 
 torch.set_num_threads(1)
 gc.collect()
@@ -56,9 +57,7 @@ def xl_teacher() -> StableDiffusionXLPipeline:
 @pytest.fixture(scope="session")
 def xl_folder(xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The SDXL teacher on the disk. Shared by all tests: not to be changed."""
-    folder = tmp_path_factory.mktemp("xl") / "teacher"
-    save_pipeline(xl_teacher, folder)
-    return folder
+    return saved(xl_teacher, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +69,7 @@ def shallow_xl_teacher() -> StableDiffusionXLPipeline:
 @pytest.fixture(scope="session")
 def shallow_xl_folder(shallow_xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same on the disk. Shared by all tests: not to be changed."""
-    folder = tmp_path_factory.mktemp("shallow-xl") / "teacher"
-    save_pipeline(shallow_xl_teacher, folder)
-    return folder
+    return saved(shallow_xl_teacher, tmp_path_factory)
 
 
 @pytest.fixture(scope="session", params=["v1", "v2", "xl"])
@@ -114,17 +111,13 @@ def teacher(request: pytest.FixtureRequest) -> StableDiffusionPipeline:
 @pytest.fixture(scope="session")
 def v1_folder(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The v1 teacher on the disk. Shared by all tests: not to be changed."""
-    folder = tmp_path_factory.mktemp("v1") / "teacher"
-    save_pipeline(v1_teacher, folder)
-    return folder
+    return saved(v1_teacher, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def v2_folder(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The v2 teacher on the disk. Shared by all tests: not to be changed."""
-    folder = tmp_path_factory.mktemp("v2") / "teacher"
-    save_pipeline(v2_teacher, folder)
-    return folder
+    return saved(v2_teacher, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

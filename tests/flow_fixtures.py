@@ -8,10 +8,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.families import family_of_pipeline
-from bksdm.models.pipelines import load_pipeline, save_pipeline
+from bksdm.models.pipelines import load_pipeline
 from tiny_flow import BUILDS, SIDE
 from tiny_models import LATENT
-from verbs import captioned, make_student
+from verbs import captioned, make_student, saved
 
 
 @pytest.fixture(scope="module", params=BUILDS)
@@ -48,9 +48,7 @@ def z_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of Z-Image on the disk, for pictures of the size of the other tests. Not to be changed."""
     pipeline = BUILDS["z"]()
     pipeline.transformer.register_to_config(_sample_size=LATENT)
-    folder = tmp_path_factory.mktemp("z") / "teacher"
-    save_pipeline(pipeline, folder)
-    return folder
+    return saved(pipeline, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

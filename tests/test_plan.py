@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from diffusers import UNet2DConditionModel
 
 from bksdm.common.errors import InputError
 from bksdm.data.prepare import prepare
-from bksdm.distill.pair import Formats
 from bksdm.distill.plan import Memory, Plan
 from bksdm.distill.run import foresee
 from bksdm.options import DistillOptions, PrepareOptions
+from followed import followed
 from tiny_models import LATENT, asked, random_told
 from verbs import Run
 
@@ -112,31 +113,24 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing(
     assert min(row.working for row in plan.memory) > 4 * plan.student_params, "gradients are there at the end"
 
 
+def test_a_scheduler_that_diffusers_does_not_have_is_named(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    teacher = Path(shutil.copytree(v1_folder, tmp_path / "teacher"))
+    (teacher / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "SomeScheduler"}')
+    with pytest.raises(
+        InputError, match=f"{teacher} names the scheduler SomeScheduler, which diffusers .* does not have"
+    ):
+        planned(teacher, v1_student, pictures)
+
+
 @kinds
 def test_the_working_memory_is_what_a_real_step_allocates(
     kind_plan: Plan, kind_folder: Path, kind_student: Path, pictures: Path
 ) -> None:
     """The same step on real tensors, whose bytes are followed in the same way."""
-    from bksdm.common.randomness import Draws
-    from bksdm.distill import plan as module
-    from bksdm.distill.data import open_data
-    from bksdm.families import derive
-    from bksdm.models.pipelines import denoiser, load_denoiser_config, text_encoders
-    from bksdm.pruning.run import read_recipe
-
     options = DistillOptions(str(kind_folder), str(kind_student), str(pictures), "nowhere", precision="fp32")
-    teacher = load_denoiser_config(kind_folder)
-    pruning = derive(read_recipe(kind_student), teacher)
-    shapes = module._Shapes.of(options, pruning, open_data(str(pictures), None, True, 4.0))
-    pair = shapes.pair(Formats.choose(options))
-    pair.set_up(gradient_checkpointing=False, shard_teacher=False)
-    objective, batch = pair.objective(options), shapes.batch(1)
-    networks = (denoiser(pair.teacher), pair.teacher.vae, *text_encoders(pair.teacher), pair.student)
-    before = [t for network in networks for t in (*network.parameters(), *network.buffers())]
-    with module._Alive([*before, *batch.values()]) as alive:
-        losses = objective(batch, Draws(0, "plan"))
-        torch.autograd.backward(losses["loss"])
-    assert kind_plan.chosen.working == pytest.approx(alive.most, rel=0.02)
+    assert kind_plan.chosen.working == pytest.approx(followed(options), rel=0.02)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ from bksdm.pruning.sensitivity.measures import (
 from bksdm.pruning.sensitivity.outcome import correlation, ranks
 from bksdm.pruning.sensitivity.run import sensitivity
 from tiny_models import V1_UNET, build_pipeline
-from verbs import Run, read_lines
+from verbs import Run, read_lines, saved
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -145,9 +145,7 @@ def small_teacher() -> StableDiffusionPipeline:
 @pytest.fixture(scope="module")
 def small_folder(small_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same on the disk. Shared by the tests here: not to be changed."""
-    folder = tmp_path_factory.mktemp("small") / "teacher"
-    save_pipeline(small_teacher, folder)
-    return folder
+    return saved(small_teacher, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,20 @@ from verbs import Run
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
 
 RANK = 2
+Rows = list[tuple[str, slice]]
 Matrices = dict[str, tuple[Tensor, Tensor]]
+
+
+def rows(path: str) -> Rows:
+    """Those of queries, keys and values, 32 of each."""
+    return [(path.format(name), slice(32 * n, 32 * n + 32)) for n, name in enumerate("qkv")]
+
+
 # By hand, from the checkpoints of the authors: their layer, with the rows of it that each of ours is.
-FUSED: dict[str, dict[str, list[tuple[str, slice]]]] = {
+FUSED: dict[str, dict[str, Rows]] = {
     "flux": {
-        "double_blocks.3.img_attn.qkv": [
-            (f"transformer_blocks.3.attn.to_{name}", slice(32 * n, 32 * n + 32)) for n, name in enumerate("qkv")
-        ],
-        "double_blocks.0.txt_attn.qkv": [
-            (f"transformer_blocks.0.attn.add_{name}_proj", slice(32 * n, 32 * n + 32)) for n, name in enumerate("qkv")
-        ],
+        "double_blocks.3.img_attn.qkv": rows("transformer_blocks.3.attn.to_{}"),
+        "double_blocks.0.txt_attn.qkv": rows("transformer_blocks.0.attn.add_{}_proj"),
         "double_blocks.0.img_mlp.2": [("transformer_blocks.0.ff.net.2", slice(None))],
         "double_blocks.3.txt_mod.lin": [("transformer_blocks.3.norm1_context.linear", slice(None))],
         "single_blocks.5.linear1": [
@@ -41,21 +45,15 @@ FUSED: dict[str, dict[str, list[tuple[str, slice]]]] = {
         "vector_in.in_layer": [("time_text_embed.text_embedder.linear_1", slice(None))],
     },
     "klein": {
-        "double_blocks.2.img_attn.qkv": [
-            (f"transformer_blocks.2.attn.to_{name}", slice(32 * n, 32 * n + 32)) for n, name in enumerate("qkv")
-        ],
+        "double_blocks.2.img_attn.qkv": rows("transformer_blocks.2.attn.to_{}"),
         "double_blocks.0.txt_mlp.0": [("transformer_blocks.0.ff_context.linear_in", slice(None))],
         "single_blocks.4.linear1": [("single_transformer_blocks.4.attn.to_qkv_mlp_proj", slice(None))],
         "double_stream_modulation_txt.lin": [("double_stream_modulation_txt.linear", slice(None))],
         "img_in": [("x_embedder", slice(None))],
     },
     "z": {
-        "layers.5.attention.qkv": [
-            (f"layers.5.attention.to_{name}", slice(32 * n, 32 * n + 32)) for n, name in enumerate("qkv")
-        ],
-        "noise_refiner.1.attention.qkv": [
-            (f"noise_refiner.1.attention.to_{name}", slice(32 * n, 32 * n + 32)) for n, name in enumerate("qkv")
-        ],
+        "layers.5.attention.qkv": rows("layers.5.attention.to_{}"),
+        "noise_refiner.1.attention.qkv": rows("noise_refiner.1.attention.to_{}"),
         "layers.2.attention.out": [("layers.2.attention.to_out.0", slice(None))],
         "layers.2.feed_forward.w2": [("layers.2.feed_forward.w2", slice(None))],
         "final_layer.linear": [("all_final_layer.2-1.linear", slice(None))],
@@ -173,9 +171,9 @@ def test_names_of_the_authors_are_read(
     prefix, dot, endings = NAMES[names]
     layers, draw, tensors, expected = linears(flow_teacher.transformer), torch.Generator().manual_seed(2), {}, {}
     for original, parts in FUSED[flow_kind].items():
-        rows = sum(layers[path].out_features for path, _ in parts)
+        count = sum(layers[path].out_features for path, _ in parts)
         down = torch.randn(RANK, layers[parts[0][0]].in_features, generator=draw)
-        up = torch.randn(rows, RANK, generator=draw)
+        up = torch.randn(count, RANK, generator=draw)
         name = prefix + original.replace(".", dot)
         tensors |= {f"{name}.{endings[0]}": down, f"{name}.{endings[1]}": up, f"{name}.alpha": torch.tensor(RANK / 2)}
         expected |= {path: up[own] @ down / 2 for path, own in parts}

@@ -22,20 +22,18 @@ from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
-from bksdm.distill import plan
 from bksdm.distill.conditions import Conditions
-from bksdm.distill.data import open_data
 from bksdm.distill.losses import LossWeights
 from bksdm.distill.objective import Distillation
-from bksdm.distill.pair import Formats
 from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
-from bksdm.models.pipelines import load_pipeline, text_encoders, tokenizing
+from bksdm.models.pipelines import load_pipeline, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.budget import Budget
 from bksdm.pruning.run import prune_unet
+from followed import followed
 from tiny_flow import (
     BUILDS,
     SIDE,
@@ -536,19 +534,8 @@ def test_prepared_data_and_what_blocks_are_worth(done: Run, flow_folder: Path, f
     done("prepare", flow_data, "--teacher", flow_folder, "--text_embeddings", "--out", tmp_path / "latents")
     words = ("distill", "--teacher", flow_folder, "--student", tmp_path / "student", "--data", tmp_path / "latents")
     done(*words, "--batch_size", 2, "--accumulation", 1, "--sample_every", 0, "--steps", 1, "--out", tmp_path / "run")
-    words = (
-        "sensitivity",
-        flow_folder,
-        "--data",
-        flow_data,
-        "--scores",
-        "output",
-        "--pictures",
-        4,
-        "--out",
-        tmp_path / "worth",
-    )
-    found = done(*words, "--json").json
+    words = ("sensitivity", flow_folder, "--data", flow_data, "--scores", "output", "--pictures", 4)
+    found = done(*words, "--out", tmp_path / "worth", "--json").json
     assert len(found["units"]) == len(units(load_pipeline(flow_folder).transformer.config))
 
 
@@ -565,17 +552,7 @@ def test_a_run_is_foreseen(done: Run, flow_folder: Path, flow_data: Path, tmp_pa
     plain, saving = (row.working for row in found.memory if row.batch_size == 1)
     assert saving < plain
     assert found.seconds > 0
-
-    data = open_data(str(flow_data), None, True, 4.0)
-    shapes = plan._Shapes.of(options, derive(load_recipe("half"), dict(teacher.config)), data)
-    pair = shapes.pair(Formats.choose(options))
-    pair.set_up(gradient_checkpointing=False, shard_teacher=False)
-    objective, batch = pair.objective(options), shapes.batch(1)
-    networks = (pair.teacher.transformer, pair.teacher.vae, *text_encoders(pair.teacher), pair.student)
-    before = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-    with plan._Alive([*before, *batch.values()]) as alive:
-        torch.autograd.backward(objective(batch, Draws(0, "plan"))["loss"])
-    assert found.chosen.working == pytest.approx(alive.most, rel=0.05)
+    assert found.chosen.working == pytest.approx(followed(options), rel=0.05)
 
 
 # What is refused

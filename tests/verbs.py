@@ -17,7 +17,7 @@ from PIL import Image
 from bksdm.cli import main
 from bksdm.families.recipe import load_recipe
 from bksdm.models.card import model_card
-from bksdm.models.pipelines import denoiser
+from bksdm.models.pipelines import denoiser, save_pipeline
 from bksdm.pruning.describe import describe_config
 from bksdm.pruning.run import prune_unet, save_student, with_denoiser
 
@@ -43,6 +43,13 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+
+
+def saved(pipeline: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline, in a new one that tests share."""
+    folder = tmp_path_factory.mktemp("model") / "teacher"
+    save_pipeline(pipeline, folder)
+    return folder
 
 
 def make_student(teacher: DiffusionPipeline, folder: Path, recipe: str = "small") -> Path:

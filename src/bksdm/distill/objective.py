@@ -101,7 +101,7 @@ class Distillation:
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         asked = self._question(batch, draws)
-        read = partial(self.conditions.family.feature, latents=asked.latents)
+        read = self._reader(asked)
         with torch.no_grad(), self._teacher_features.recording(read) as wanted:
             taught = self._taught(asked)
         with self._student_features.recording(read) as learnt:
@@ -137,6 +137,10 @@ class Distillation:
             latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
         return _Question(latents, timesteps, told, noisy.target, replaced)
 
+    def _reader(self, asked: _Question) -> Callable[[Any], Tensor]:
+        """What takes a feature out of what a module returns when this is asked."""
+        return partial(self.conditions.family.feature, latents=asked.latents)
+
     def _captioned(self, answers: Tensor) -> Tensor:
         """Those of the samples with captions."""
         return answers if self.guided_output is None else answers.chunk(2)[0]
@@ -162,8 +166,7 @@ class Distillation:
 
     @torch.no_grad()
     def _teacher_answers(self, asked: _Question) -> list[Tensor]:
-        read = partial(self.conditions.family.feature, latents=asked.latents)
-        with self._teacher_features.recording(read) as features:
+        with self._teacher_features.recording(self._reader(asked)) as features:
             output = self._taught(asked)
         return [value.float() for value in (output, *features.values())]
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import psutil
 import torch
 from diffusers import PNDMScheduler, SchedulerMixin
@@ -43,6 +42,7 @@ from bksdm.models.pipelines import (
     load_scheduler_config,
     text_encoders,
 )
+from bksdm.models.single_file import build_scheduler
 from bksdm.options import DistillOptions
 
 _MEASURED_STEPS = 3
@@ -344,7 +344,7 @@ def _scheduler(model: str) -> SchedulerMixin:
     config = load_scheduler_config(model)
     if config is None:
         return PNDMScheduler(skip_prk_steps=True, steps_offset=1)
-    return getattr(diffusers, config["_class_name"]).from_config(config)
+    return build_scheduler(config, model)
 
 
 @contextlib.contextmanager

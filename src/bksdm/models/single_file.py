@@ -128,7 +128,8 @@ def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_denoi
         for name, network in networks.items():
             if with_denoiser or name != family.denoiser:
                 _fill(network, Stored(file, places[name], network, opened.get_tensor), dtype)
-    parts = networks | _tokenizers(contents, file) | {"scheduler": _scheduler(contents, file)}
+    scheduler = contents.layout.scheduler if contents.scheduler is None else contents.scheduler
+    parts = networks | _tokenizers(contents, file) | {"scheduler": build_scheduler(scheduler, file)}
     return family.assembled(parts, contents.settings, family.pipeline)
 
 
@@ -224,12 +225,20 @@ def _fill(network: nn.Module, stored: Stored, dtype: torch.dtype) -> None:
     network.requires_grad_(True).eval()
 
 
-def _scheduler(contents: Contents, file: Path) -> SchedulerMixin:
-    config = contents.layout.scheduler if contents.scheduler is None else contents.scheduler
+def build_scheduler(config: Mapping[str, Any], source: str | Path) -> SchedulerMixin:
+    """A scheduler from a configuration with `_class_name`.
+
+    Arguments:
+        config: The configuration.
+        source: Where it is from.
+
+    Raises:
+        InputError: It names none of diffusers.
+    """
     name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise InputError(f"{file} names the scheduler {name}, which diffusers {diffusers.__version__} does not have")
+        raise InputError(f"{source} names the scheduler {name}, which diffusers {diffusers.__version__} does not have")
     return cast(SchedulerMixin, cast(Any, kind).from_config(config))
 
 

@@ -38,7 +38,7 @@ class Flux(TwoStacks):
     text_outputs = (("last_hidden_state", "pooler_output"), ("last_hidden_state",))
     of_caption = ("context", "text_embeds")
     lora_prefixes = {  # noqa: RUF012
-        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
+        **TwoStacks.lora_prefixes,
         "text_encoder": ("lora_te1_", "lora_te_"),
         "text_encoder_2": ("lora_te2_", "lora_te3_"),
     }

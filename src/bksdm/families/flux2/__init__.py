@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from tokenizers import Encoding
 from torch import Tensor, nn
 
@@ -39,10 +38,6 @@ class Flux2(TwoStacks):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context",)
-    lora_prefixes = {  # noqa: RUF012
-        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
-        "text_encoder": ("lora_te_", "lora_te1_"),
-    }
     originals = original_names(
         double={
             "img_attn.proj": "attn.to_out.0",
@@ -82,6 +77,8 @@ class Flux2(TwoStacks):
 
     def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:  # noqa: ARG002
         """As its pipelines have it for their usual number of steps."""
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu  # noqa: PLC0415 - as above it
+
         return float(compute_empirical_mu(tokens, _USUAL_STEPS))
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import diffusers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
@@ -43,6 +42,10 @@ class StackFamily(Family):
     )
     projections = {}  # noqa: RUF012
     adapters: ClassVar[tuple[str, ...]] = ("LoRA",)
+    lora_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
+        "text_encoder": ("lora_te_", "lora_te1_"),
+    }
     lora_names = "diffusers"
     words = ()
     lora_versions = {}  # noqa: RUF012
@@ -151,6 +154,8 @@ class StackFamily(Family):
 
     def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:
         """The shift that its pipelines ask a scheduler for, for pictures of so many tokens."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: PLC0415 - a second of imports
+
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         return float(calculate_shift(tokens, *(scheduler[name] for name in names)))
 

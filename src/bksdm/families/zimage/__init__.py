@@ -35,10 +35,6 @@ class ZImage(StackFamily):
     tokenizers = ("tokenizer",)
     text_outputs = (("last_hidden_state", "hidden_states"),)
     of_caption = ("context", "mask")
-    lora_prefixes = {  # noqa: RUF012
-        "transformer": ("lycoris_", "lora_unet_", "lora_transformer_"),
-        "text_encoder": ("lora_te_", "lora_te1_"),
-    }
     adapters = ("LoRA", "ControlNet")
     controlnet = "ZImageControlNetModel"
     originals = {  # noqa: RUF012

@@ -7,18 +7,15 @@ student is given what the teacher's block was given. What Z-Image added after a 
 before it, if nothing else is.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffusers import FluxControlNetModel, ZImageControlNetModel
 from diffusers.models.controlnets.controlnet_flux import FluxControlNetOutput
 from torch import Tensor
 
-from bksdm.common.errors import InputError
 from bksdm.families.recipe import Pruning
 
 DOUBLE, SINGLE, ONLY = "transformer_blocks", "single_transformer_blocks", "layers"
@@ -40,18 +37,10 @@ class Places:
         return {"blocks": {stack: list(own) for stack, own in self.blocks.items()}, "depths": dict(self.depths)}
 
     @classmethod
-    def read(cls, file: Path) -> "Places":
-        """What `bksdm adapt` wrote.
-
-        Raises:
-            InputError: It is damaged.
-        """
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            blocks = {stack: tuple(n if n is None else int(n) for n in own) for stack, own in values["blocks"].items()}
-            return cls(blocks, {stack: int(depth) for stack, depth in values["depths"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is damaged ({error}); run bksdm adapt again") from error
+    def of_dict(cls, values: Mapping[str, Any]) -> "Places":
+        """Undo `to_dict`."""
+        blocks = {stack: tuple(n if n is None else int(n) for n in own) for stack, own in values["blocks"].items()}
+        return cls(blocks, {stack: int(depth) for stack, depth in values["depths"].items()})
 
 
 def inherited(pruning: Pruning, depths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -85,12 +74,13 @@ def with_those_that_went(kept: Sequence[int], places: Iterable[int]) -> tuple[in
 class StudentFluxControlNet(FluxControlNetModel):  # type: ignore[misc]
     """One that gives a residual for each block of a student; stock pipelines take it for one of theirs."""
 
-    places: Places | None = None
+    selection: Places | None = None
+    selects = Places.of_dict
 
     def forward(self, *given: Any, return_dict: bool = True, **more: Any) -> Any:
         """As that of `FluxControlNetModel`, with as many residuals as the student has blocks."""
         double, single = super().forward(*given, return_dict=False, **more)
-        if self.places is not None:
+        if self.selection is not None:
             again = self.input_hint_block is not None  # the pipeline goes over the residuals of such again and again
             double, single = self._spread(DOUBLE, double, again=again), self._spread(SINGLE, single, again=False)
         if not return_dict:
@@ -99,22 +89,23 @@ class StudentFluxControlNet(FluxControlNetModel):  # type: ignore[misc]
 
     def _spread(self, stack: str, residuals: Sequence[Tensor] | None, *, again: bool) -> list[Tensor] | None:
         """A residual for each block: that which diffusers adds after the teacher's."""
-        assert self.places is not None
+        assert self.selection is not None
         if residuals is None:
             return None
-        each = math.ceil(self.places.depths[stack] / len(residuals))
-        numbers = [number or 0 for number in self.places.blocks[stack]]
+        each = math.ceil(self.selection.depths[stack] / len(residuals))
+        numbers = [number or 0 for number in self.selection.blocks[stack]]
         return [residuals[number % len(residuals) if again else number // each] for number in numbers]
 
 
 class StudentZImageControlNet(ZImageControlNetModel):  # type: ignore[misc]
     """The same for Z-Image."""
 
-    places: Places | None = None
+    selection: Places | None = None
+    selects = Places.of_dict
 
     def forward(self, *given: Any, **more: Any) -> dict[int, Tensor]:
         """As that of `ZImageControlNetModel`, by the numbers of the student's blocks."""
         found: dict[int, Tensor] = super().forward(*given, **more)
-        if self.places is None:
+        if self.selection is None:
             return found
-        return {own: found[number] for own, number in enumerate(self.places.blocks[ONLY]) if number is not None}
+        return {own: found[number] for own, number in enumerate(self.selection.blocks[ONLY]) if number is not None}

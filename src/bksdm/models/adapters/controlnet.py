@@ -5,7 +5,6 @@ those, so that of the ControlNet's residuals it takes the ones of the layers tha
 for what it computes late depends on what it computes early.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +21,8 @@ from bksdm.common.errors import InputError, one_line
 from bksdm.families import skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
-from bksdm.models.adapters.block_controlnet import Places, StudentFluxControlNet, StudentZImageControlNet
-from bksdm.models.adapters.kinds import class_name, read_tensors
+from bksdm.models.adapters.block_controlnet import StudentFluxControlNet, StudentZImageControlNet
+from bksdm.models.adapters.kinds import class_name, read_choice, read_tensors
 from bksdm.models.pipelines import load_network
 
 SELECTION_FILE = "residuals.json"
@@ -66,23 +65,16 @@ class Selection:
         return {"skips": list(self.skips), "mid": self.mid, "taps": list(self.taps)}
 
     @classmethod
-    def read(cls, file: Path) -> "Selection":
-        """What `bksdm adapt` wrote.
-
-        Raises:
-            InputError: It is damaged.
-        """
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            return cls(tuple(map(int, values["skips"])), bool(values["mid"]), tuple(map(str, values["taps"])))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged ({error}); run bksdm adapt again") from error
+    def of_dict(cls, values: Mapping[str, Any]) -> "Selection":
+        """Undo `to_dict`."""
+        return cls(tuple(map(int, values["skips"])), bool(values["mid"]), tuple(map(str, values["taps"])))
 
 
 class StudentControlNet(ControlNetModel):  # type: ignore[misc]
     """A ControlNet that gives the residuals which a student takes; stock pipelines take it for one of theirs."""
 
     selection: Selection | None = None
+    selects = Selection.of_dict
 
     def forward(self, *given: Any, return_dict: bool = True, **more: Any) -> Any:
         """As that of `ControlNetModel`, with the residuals that are selected."""
@@ -160,7 +152,7 @@ def _hint_convolutions(tensors: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
     return [found[place] for place in sorted(found, key=lambda place: ends.get(place) or int(place))]
 
 
-_STUDENTS = {
+_STUDENTS: dict[str, Any] = {
     "ControlNetModel": StudentControlNet,
     "FluxControlNetModel": StudentFluxControlNet,
     "ZImageControlNetModel": StudentZImageControlNet,
@@ -182,8 +174,5 @@ def load_controlnet(folder: str | Path, dtype: torch.dtype = torch.float32) -> A
     kind = _STUDENTS[name]
     network = load_network(path, kind.__base__, dtype)
     network.__class__ = kind  # the same network, of which `forward` gives less
-    if file.is_file() and kind is StudentControlNet:
-        network.selection = Selection.read(file)
-    elif file.is_file():
-        network.places = Places.read(file)
+    network.selection = read_choice(file, kind.selects) if file.is_file() else None
     return network

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from bksdm.common.errors import InputError, one_line
 from bksdm.families import families_for
 from bksdm.models.parts import find_weights
 
+Choice = TypeVar("Choice")
 LORA, WORDS = "LoRA", "textual inversion"
 CONTROLNET, T2I_ADAPTER, IP_ADAPTER, MOTION = "ControlNet", "T2I-Adapter", "IP-Adapter", "motion module"
 _CHECKPOINT, _CONTROL_LORA = "whole checkpoint", "Control-LoRA"
@@ -137,6 +139,22 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not whole and not tensors[name].isfinite().all():
             raise InputError(f"adapter {file} is damaged: {name} has numbers that are not finite")
     return tensors, header
+
+
+def read_choice(file: Path, of: Callable[[Any], Choice]) -> Choice:
+    """What `bksdm adapt` wrote beside an adapter.
+
+    Arguments:
+        file: As JSON.
+        of: What makes it of the values.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        return of(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({error}); run bksdm adapt again") from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str]) -> None:

@@ -43,20 +43,25 @@ class Names:
 
     def joined(self, name: str) -> Joined | None:
         """What `Family.joined` knows of this name, with parts as `find` has them."""
-        prefix, part = next(pair for pair in self._prefixes if name.startswith(pair[0]))
-        found = self._joined.get(_flat(name.removeprefix(prefix))) if part in (None, self._denoiser) else None
+        part, flat = self._parted(name)
+        found = self._joined.get(flat) if part in (None, self._denoiser) else None
         return found and Joined(tuple(f"{self._denoiser}.{path}" for path in found.parts), found.turned)
 
     def find(self, name: str) -> str | None:
         """The layer as `unet.PATH` or, without `text_model.`, `text_encoder.PATH`; None where there is none."""
         for old, new in _OLDER:
             name = old.sub(new, name)
-        prefix, part = next(pair for pair in self._prefixes if name.startswith(pair[0]))
-        flat = _flat(name.removeprefix(prefix)).removeprefix(_flat(TEXT_PREFIX))
+        part, flat = self._parted(name)
+        flat = flat.removeprefix(_flat(TEXT_PREFIX))
         for known in self._paths if part is None else (part,):
             if path := self._paths.get(known, {}).get(flat):
                 return f"{known}.{path}"
         return None
+
+    def _parted(self, name: str) -> tuple[str | None, str]:
+        """The network that a name tells, if any, and the layer in it, without dots."""
+        prefix, part = next(pair for pair in self._prefixes if name.startswith(pair[0]))
+        return part, _flat(name.removeprefix(prefix))
 
 
 def prefixes(family: Family) -> list[tuple[str, str]]:
