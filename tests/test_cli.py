@@ -428,8 +428,9 @@ def test_sigterm_ends_with_143_and_only_while_a_verb_runs(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
-    command = f"{shlex.quote(sys.executable)} -m bksdm distill --print_config --teacher t | true"
+@pytest.mark.parametrize("words", ["distill --print_config --teacher t", "distill --help", "generate --print_config"])
+def test_a_reader_that_has_enough_is_no_error(words: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m bksdm {words} | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 128 + signal.SIGPIPE)
     assert "bksdm" not in done.stderr

@@ -78,7 +78,13 @@ def test_diffusers_loads_a_folder_with_it(model: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"guidance_scale": 2.5, "sigmas": [1.0]}', "has sigmas, which is not known here; it may have num_inference"),
+        ('{"guidance_scale": 2.5, "clip_skip": 1}', "has clip_skip, which is not known here; it may have num_"),
+        ('{"sigmas": [1.0, 0.5]}', "has sigmas, and models of Stable Diffusion 1.x or 2.x draw by timesteps; remove"),
+        ('{"num_inference_steps": 3, "sigmas": [1.0, 0.5]}', "has num_inference_steps 3 and 2 sigmas; write one"),
+        ('{"sigmas": [0.5, 1.0]}', "has sigmas [0.5, 1.0]; write them falling, one for each step"),
+        ('{"sigmas": []}', "has sigmas []; write them falling"),
+        ('{"sigmas": [1.0, 0.0]}', "has sigmas [1.0, 0.0]; write a list of numbers above 0, at most 1"),
+        ('{"sigmas": 1.0}', "has sigmas 1.0; write a list of numbers"),
         ('{"num_inference_steps": 0}', "has num_inference_steps 0; write a whole number of at least 1"),
         ('{"num_inference_steps": 2.5}', "has num_inference_steps 2.5; write a whole number of at least 1"),
         ('{"guidance_scale": "high"}', "has guidance_scale 'high'; write a number, 1 for none"),

@@ -15,6 +15,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
 from bksdm.distill.conditions import Conditions, repeated, without_caption
 from bksdm.distill.consistency import Consistency, few_step_scheduler
+from bksdm.distill.consistency_functions import ToPicture
 from bksdm.distill.few_steps import lcm
 from bksdm.distill.losses import pseudo_huber
 from bksdm.families.noise import NoiseSchedule
@@ -53,8 +54,7 @@ def objective(
         student.train(),
         teacher,
         conditions,
-        schedule,
-        few_step_scheduler(pipeline.scheduler, 50),
+        ToPicture(schedule, few_step_scheduler(pipeline.scheduler, 50)),
         without_caption(pipeline, conditions),
         guidance=guidance,
         average=average,
@@ -75,31 +75,35 @@ def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
 
 def test_the_grid_is_the_schedulers(pipeline: DiffusionPipeline) -> None:
     made = objective(pipeline)
-    made.scheduler.set_timesteps(50)
-    assert made.grid.tolist() == sorted(made.scheduler.timesteps.tolist())
+    scheduler = few_step_scheduler(pipeline.scheduler, 50)
+    scheduler.set_timesteps(50)
+    assert made.consistent.grid.tolist() == sorted(scheduler.timesteps.tolist())
 
 
 def test_without_noise_the_latents_stay_as_they_are(pipeline: DiffusionPipeline) -> None:
     latents, _, _ = random_inputs()
     answer = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(objective(pipeline).consistent(latents, torch.zeros(2).long(), answer), latents, atol=1e-6)
+    zeros = torch.zeros(2).long()
+    assert torch.allclose(objective(pipeline).consistent(latents, zeros, answer, zeros), latents, atol=1e-6)
 
 
 def test_late_timesteps_take_the_clean_latents_that_the_scheduler_takes(pipeline: DiffusionPipeline) -> None:
     made = objective(pipeline)
     latents, _, _ = random_inputs()
     answer = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
-    made.scheduler.set_timesteps(4)
-    timestep = made.scheduler.timesteps[1]
-    stepped = made.scheduler.step(answer, timestep, latents, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(made.consistent(latents, timestep.repeat(2), answer), stepped.denoised, rtol=1e-4, atol=1e-4)
+    scheduler = few_step_scheduler(pipeline.scheduler, 50)
+    scheduler.set_timesteps(4)
+    timestep = scheduler.timesteps[1]
+    stepped = scheduler.step(answer, timestep, latents, generator=torch.Generator().manual_seed(0))
+    got = made.consistent(latents, timestep.repeat(2), answer, torch.zeros(2).long())
+    assert torch.allclose(got, stepped.denoised, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 1, 30, 49])
 def test_the_teachers_step_is_that_of_ddim_under_guidance(pipeline: DiffusionPipeline, index: int) -> None:
     made = objective(pipeline, guidance=3.0)
     latents, told = random_inputs()[0], random_told(made.teacher.config)
-    timestep = made.grid[index]
+    timestep = made.consistent.grid[index]
     earlier, before = made.solve(latents, timestep.repeat(2), told)
 
     empty = told | repeated(without_caption(pipeline, made.conditions), 2)
@@ -123,13 +127,14 @@ def test_the_loss_is_the_distance_to_the_averaged_student_one_timestep_earlier(
     draws, given = Draws(0, "test"), batch(made)
     loss = made(given, Draws(0, "test"))["loss"]
 
-    noisy = made.noise_schedule.corrupt(made.conditions.latents(given, draws), draws, made.grid)
+    f, latents = made.consistent, made.conditions.latents(given, draws)
+    noisy = f.noise_schedule.corrupt(latents, draws, f.grid)
     with torch.no_grad():
         told = made.conditions.told(given)
         earlier, before = made.solve(noisy.latents, noisy.timesteps, told)
-        target = made.consistent(earlier, before, asked(other, earlier, before, told))
+        target = f(earlier, before, asked(other, earlier, before, told), torch.zeros_like(before))
         answer = asked(made.student, noisy.latents, noisy.timesteps, told)
-        got = made.consistent(noisy.latents, noisy.timesteps, answer)
+        got = f(noisy.latents, noisy.timesteps, answer, torch.zeros_like(before))
     assert loss.item() == pytest.approx(float(((got - target) ** 2 + 1e-6).sqrt().mean() - 1e-3), rel=1e-4)
 
 
@@ -209,7 +214,7 @@ def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) 
     assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-00000000.png", "step-00000004.png"]
     assert read_recipe(finished / "student").name == "small"
     card = (finished / "student" / "README.md").read_text()
-    assert 'pipeline("...", num_inference_steps=4, guidance_scale=1.0)' in card
+    assert 'pipeline(prompt="...", num_inference_steps=4, guidance_scale=1.0)' in card
     assert "- guidance: 7.5" in card
 
 

@@ -40,6 +40,7 @@ from tiny_flow import (
     build_flux2_dev_pipeline,
     build_z_pipeline,
     draw,
+    inputs,
     stacks,
 )
 from verbs import Run
@@ -269,17 +270,6 @@ def test_a_student_is_a_teacher(done: Run, flow_folder: Path, tmp_path: Path) ->
 
 
 # What it answers, and draws
-
-
-def inputs(pipeline: DiffusionPipeline) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Latents, timesteps and conditions of two captions of different lengths."""
-    family = family_of_pipeline(pipeline)
-    channels = family.latent_channels(pipeline.transformer.config)
-    side = pipeline.transformer.config.get("_sample_size", 8)
-    latents = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
-    tokenize = tokenizing(pipeline)
-    told = Conditions.of(pipeline).embedded(torch.stack([tokenize("red"), tokenize("a green car on a hill")]))
-    return latents, torch.tensor([700.0, 100.0]), told
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from tokenizers import pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
@@ -36,6 +36,9 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from bksdm.distill.conditions import Conditions
+from bksdm.families import family_of_pipeline
+from bksdm.models.pipelines import tokenizing
 from tiny_models import CAPTIONS, CONTEXT, PICTURE, build_text_encoder, build_tokenizer
 
 FLOW_TOKENS = 64  # of a caption: as many as the longest chat needs, and fewer than the 512 that pipelines ask for
@@ -322,3 +325,14 @@ def _byte_pairs(special: Iterable[str], words: Iterable[str]) -> dict[str, Any]:
     merges = dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word)))
     tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
     return {"vocab": {token: index for index, token in enumerate(tokens)}, "merges": list(merges)}
+
+
+def inputs(pipeline: DiffusionPipeline) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Latents, timesteps and conditions of two captions of different lengths."""
+    family = family_of_pipeline(pipeline)
+    channels = family.latent_channels(pipeline.transformer.config)
+    side = pipeline.transformer.config.get("_sample_size", 8)
+    latents = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
+    tokenize = tokenizing(pipeline)
+    told = Conditions.of(pipeline).embedded(torch.stack([tokenize("red"), tokenize("a green car on a hill")]))
+    return latents, torch.tensor([700.0, 100.0]), told

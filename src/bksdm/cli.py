@@ -190,9 +190,10 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     try:
-        code = _run(given)
-        sys.stdout.flush()
-        sys.exit(code)
+        try:
+            sys.exit(_run(given))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

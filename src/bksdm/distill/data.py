@@ -18,7 +18,16 @@ from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
 from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.recipe import Config
-from bksdm.models.pipelines import caption_length, config_size, denoiser, network_digest, text_encoders, tokenizing
+from bksdm.models.pipelines import (
+    caption_length,
+    config_size,
+    denoiser,
+    image_size,
+    network_digest,
+    pixels_a_side,
+    text_encoders,
+    tokenizing,
+)
 
 Fields = dict[str, tuple[int, ...]]  # what a sample holds, and the shape of each
 
@@ -169,6 +178,14 @@ def _check_not_flagged(source: Source, data: str) -> None:
             f"{len(flagged)} of {len(source.pictures)} pictures of {data} were made black by a model's safety checker "
             f"({listed(flagged)}), and show nothing; take them and their captions away"
         )
+
+
+def latent_sides(teacher: DiffusionPipeline, data: str, resolution: int | None) -> tuple[int, int]:
+    """Height and width of the latents that a run learns from; the arguments are those of `open_data`."""
+    size = read_prepared(Path(data)).resolution if is_prepared(data) else resolution
+    height, width = sides(size) if size else image_size(teacher)
+    factor = pixels_a_side(teacher)
+    return height // factor, width // factor
 
 
 @dataclass(frozen=True)

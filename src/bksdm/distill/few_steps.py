@@ -3,16 +3,20 @@
 import dataclasses
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 
 from bksdm.common.errors import InputError
 from bksdm.distill.conditions import without_caption
-from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler
+from bksdm.distill.consistency import Consistency, Distance, few_step_scheduler, unmoving_scheduler
+from bksdm.distill.consistency_functions import ConsistencyFunction, ToPhaseEnd, ToPicture, phase_ends
+from bksdm.distill.data import latent_sides
 from bksdm.distill.follow import check_training
 from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import check_ready, denoiser, drawing
+from bksdm.families.flow import FlowSchedule
+from bksdm.models.pipelines import check_ready, denoiser, drawing, family_of_model, load_denoiser_config
 from bksdm.options import LcmOptions
 from bksdm.pruning.run import with_denoiser
 from bksdm.runtime.defaults import Defaults
@@ -40,8 +44,8 @@ def lcm(options: LcmOptions) -> Path:
     """Teach a student to draw in few steps; the same options again go on where the run stopped.
 
     Returns:
-        The folder of the student, `OUT/student`, which has an `LCMScheduler` and says that it draws in `sample_steps`
-        steps without guidance.
+        The folder of the student, `OUT/student`, which says that it draws in `sample_steps` steps without guidance. It
+        has an `LCMScheduler`, or in flow matching the list of noise levels that it was taught.
 
     Raises:
         InputError: An option, the models or the data are unfit; see the message.
@@ -55,7 +59,7 @@ def lcm(options: LcmOptions) -> Path:
 
 
 def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
-    few = Defaults(options.sample_steps, guidance=1.0)
+    few = _drawing(options)
     return Lesson(
         "lcm",
         objective=lambda parts: _objective(options, parts, how.guidance),
@@ -71,31 +75,53 @@ def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
     )
 
 
+def _drawing(options: LcmOptions) -> Defaults:
+    """How the student draws."""
+    family, steps = family_of_model(options.teacher), options.sample_steps
+    taught = family.taught_guidance(load_denoiser_config(options.teacher))
+    ends = phase_ends(options.solver_steps, steps)
+    levels = tuple(end / options.solver_steps for end in reversed(ends[1:])) if family.by_flow else None
+    return Defaults(steps, family.usual.guidance if taught else family.unguided, levels)
+
+
 def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistency:
     pair, ema = parts.pair, parts.state.ema
-    conditions = pair.conditions
+    conditions, teacher = pair.conditions, denoiser(pair.teacher)
     return Consistency(
         pair.student,
-        denoiser(pair.teacher),
+        teacher,
         conditions,
-        pair.schedule(),
-        few_step_scheduler(pair.teacher.scheduler, options.solver_steps),
+        _consistency_function(options, pair),
         without_caption(pair.teacher, conditions),
-        guidance=guidance,
+        guidance=pair.family.second_call(teacher.config, guidance),
         average=ema.average if ema else None,
         replica=parts.replica,
         distance=_DISTANCES[options.loss],
     )
 
 
+def _consistency_function(options: LcmOptions, pair: Pair) -> ConsistencyFunction:
+    schedule = pair.schedule()
+    if isinstance(schedule, FlowSchedule):
+        size = latent_sides(pair.teacher, options.data, options.resolution)
+        ends = torch.tensor(phase_ends(options.solver_steps, options.sample_steps))
+        return ToPhaseEnd(schedule, schedule.grid(options.solver_steps, *size), ends)
+    return ToPicture(schedule, few_step_scheduler(pair.teacher.scheduler, options.solver_steps))
+
+
 def _pipeline(options: LcmOptions, pair: Pair) -> DiffusionPipeline:
-    pipeline = with_denoiser(pair.teacher, pair.student)
-    pipeline.scheduler = few_step_scheduler(pair.teacher.scheduler, options.solver_steps)
+    pipeline, schedule = with_denoiser(pair.teacher, pair.student), pair.schedule()
+    if isinstance(schedule, FlowSchedule):
+        shift = schedule.shift(*latent_sides(pair.teacher, options.data, options.resolution))
+        pipeline.scheduler = unmoving_scheduler(pair.teacher.scheduler, shift)
+    else:
+        pipeline.scheduler = few_step_scheduler(pair.teacher.scheduler, options.solver_steps)
     return pipeline
 
 
 def _check_solver(options: LcmOptions, pair: Pair) -> None:
-    few_step_scheduler(pair.teacher.scheduler, options.solver_steps)  # says where they do not divide
+    if not pair.family.by_flow:
+        few_step_scheduler(pair.teacher.scheduler, options.solver_steps)  # says where they do not divide
 
 
 def _check(options: LcmOptions, how: Defaults) -> None:
@@ -107,5 +133,11 @@ def _check(options: LcmOptions, how: Defaults) -> None:
         raise InputError(
             f"sample_steps is {options.sample_steps}; give at most {options.solver_steps}, as solver_steps"
         )
-    if not how.guidance >= 1:
-        raise InputError(f"guidance is {how.guidance}; give 1 for none, or more")
+    family = family_of_model(options.teacher)
+    if family.taught_guidance(load_denoiser_config(options.teacher)) and how.guidance != family.usual.guidance:
+        raise InputError(
+            f"guidance is {how.guidance}, and models of {family.name} learn by being told {family.usual.guidance:g}; "
+            f"give --guidance {family.usual.guidance:g}"
+        )
+    if not how.guidance >= family.unguided:
+        raise InputError(f"guidance is {how.guidance}; give {family.unguided:g} for none, or more")

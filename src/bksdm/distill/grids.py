@@ -59,5 +59,5 @@ class SampleGrids:
             torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew
             torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32),
         ):
-            batches = sample(pipeline, self._requests, steps=drawing.steps, guidance=drawing.guidance)
+            batches = sample(pipeline, self._requests, **drawing.to_dict())
             return [picture for batch in batches for picture in batch]

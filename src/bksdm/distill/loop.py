@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,15 @@ def replicate(model: nn.Module) -> nn.Module:
     """A wrapper around `model` that averages its gradients over the processes; the model itself where there is one."""
     if processes().count == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return _Replica(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _Replica(DistributedDataParallel):
+    """One whose config can be asked for, as of any network of diffusers."""
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
 
 
 def _exchange(replica: nn.Module | None, now: bool) -> AbstractContextManager[None]:

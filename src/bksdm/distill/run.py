@@ -20,7 +20,7 @@ from bksdm.distill.pair import Pair, changes_captions
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, teach
-from bksdm.models.pipelines import check_ready, denoiser, drawing_defaults, load_denoiser_config, tokenizing
+from bksdm.models.pipelines import check_ready, denoiser, drawing, drawing_defaults, load_denoiser_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import checked_pruning, with_denoiser
 from bksdm.runtime.defaults import Defaults
@@ -71,7 +71,7 @@ def distill(options: DistillOptions) -> Path:
     check_ready("distill", options.teacher, options=dataclasses.asdict(options))
     _check(options)
     own = drawing_defaults(options.teacher)
-    how = (own or Defaults()).chosen(None, options.sample_guidance)
+    how = drawing(options.teacher, guidance=options.sample_guidance)
     options = dataclasses.replace(options, sample_guidance=how.guidance)
     return teach(options, _lesson(options, how, own))
 

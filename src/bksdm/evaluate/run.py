@@ -298,7 +298,7 @@ def _write(
 
 def _way(source: Drawn | Finished) -> dict[str, Any]:
     """The steps and guidance of a model that draws."""
-    return dataclasses.asdict(source.how) if isinstance(source, Drawn) else {}
+    return source.how.to_dict() if isinstance(source, Drawn) else {}
 
 
 def _plain(name: str, source: Drawn | Finished, seen: Blocks) -> list[str]:

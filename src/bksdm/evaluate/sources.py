@@ -101,8 +101,9 @@ class Drawn:
 
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
-        how = dataclasses.asdict(self.how) | dataclasses.asdict(self.sampling)
-        drawn = [how[name] for name in ("steps", "guidance", "scheduler", "precision")]
+        how = self.how.to_dict() | dataclasses.asdict(self.sampling)
+        names = ("steps", "guidance", "scheduler", "precision", *(["sigmas"] if self.how.sigmas else []))
+        drawn = [how[name] for name in names]
         asked = [[request.prompt, request.seed] for request in self.requests]
         decoder = [decoder_fingerprint(how["decoder"])] if how["decoder"] else []  # digests of those without stay
         self.digest = digest([self.model, fingerprint(self.model), drawn, asked, *decoder])
@@ -118,6 +119,7 @@ class Drawn:
             [self.requests[number] for number in numbers],
             steps=how.steps,
             guidance=how.guidance,
+            sigmas=how.sigmas,
             batch_size=self.sampling.batch_size,
             height=height,
             width=width,
@@ -127,7 +129,7 @@ class Drawn:
             if number in self.kept:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 request = self.requests[number]
-                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model} | dataclasses.asdict(how)
+                about = {"prompt": request.prompt, "seed": request.seed, "model": self.model} | how.to_dict()
                 save_picture(picture, self.path(number), about, scheduler_config(pipeline.scheduler))
         return [prepare_generated(picture) for picture in made] if preparation == PAPER else made
 

@@ -4,7 +4,7 @@ Nothing outside `families/` asks which family it is. A new one is a package here
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.units import Names, Removals, Unit
+from bksdm.runtime.defaults import Defaults
 
 Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
 Shapes = dict[str, tuple[int, ...]]
@@ -31,7 +32,7 @@ _FEW_STEPS = (
     "such a teacher knows a few timesteps only, and a student learns at all of them; the model that it was made from "
     "teaches more"
 )
-Denoiser = Callable[..., Any]  # the network, or what is called in its place
+Denoiser = Any  # the network, or what is called in its place and has its config
 
 
 def few_steps(why: str, mend: str) -> str:
@@ -108,6 +109,8 @@ class Family(ABC):
         unready: Verbs that it does not go through yet, and options of others, such as "--lora".
         patch: Latents of its VAE to a side of one of its own.
         unguided: The guidance scale up to which there is none.
+        usual: How its pictures are drawn where no model of it says.
+        by_flow: Whether it learnt by flow matching.
         usual_tokens: Of a caption, where no text encoder says.
     """
 
@@ -139,6 +142,8 @@ class Family(ABC):
     unready: ClassVar[frozenset[str]] = frozenset()
     patch: ClassVar[int] = 1
     unguided: ClassVar[float] = 1.0
+    usual: ClassVar[Defaults] = Defaults()
+    by_flow: ClassVar[bool] = False
     usual_tokens: ClassVar[int] = 77
 
     # Is it mine?
@@ -281,6 +286,14 @@ class Family(ABC):
     def call(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
         """How a pipeline is told of guidance, and of what to keep away from."""
         return {"guidance_scale": guidance, "negative_prompt": negative}
+
+    def taught_guidance(self, config: Config) -> bool:  # noqa: ARG002
+        """Whether a denoiser with this config is told of guidance, and needs no second call for it."""
+        return False
+
+    def second_call(self, config: Config, guidance: float) -> float:
+        r"""The g of $\epsilon_\emptyset + g\,(\epsilon_c - \epsilon_\emptyset)$ in its pipelines, by their scale."""
+        return 1.0 if self.taught_guidance(config) or guidance <= self.unguided else 1.0 + guidance - self.unguided
 
     def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> ForwardProcess:
         """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""

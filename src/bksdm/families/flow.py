@@ -10,6 +10,7 @@ Levels are drawn evenly, or as $1 / (1 + e^{-u})$ for a standard normal u, more 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bksdm.common.randomness import Draws
@@ -37,8 +38,11 @@ class FlowSchedule:
         """s of each of B latents, with shape (B,)."""
         count = len(latents)
         drawn = draws.normal((count,)).sigmoid() if self.logit_normal else (draws.integers(_T, count) + 1.0) / _T
-        k = self.shift(*latents.shape[2:])
-        return k * drawn / (1 + (k - 1) * drawn)
+        return _shifted(drawn, self.shift(*latents.shape[2:]))
+
+    def grid(self, count: int, height: int, width: int) -> Tensor:
+        """0, then `count` timesteps up to 1000, even before they are shifted for latents of this height and width."""
+        return _T * _shifted(torch.arange(count + 1, dtype=torch.float64) / count, self.shift(height, width)).float()
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at levels drawn for them, or at timesteps drawn evenly of `grid`, (G,)."""
@@ -56,6 +60,10 @@ class FlowSchedule:
         """Latents at `timesteps`, with shape (B,), of clean latents and noise, each with shape (B, C, H, W)."""
         level = _level(timesteps, clean)
         return (1 - level) * clean + level * noise
+
+
+def _shifted(levels: Tensor, k: float) -> Tensor:
+    return k * levels / (1 + (k - 1) * levels)
 
 
 def _level(timesteps: Tensor, like: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from bksdm.models.adapters.lora_files import lora_fingerprint
 from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.pipelines import check_ready, drawing, family_of_model, fingerprint
 from bksdm.options import GenerateOptions
+from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
 
 _MAY_CHANGE = ("json", "batch_size", "device")
@@ -56,6 +57,7 @@ def generate(options: GenerateOptions) -> list[Path]:
         "prompts_content": digest([one.request.prompt for one in asked]),
         "image_content": files_digest([Path(options.image)]) if options.image else None,
         "mask_content": files_digest([Path(options.mask)]) if options.mask else None,
+        **_levels(how),
     }
     out, settings = Path(options.out), dataclasses.asdict(options) | content
     check_free(out, "generate", settings, _MAY_CHANGE)
@@ -84,7 +86,7 @@ def generate(options: GenerateOptions) -> list[Path]:
             open_run(out, "generate", settings, _MAY_CHANGE, chosen)
         group.wait()
         with bar(len(asked), "pictures", len(asked) - len(missing)) as progress:
-            _draw(options, drawer, asked, paths, group.share(missing), image, mask, progress, group.count)
+            _draw(options, how, drawer, asked, paths, group.share(missing), image, mask, progress, group.count)
         group.wait()
     if group.main:
         flagged = {path for path in paths if was_flagged(path)}
@@ -112,8 +114,14 @@ def _asked(options: GenerateOptions) -> list[_Asked]:
     return [_Asked(request, strength) for request in _requests(options) for strength in strengths]
 
 
+def _levels(how: Defaults) -> dict[str, list[float]]:
+    """The noise levels of a model that has its own."""
+    return {} if how.sigmas is None else {"sigmas": list(how.sigmas)}
+
+
 def _draw(
     options: GenerateOptions,
+    how: Defaults,
     drawer: Drawer,
     asked: Sequence[_Asked],
     paths: Sequence[Path],
@@ -135,14 +143,15 @@ def _draw(
         pending = iter(own)
         for pictures in drawer.sample(
             [asked[number].request for number in own],
-            steps=options.steps,
-            guidance=options.guidance,
+            steps=how.steps,
+            guidance=how.guidance,
             batch_size=options.batch_size,
             negative_prompt=options.negative_prompt,
             height=height,
             width=width,
             strength=options.strength if strength is None else strength,
             **begin,
+            **_levels(how),
         ):
             for picture in pictures:
                 number = next(pending)

@@ -46,6 +46,7 @@ def sample(
     image: Image.Image | None = None,
     strength: float = 0.8,
     mask: Image.Image | None = None,
+    sigmas: Sequence[float] | None = None,
     stepped: Callable[[], None] | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Yield the pictures of `requests`, a batch at a time, in order.
@@ -67,6 +68,7 @@ def sample(
         mask: Of the size of `image`: where it is white, the picture is painted anew, and elsewhere it stays to the
             last bit. By U-Nets that take mask and picture beside the latents, and by any other, whose latents outside
             are put back after every step.
+        sigmas: Of flow matching: the noise level that each of the steps begins at, before the scheduler shifts it.
         stepped: Called after every denoising step of a batch.
 
     Raises:
@@ -75,7 +77,7 @@ def sample(
     run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
     own_height, own_width = image_size(pipeline)  # which pipelines take for a square's side where they are not told
-    for asked in _batches(pipeline, requests, steps, guidance, batch_size, negative_prompt):
+    for asked in _batches(pipeline, requests, steps, guidance, batch_size, negative_prompt, sigmas):
         count, arguments = len(asked["prompt"]), dict(asked)
         if image:
             arguments |= {"image": [image] * count, "strength": strength}
@@ -135,11 +137,12 @@ def sample_latents(
     steps: int = 25,
     guidance: float = 7.5,
     batch_size: int = 4,
+    sigmas: Sequence[float] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the final latents with shape (B, C, h, w) of `requests`, of which `decode` makes what `sample` gives."""
     pipeline.set_progress_bar_config(disable=True)
     height, width = image_size(pipeline)
-    for arguments in _batches(pipeline, requests, steps, guidance, batch_size):
+    for arguments in _batches(pipeline, requests, steps, guidance, batch_size, sigmas=sigmas):
         yield pipeline(**arguments, height=height, width=width, output_type="latent").images
 
 
@@ -214,9 +217,12 @@ def _batches(
     guidance: float,
     batch_size: int,
     negative_prompt: str | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Arguments of the pipeline, a batch at a time."""
     family = family_of_pipeline(pipeline)
+    takes = sigmas is not None and "sigmas" in signature(pipeline.scheduler.set_timesteps).parameters
+    levels = {"sigmas": list(sigmas)} if sigmas is not None and takes else {}
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         # An empty one is as good as none, which some pipelines tell otherwise.
@@ -225,6 +231,7 @@ def _batches(
             "prompt": [request.prompt for request in batch],
             "generator": [torch.Generator().manual_seed(request.seed) for request in batch],
             "num_inference_steps": steps,
+            **levels,
             **family.call(guidance, negative),
         }
 

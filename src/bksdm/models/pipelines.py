@@ -250,14 +250,19 @@ def drawing_defaults(model: str | Path) -> Defaults | None:
             return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent)
         except (*HUB_ERRORS, OSError) as error:
             if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
-                _say_unknown(str(model), type(error).__name__)
+                _say_unknown(str(model), type(error).__name__, _usual(model))
             return None
-    return read_defaults(path) if path.is_dir() else load_contents(path).sampling
+    own = read_defaults(path) if path.is_dir() else load_contents(path).sampling
+    if own and own.sigmas is not None and not family_of_model(model).by_flow:
+        raise InputError(
+            f"{path / SAMPLING_FILE} has sigmas, and models of {family_of_model(model).name} draw by timesteps; remove "
+            f"them from it"
+        )
+    return own
 
 
 @functools.cache  # so that it is said once
-def _say_unknown(model: str, reason: str) -> None:
-    usual = Defaults()
+def _say_unknown(model: str, reason: str, usual: Defaults) -> None:
     say(
         f"whether {model} has a {SAMPLING_FILE} could not be asked ({reason}); it draws in {usual.steps} "
         f"steps with guidance {usual.guidance:g} unless --steps and --guidance say otherwise"
@@ -265,12 +270,20 @@ def _say_unknown(model: str, reason: str) -> None:
 
 
 def drawing(model: str | Path, steps: int | None = None, guidance: float | None = None) -> Defaults:
-    """How MODEL draws: as is asked for, else as it draws best, else as usual.
+    """How MODEL draws: as is asked for, else as it draws best, else as is usual for its family.
 
     Raises:
         InputError: As `drawing_defaults` does.
     """
-    return (drawing_defaults(model) or Defaults()).chosen(steps, guidance)
+    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance)
+
+
+def _usual(model: str | Path) -> Defaults:
+    """How models of the same family are drawn; what is none says so where it is loaded."""
+    try:
+        return family_of_model(model).usual
+    except InputError:
+        return Defaults()
 
 
 def drawings(models: Mapping[str, str], steps: int | None, guidance: float | None) -> dict[str, Defaults]:

@@ -37,7 +37,7 @@ class DistillOptions(StudentTraining):
         caption_pool: File with one caption a line for random_conditioning; captions of the data by default.
         ema_decay: Decay of the averaged weights, which become the student; 0 for none.
         compile_teacher: Compile the teacher first, which takes minutes, and check it against itself.
-        sample_guidance: Guidance scale of the sample grids; the teacher's own by default, else 7.5.
+        sample_guidance: Guidance scale of the sample grids; the teacher's own by default, else its family's usual.
         plan: Start nothing; foresee memory, work, time and passes over the data.
         peak_tflops: Peak of the device in TFLOP/s, for a plan that measures nothing.
     """
@@ -72,7 +72,7 @@ class DistillOptions(StudentTraining):
 @own_first
 @dataclass(frozen=True)
 class LcmOptions(StudentTraining):
-    """Teach a retrained student to draw in few steps: latent-consistency distillation.
+    """Teach a retrained student to draw in few steps: consistency distillation.
 
     Attributes:
         teacher: Folder, .safetensors file, Hub id, or 'emoji'.
@@ -80,13 +80,14 @@ class LcmOptions(StudentTraining):
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
-        solver_steps: Timesteps of the teacher's solver (DDIM), of which the student's are chosen later.
+        solver_steps: Timesteps of the teacher's solver (DDIM, or Euler's in flow matching).
         guidance: Guidance scale of the teacher, which the student learns and then draws without; 1 for none. The
-            teacher's own by default, else 7.5.
+            teacher's own by default, else its family's usual.
         loss: Distance to the target, a pseudo-Huber or the mean square.
         lr: Learning rate.
         ema_decay: Decay of the averaged weights, which give the target and become the student; 0 for none.
-        sample_steps: Denoising steps of the student in the sample grids, and its own from then on.
+        sample_steps: Denoising steps of the student in the sample grids, and its own from then on. In flow matching it
+            is taught for that many: their noise levels are kept in its folder.
     """
 
     teacher: str

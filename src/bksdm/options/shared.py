@@ -42,8 +42,9 @@ class Drawing(Computing):
     """What a verb that draws takes.
 
     Attributes:
-        steps: Denoising steps; each model's own by default, else 25.
-        guidance: Guidance scale, 1 for none; each model's own by default, else 7.5.
+        steps: Denoising steps; each model's own by default, else its family's usual: 25 for Stable Diffusion.
+        guidance: Guidance scale, 1 for none; each model's own by default, else its family's usual: 7.5 for Stable
+            Diffusion.
     """
 
     steps: int | None = None

@@ -1,7 +1,6 @@
 """`python -m bksdm.runtime FOLDER --prompt TEXT --out FILE.png`: one picture from an exported folder."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def _make(options: argparse.Namespace) -> None:
         on_step=_show if sys.stderr.isatty() else None,
     )
     names = ["prompt", "seed", "negative_prompt", *(["image", "strength"] if options.image else [])]
-    about = {name: getattr(options, name) for name in names} | dataclasses.asdict(how) | {"model": options.folder}
+    about = {name: getattr(options, name) for name in names} | how.to_dict() | {"model": options.folder}
     height, width, _ = pictures[0].shape
     _write(out, encode(pictures[0], texts(about, pipeline.scheduler, (width, height))))
     print(out)

@@ -4,19 +4,25 @@ The file holds arguments that diffusers' pipelines are called with, so that `pip
 with them:
 
     {"num_inference_steps": 25, "guidance_scale": 2.5}
+
+A model of flow matching that learnt to draw in few steps has its list of noise levels too, as it is before the
+scheduler shifts it; every step begins at one of them:
+
+    {"num_inference_steps": 4, "guidance_scale": 0.0, "sigmas": [1.0, 0.75, 0.5, 0.25]}
 """
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bksdm.common.errors import InputError
 
 SAMPLING_FILE = "sampling.json"
-_STEPS, _GUIDANCE = "num_inference_steps", "guidance_scale"
+_STEPS, _GUIDANCE, _SIGMAS = "num_inference_steps", "guidance_scale", "sigmas"
 
 
 @dataclass(frozen=True)
@@ -26,10 +32,13 @@ class Defaults:
     Attributes:
         steps: Denoising steps.
         guidance: Guidance scale; 1 for none.
+        sigmas: The noise level that each step begins at, in (0, 1] and falling; None for those of pipeline and
+            scheduler.
     """
 
     steps: int = 25
     guidance: float = 7.5
+    sigmas: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: object) -> "Defaults":
@@ -42,27 +51,54 @@ class Defaults:
         Raises:
             InputError: A key or its value means nothing here.
         """
-        unknown = sorted(values.keys() - {_STEPS, _GUIDANCE})
+        unknown = sorted(values.keys() - {_STEPS, _GUIDANCE, _SIGMAS})
         if unknown:
-            raise InputError(f"{source} has {unknown[0]}, which is not known here; it may have {_STEPS}, {_GUIDANCE}")
-        steps, guidance = values.get(_STEPS, cls.steps), values.get(_GUIDANCE, cls.guidance)
+            known = ", ".join((_STEPS, _GUIDANCE, _SIGMAS))
+            raise InputError(f"{source} has {unknown[0]}, which is not known here; it may have {known}")
+        sigmas = _levels(values[_SIGMAS], source) if _SIGMAS in values else None
+        steps = values.get(_STEPS, cls.steps if sigmas is None else len(sigmas))
+        guidance = values.get(_GUIDANCE, cls.guidance)
         if type(steps) is not int or steps < 1:
             raise InputError(f"{source} has {_STEPS} {steps!r}; write a whole number of at least 1")
+        if sigmas is not None and len(sigmas) != steps:
+            raise InputError(f"{source} has {_STEPS} {steps} and {len(sigmas)} {_SIGMAS}; write one for each step")
         if type(guidance) not in (int, float) or not 0 <= guidance < math.inf:
             raise InputError(f"{source} has {_GUIDANCE} {guidance!r}; write a number, 1 for none")
-        return cls(steps, float(guidance))
+        return cls(steps, float(guidance), sigmas)
+
+    def arguments(self) -> dict[str, Any]:
+        """What a pipeline of diffusers is called with."""
+        levels = {} if self.sigmas is None else {_SIGMAS: list(self.sigmas)}
+        return {_STEPS: self.steps, _GUIDANCE: self.guidance, **levels}
+
+    def to_dict(self) -> dict[str, Any]:
+        """By the names used here."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def text(self) -> str:
         """What the file holds."""
-        return json.dumps({_STEPS: self.steps, _GUIDANCE: self.guidance}, indent=2) + "\n"
+        return json.dumps(self.arguments(), indent=2) + "\n"
 
     def call(self) -> str:
         """What a call of the pipeline needs besides the prompt, as Python."""
-        return f", {_STEPS}={self.steps}, {_GUIDANCE}={self.guidance}"
+        return "".join(f", {name}={value}" for name, value in self.arguments().items())
 
     def chosen(self, steps: int | None, guidance: float | None) -> "Defaults":
-        """With what was asked for in their place."""
-        return Defaults(self.steps if steps is None else steps, self.guidance if guidance is None else guidance)
+        """With what was asked for in their place; noise levels are for as many steps as they are."""
+        return Defaults(
+            self.steps if steps is None else steps,
+            self.guidance if guidance is None else guidance,
+            self.sigmas if steps in (None, self.steps) else None,
+        )
+
+
+def _levels(given: Any, source: object) -> tuple[float, ...]:
+    """Noise levels as a file has them."""
+    if not isinstance(given, list) or not all(type(level) in (int, float) and 0 < level <= 1 for level in given):
+        raise InputError(f"{source} has {_SIGMAS} {given!r}; write a list of numbers above 0, at most 1")
+    if not given or any(level <= after for level, after in pairwise(given)):
+        raise InputError(f"{source} has {_SIGMAS} {given!r}; write them falling, one for each step")
+    return tuple(float(level) for level in given)
 
 
 def as_files(own: Defaults | None) -> dict[str, str]:

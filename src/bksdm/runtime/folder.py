@@ -5,7 +5,7 @@ from typing import Any
 
 from bksdm.common.errors import InputError
 from bksdm.runtime.conditions import Conditions
-from bksdm.runtime.defaults import Defaults, read_defaults
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.files import read_json
 from bksdm.runtime.folder_networks import FolderNetworks
 from bksdm.runtime.onnx_networks import OnnxNetworks
@@ -91,8 +91,15 @@ def _pipeline(path: Path, networks: FolderNetworks, about: dict[str, Any], sched
         height=size[0],
         width=size[1],
         fixed=about.get("height") is not None,
-        defaults=read_defaults(path) or Defaults(),
+        defaults=_defaults(path),
     )
+
+
+def _defaults(path: Path) -> Defaults:
+    found = read_defaults(path) or Defaults()
+    if found.sigmas is not None:
+        raise InputError(f"{path} draws by timesteps and takes no sigmas; remove them from {SAMPLING_FILE}")
+    return found
 
 
 def _format_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from bksdm.families.family import Denoiser, Shapes, Told, few_steps
 from bksdm.families.recipe import Config
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
+from bksdm.runtime.defaults import Defaults
 
 _CLIP_TOKENS = 77
 
@@ -30,7 +31,7 @@ class Flux(TwoStacks):
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "T5EncoderModel",
     }
-    usual_guidance = 3.5
+    usual = Defaults(28, 3.5)
     signs = ("pooled_projection_dim", "num_single_layers")
     inputs = ("in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim", "guidance_embeds")
     encoders = ("text_encoder", "text_encoder_2")
@@ -98,6 +99,10 @@ class Flux(TwoStacks):
             "the teacher is told of no guidance, as few-step models are not (schnell)",
             "pictures of this one want --guidance 0 and --steps 1 to 4",
         )
+
+    def second_call(self, config: Config, guidance: float) -> float:  # noqa: ARG002
+        """Its pipeline makes none, whatever it was taught."""
+        return 1.0
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         whole = self._structure.whole(config)

@@ -14,6 +14,7 @@ from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
 from bksdm.families.stack.texts import chat, hidden_states, marked
+from bksdm.runtime.defaults import Defaults
 
 _USUAL_STEPS = 50
 
@@ -31,7 +32,7 @@ class Flux2(TwoStacks):
         "vae": "AutoencoderKLFlux2",
         "text_encoder": "Mistral3ForConditionalGeneration",
     }
-    usual_guidance = 4.0
+    usual = Defaults(_USUAL_STEPS, 4.0)
     signs = ("timestep_guidance_channels",)
     inputs = ("in_channels", "out_channels", "joint_attention_dim", "guidance_embeds")
     encoders = ("text_encoder",)

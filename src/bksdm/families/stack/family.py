@@ -37,7 +37,7 @@ class StackFamily(Family):
     denoiser = "transformer"
     noun = "transformer"
     unready = frozenset(
-        {"lcm", "personalize", "export", "benchmark", "demo", "decoder"}
+        {"personalize", "export", "benchmark", "demo", "decoder"}
         | {"--image", "--mask", "--decoder", "--guided_output"}
     )
     projections = {}  # noqa: RUF012
@@ -48,6 +48,7 @@ class StackFamily(Family):
     }
     lora_names = "diffusers"
     words = ()
+    by_flow = True
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)

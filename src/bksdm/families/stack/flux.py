@@ -1,13 +1,13 @@
 """What Flux.1 and FLUX.2 answer alike: two stacks, and guidance that some of them were taught."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bksdm.families.family import Denoiser
 from bksdm.families.originals import Joined
+from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
 
@@ -46,17 +46,16 @@ def original_names(
 
 
 class TwoStacks(StackFamily):
-    """A family with double-stream blocks, for picture and caption apart, before single-stream blocks for both.
-
-    Attributes:
-        usual_guidance: What models that were taught guidance are told: that of diffusers' pipeline.
-    """
+    """A family with double-stream blocks, for picture and caption apart, before single-stream blocks for both."""
 
     stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
     lora_sign = r"(^|[._])((double|single)_blocks|single_transformer_blocks|transformer_blocks[._]\d+[._]attn[._])"
-    usual_guidance: ClassVar[float]
+
+    def taught_guidance(self, config: Config) -> bool:
+        return bool(self._structure.whole(config)["guidance_embeds"])
 
     def guidance(self, denoiser: Denoiser, latents: Tensor) -> Tensor | None:
-        """What a denoiser is told of guidance, with shape (B,); None where it was not taught any."""
-        taught = getattr(denoiser, "config", {}).get("guidance_embeds")
-        return torch.full((len(latents),), self.usual_guidance, device=latents.device) if taught else None
+        """What a denoiser is told of guidance, with shape (B,): the usual; None where it was not taught any."""
+        if not self.taught_guidance(denoiser.config):
+            return None
+        return torch.full((len(latents),), self.usual.guidance, device=latents.device)

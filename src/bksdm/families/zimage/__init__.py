@@ -13,6 +13,7 @@ from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
 from bksdm.families.stack.texts import chat, has_no_data, hidden_states, marked
+from bksdm.runtime.defaults import Defaults
 
 
 class ZImage(StackFamily):
@@ -52,6 +53,7 @@ class ZImage(StackFamily):
     }
     lora_sign = r"(^|[._])(layers|(noise|context)_refiner)[._]\d+[._](attention|feed_forward|adaLN)"
     unguided = 0.0
+    usual = Defaults(50, 5.0)
 
     def width(self, config: Config) -> int:
         return int(self._structure.whole(config)["dim"])

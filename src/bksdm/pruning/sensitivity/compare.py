@@ -15,6 +15,7 @@ from bksdm.evaluate.scores import clip_score, frechet_distance
 from bksdm.generate.sampling import Request, decode, sample_latents
 from bksdm.models.pipelines import denoiser
 from bksdm.pruning.sensitivity.measures import Score, clip_fall, frechet_rise, latent_shift, output_loss
+from bksdm.runtime.defaults import Defaults
 
 _CHUNK = 64
 PICTURED = ("frechet", "clip")
@@ -29,16 +30,14 @@ class Inputs:
         entries: N captioned pictures, for noisy latents and prompts.
         real: Captioned pictures that generated ones are compared with.
         seed: Of the first generated picture, and root of noise and timesteps.
-        steps: Denoising steps.
-        guidance: Guidance scale.
+        how: How pictures are drawn.
         batch_size: Pictures at a time.
     """
 
     entries: Sequence[Picture]
     real: Sequence[Picture]
     seed: int
-    steps: int
-    guidance: float
+    how: Defaults
     batch_size: int
 
     @property
@@ -99,13 +98,7 @@ class Comparison:
 
     def _generate(self) -> Tensor:
         inputs = self._inputs
-        batches = sample_latents(
-            self._pipeline,
-            inputs.requests,
-            steps=inputs.steps,
-            guidance=inputs.guidance,
-            batch_size=inputs.batch_size,
-        )
+        batches = sample_latents(self._pipeline, inputs.requests, **inputs.how.to_dict(), batch_size=inputs.batch_size)
         return torch.cat([latents.cpu() for latents in batches])
 
     def _features(self, latents: Tensor) -> Tensor:

@@ -169,8 +169,7 @@ def _inputs(options: SensitivityOptions, how: Defaults, source: Source) -> Input
         entries=_spread(source.pictures, options.pictures),
         real=_spread(source.pictures, min(_REFERENCE, len(source.pictures))),
         seed=options.seed,
-        steps=how.steps,
-        guidance=how.guidance,
+        how=how,
         batch_size=options.batch_size,
     )
 
