@@ -85,7 +85,7 @@ def lora(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline, folder = load_pipeline(v1_folder), tmp_path_factory.mktemp("lora")
     networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     torch.manual_seed(1)
-    for parameter in add_lora(networks, StableDiffusion(), 2, seed=0).parameters():
+    for parameter in add_lora(networks, StableDiffusion.projections, 2, seed=0).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_lora(networks, folder, StableDiffusion())
     return folder

@@ -5,15 +5,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from bksdm.common.errors import InputError
 
 # A VAE is convolutions all but its middle: it is faster with its channels innermost everywhere (docs/log.md).
 VAE_LAYOUT = torch.channels_last
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORED = PRECISIONS | {"fp8": torch.float8_e4m3fn}  # what weights that do not learn can be kept in
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -45,6 +48,21 @@ def choose_precision(name: str, device: torch.device, *, training: bool) -> torc
     if device.type == "cpu" and training and _cpu_multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+def keep_in(network: Any, stored: torch.dtype, computing: torch.dtype, *, learns: bool = False) -> None:
+    """Bring a network of diffusers into a number format, and keep it so.
+
+    Of 8 bits are its linear layers and convolutions alone, which are widened to `computing` one at a time while they
+    compute, by diffusers' layerwise casting; what is left is in `computing`. So are convolutions where gradients pass
+    (`learns`): their backward pass would find the narrow weights.
+    """
+    if stored.itemsize > 1:
+        network.to(stored)
+    else:
+        network.to(computing)
+        wide = (nn.Conv2d,) if learns else ()
+        network.enable_layerwise_casting(storage_dtype=stored, compute_dtype=computing, skip_modules_classes=wide)
 
 
 def plain_attention_is_faster(device: torch.device, precision: torch.dtype) -> bool:

@@ -13,8 +13,8 @@ from bksdm.distill.consistency_functions import ConsistencyFunction, ToPhaseEnd,
 from bksdm.distill.data import latent_sides
 from bksdm.distill.follow import check_training
 from bksdm.distill.losses import output_kd_loss, pseudo_huber
-from bksdm.distill.pair import Pair
-from bksdm.distill.training import Lesson, Parts, teach
+from bksdm.distill.pair import Pair, check_formats
+from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
 from bksdm.families.flow import FlowSchedule
 from bksdm.models.pipelines import check_ready, denoiser, drawing, family_of_model, load_denoiser_config
 from bksdm.options import LcmOptions
@@ -66,7 +66,7 @@ def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
         pipeline=lambda pair: _pipeline(options, pair),
         check=lambda pair: _check_solver(options, pair),
         shown=("loss",),
-        on_card={name: getattr(options, name) for name in _ON_CARD},
+        on_card={name: getattr(options, name) for name in (*_ON_CARD, *lora_on_card(options))},
         changed=("scheduler",),
         teacher_drawing=how,
         student_drawing=few,
@@ -85,7 +85,7 @@ def _drawing(options: LcmOptions) -> Defaults:
 
 
 def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistency:
-    pair, ema = parts.pair, parts.state.ema
+    pair = parts.pair
     conditions, teacher = pair.conditions, denoiser(pair.teacher)
     return Consistency(
         pair.student,
@@ -94,7 +94,7 @@ def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistenc
         _consistency_function(options, pair),
         without_caption(pair.teacher, conditions),
         guidance=pair.family.second_call(teacher.config, guidance),
-        average=ema.average if ema else None,
+        average=parts.average,
         replica=parts.replica,
         distance=_DISTANCES[options.loss],
     )
@@ -126,6 +126,7 @@ def _check_solver(options: LcmOptions, pair: Pair) -> None:
 
 def _check(options: LcmOptions, how: Defaults) -> None:
     check_training(options)
+    check_formats(options)
     for name in ("solver_steps", "sample_steps"):
         if getattr(options, name) < 1:
             raise InputError(f"{name} is {getattr(options, name)}; give at least 1")

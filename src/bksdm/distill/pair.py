@@ -5,17 +5,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from bksdm.common.devices import (
-    PRECISIONS,
+    STORED,
     VAE_LAYOUT,
     channels_last_is_faster,
     choose_device,
     choose_precision,
+    keep_in,
     plain_attention_is_faster,
 )
+from bksdm.common.errors import InputError
 from bksdm.common.processes import shard
 from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
@@ -26,6 +29,7 @@ from bksdm.families import family_of_pipeline
 from bksdm.families.family import Family, Timesteps, Told
 from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Pruning
+from bksdm.models.adapters.training import add_lora, check_peft, every_layer, merged_weights
 from bksdm.models.pipelines import caption_length, denoiser
 from bksdm.options import DistillOptions, StudentOptions
 from bksdm.pruning.describe import Description, describe_config
@@ -37,27 +41,33 @@ class Formats:
 
     Attributes:
         device: Where.
-        precision: Autocast type of the student, whose weights are float32.
+        precision: Autocast type of the student.
         teacher_precision: Type of the teacher's weights.
+        student_precision: Type of those of the student's that do not learn; what learns is float32.
     """
 
     device: torch.device
     precision: torch.dtype
     teacher_precision: torch.dtype
+    student_precision: torch.dtype = torch.float32
 
     @classmethod
     def choose(cls, options: StudentOptions) -> "Formats":
         """What the options name; what is fast on the device where they say auto."""
         device = choose_device(options.device)
         precision = choose_precision(options.precision, device, training=True)
-        own = precision if options.teacher_precision == "auto" else PRECISIONS[options.teacher_precision]
-        return cls(device, precision, own)
+        own, kept = (
+            precision if name == "auto" else STORED[name]
+            for name in (options.teacher_precision, options.student_precision)
+        )
+        return cls(device, precision, own, torch.float32 if options.learns == "all" else kept)
 
     def to_dict(self) -> dict[str, str]:
         return {
             "device": str(self.device),
             "precision": str(self.precision),
             "teacher_precision": str(self.teacher_precision),
+            "student_precision": str(self.student_precision),
         }
 
 
@@ -73,11 +83,10 @@ class Pair:
     def set_up(self, *, gradient_checkpointing: bool, shard_teacher: bool) -> None:
         """Bring both to the device, in the number formats, memory layout and attention that are fast there."""
         device, precision, own = self.formats.device, self.formats.precision, self.formats.teacher_precision
-        denoiser(self.teacher).to(own)
+        self.keep()
         if shard_teacher:
             shard(denoiser(self.teacher), device)
         self.teacher.to(device)
-        denoiser(self.teacher).to(own)
         self.teacher.vae.to(memory_format=VAE_LAYOUT)
         self.student.to(device).train()
         if channels_last_is_faster(device, precision):
@@ -88,6 +97,12 @@ class Pair:
             self.family.attend(self.student, plainly=True)
         if gradient_checkpointing:
             self.student.enable_gradient_checkpointing()
+
+    def keep(self) -> None:
+        """Bring the weights of both into their number formats."""
+        formats = self.formats
+        keep_in(denoiser(self.teacher), formats.teacher_precision, formats.precision)
+        keep_in(self.student, formats.student_precision, formats.precision, learns=True)
 
     def objective(
         self,
@@ -142,13 +157,22 @@ class Pair:
         """The forward process that the teacher was trained on, its timesteps drawn so."""
         return self.family.noise_schedule(self.teacher.scheduler, timesteps)
 
+    def finished(self) -> Any:
+        """The student as a stock network: itself, or a copy into which what has learnt is merged."""
+        if not hasattr(self.student, "peft_config"):
+            return self.student
+        with init_empty_weights(include_buffers=False):
+            made = self.family.build(self.student.config)
+        made.load_state_dict(merged_weights(self.student, self.formats.precision), assign=True)
+        return made.eval()
+
     def fresh_state(self, options: StudentOptions) -> TrainState:
         """The student before its first step."""
-        student, formats = self.student, self.formats
+        learns, formats = learner(self.student, options), self.formats
         return TrainState(
-            student,
-            torch.optim.AdamW(student.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),
-            ema=Ema(student, options.ema_decay) if options.ema_decay else None,
+            learns,
+            torch.optim.AdamW(learns.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),
+            ema=Ema(learns, options.ema_decay) if options.ema_decay else None,
             scaler=torch.amp.GradScaler(formats.device.type, enabled=formats.precision == torch.float16),
         )
 
@@ -156,6 +180,31 @@ class Pair:
     def description(self) -> Description:
         config = dict(denoiser(self.teacher).config)
         return describe_config(config, self.pruning.recipe, caption_length(self.teacher))
+
+
+def learner(student: nn.Module, options: StudentOptions) -> nn.Module:
+    """What of a student learns; the rest is frozen, and matrices beside it are added where that is asked for."""
+    if options.learns == "all":
+        return student
+    part = "student"
+    return add_lora({part: student}, {part: every_layer(student)}, options.rank, options.seed, norms=True)
+
+
+def check_formats(options: StudentOptions) -> None:
+    """Refuse formats that do not go together.
+
+    Raises:
+        InputError: Naming them, or what is not installed.
+    """
+    if options.learns == "lora":
+        check_peft()
+    elif options.student_precision not in ("auto", "fp32"):
+        raise InputError(
+            f"student_precision is {options.student_precision}, and weights that learn are float32; give "
+            f"--learns lora, or leave it out"
+        )
+    if options.shard_teacher and options.teacher_precision == "fp8":
+        raise InputError("teacher_precision is fp8, which cannot be spread over processes; leave out --shard_teacher")
 
 
 def changes_captions(options: DistillOptions) -> bool:

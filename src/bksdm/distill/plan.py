@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import init_empty_weights
 from diffusers import PNDMScheduler, SchedulerMixin
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from bksdm.common.devices import peak_inside
+from bksdm.common.devices import keep_in, peak_inside
 from bksdm.common.processes import processes
 from bksdm.common.progress import bar
 from bksdm.common.randomness import Draws
@@ -31,7 +32,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
 from bksdm.distill.data import Fields, Latents, Pictures
 from bksdm.distill.loop import optimize
-from bksdm.distill.pair import Formats, Pair, changes_captions
+from bksdm.distill.pair import Formats, Pair, changes_captions, learner
 from bksdm.families import family_of
 from bksdm.families.recipe import Config, Pruning
 from bksdm.models.pipelines import (
@@ -164,15 +165,33 @@ class _Shapes:
         fields = data.fields(teacher, networks["vae"], length)
         return cls(teacher, pruning, networks, fields, _scheduler(options.teacher), length)
 
-    def pair(self, formats: Formats) -> Pair:
-        """Both models with random weights."""
+    def student(self, formats: Formats) -> nn.Module:
+        with _default_dtype(_wide(formats.student_precision, formats)):
+            made: nn.Module = family_of(self.teacher).build(self.pruning.student_config)
+        return made
+
+    def pair(self, formats: Formats, student: nn.Module | None = None) -> Pair:
+        """Both models with random weights; what is kept in 8 bits is as it is while it computes."""
         family = family_of(self.teacher)
-        with _default_dtype(formats.teacher_precision):
+        with _default_dtype(_wide(formats.teacher_precision, formats)):
             made = {family.denoiser: family.build(self.teacher)}
         made |= {name: family.build(config, name) for name, config in self.networks.items()}
         besides = dict.fromkeys(family.tokenizers) | {"scheduler": self.scheduler}
         pipeline = family.assembled(made | besides, {}, family.pipeline)
-        return Pair(pipeline, family.build(self.pruning.student_config), self.pruning, formats)
+        return Pair(pipeline, student or self.student(formats), self.pruning, formats)
+
+    def kept(self, formats: Formats) -> tuple[int, int]:
+        """Bytes of the weights of the teacher's denoiser and of the student's, as they are kept."""
+        family, found = family_of(self.teacher), []
+        for config, kept, learns in (
+            (self.teacher, formats.teacher_precision, False),
+            (self.pruning.student_config, formats.student_precision, True),
+        ):
+            with init_empty_weights():
+                network = family.build(config)
+            keep_in(network, kept, formats.precision, learns=learns)
+            found.append(_bytes(network))
+        return found[0], found[1]
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -252,8 +271,14 @@ class _Simulation:
     def __call__(self, batch_size: int, saving: bool) -> tuple[Memory, int]:
         """Memory of a process, and floating-point operations of a micro-batch."""
         options, precision = self._options, self._formats.precision
+        taught, student = self._shapes.kept(self._formats)
+        with init_empty_weights(include_buffers=False):
+            empty = self._shapes.student(self._formats)
+        params, learns = _count(empty), learner(empty, options)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            pair = self._shapes.pair(self._formats)
+            pair = self._shapes.pair(self._formats, empty)
+            _fill(pair.student)
+            self.params = {"teacher": _count(denoiser(pair.teacher)), "student": params}
             pair.student.train()
             if saving:
                 pair.student.enable_gradient_checkpointing()
@@ -268,12 +293,18 @@ class _Simulation:
                 with torch.autocast("cpu", precision, enabled=precision != torch.float32):
                     losses = objective(batch, Draws(0, "plan"))
                 torch.autograd.backward(losses["loss"])
-        self.params = {"teacher": _count(denoiser(pair.teacher)), "student": _count(pair.student)}
-        taught = _bytes(denoiser(pair.teacher)) // (processes().count if options.shard_teacher else 1)
-        frozen = taught + sum(map(_bytes, besides))
+        taught //= processes().count if options.shard_teacher else 1
+        frozen = taught + sum(map(_bytes, besides)) + (student if learns is not empty else 0)
         copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
-        bytes_held = frozen + copies * _bytes(pair.student)
+        bytes_held = frozen + copies * _bytes(learns)
         return Memory(batch_size, saving, bytes_held, alive.most, self._overhead), flops.get_total_flops()
+
+
+def _fill(network: nn.Module) -> None:
+    """Give weights of the meta device memory of the CPU; in tensors without data that is none."""
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad))
 
 
 class _NoModules(ModuleTracker):
@@ -362,6 +393,10 @@ def _device(device: torch.device) -> tuple[str, int]:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
     return str(device), psutil.virtual_memory().total
+
+
+def _wide(kept: torch.dtype, formats: Formats) -> torch.dtype:
+    return kept if kept.itemsize > 1 else formats.precision
 
 
 def _count(network: nn.Module) -> int:

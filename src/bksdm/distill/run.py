@@ -16,10 +16,10 @@ from bksdm.distill.captions import Captions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.follow import check_not_negative, check_training
 from bksdm.distill.objective import Distillation
-from bksdm.distill.pair import Pair, changes_captions
+from bksdm.distill.pair import Pair, changes_captions, check_formats
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
-from bksdm.distill.training import Lesson, Parts, teach
+from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
 from bksdm.models.pipelines import check_ready, denoiser, drawing, drawing_defaults, load_denoiser_config, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import checked_pruning, with_denoiser
@@ -79,7 +79,7 @@ def distill(options: DistillOptions) -> Path:
 def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Lesson:
     pool = options.caption_pool
     usual = {field.name: field.default for field in dataclasses.fields(options)}
-    on_card = (*_ON_CARD, *(name for name in _CHOICES if getattr(options, name) != usual[name]))
+    on_card = (*_ON_CARD, *(name for name in _CHOICES if getattr(options, name) != usual[name]), *lora_on_card(options))
     return Lesson(
         "distill",
         objective=lambda parts: _objective(options, parts),
@@ -157,6 +157,7 @@ def _compile_teacher(objective: Distillation, samples: Samples, options: Distill
 
 def _check(options: DistillOptions) -> None:
     check_training(options)
+    check_formats(options)
     for name in ("task_weight", "output_weight", "feature_weight"):
         check_not_negative(options, name)
     if options.peak_tflops is not None and not options.peak_tflops > 0:

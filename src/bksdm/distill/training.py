@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from bksdm.common.processes import processes
 from bksdm.common.progress import say
@@ -74,6 +74,15 @@ class Parts:
     samples: Samples
     replica: nn.Module
 
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """The averaged weights by their names in the student; None where there are none."""
+        if self.state.ema is None:
+            return None
+        names = {id(parameter): name for name, parameter in self.pair.student.named_parameters()}
+        learnt = self.state.model.named_parameters()
+        return {names[id(parameter)]: self.state.ema.average[name] for name, parameter in learnt}
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -105,6 +114,11 @@ class Lesson:
     own: Defaults | None = None
     contents: Mapping[str, Any] = field(default_factory=dict)
     fixed_steps: bool = False
+
+
+def lora_on_card(options: StudentOptions) -> tuple[str, ...]:
+    """Options that the card of a student has besides, of which low-rank matrices alone have learnt."""
+    return ("learns", "rank") if options.learns == "lora" else ()
 
 
 def teach(options: StudentOptions, lesson: Lesson) -> Path:
@@ -271,7 +285,7 @@ def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentO
     with averaged(state):
         files = {STEPS_FILE: ended(state.step), **as_files(lesson.own)}
         save_student(
-            lesson.pipeline(pair),
+            lesson.pipeline(dataclasses.replace(pair, student=pair.finished())),
             pair.pruning.recipe,
             card,
             folder,

@@ -5,6 +5,7 @@ from inspect import signature
 from typing import Literal, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Stored = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 Kind = TypeVar("Kind")
 
 
@@ -106,7 +107,13 @@ class StudentTraining(Training):
         cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
         gradient_checkpointing: Save memory by computing activations twice.
         shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
-        teacher_precision: Type of the teacher's weights; auto takes that of precision.
+        teacher_precision: Type of the teacher's weights; auto takes that of precision. fp8 keeps those of linear layers
+            and convolutions in 8 bits and widens one layer at a time.
+        learns: What learns: all weights, or lora: matrices of low rank beside linear layers and convolutions, and the
+            norms, for a student that does not fit as a whole. In the end they are merged into it.
+        rank: Of the matrices.
+        student_precision: Type of the weights that do not learn; auto takes that of precision. fp8 keeps those of
+            linear layers in 8 bits.
         workers: Processes that read ahead; by default none for latents, and what there is to spare for pictures.
         sample_every: Steps between sample grids; 0 for none.
         sample_prompts: File with one prompt a line for the sample grids; captions of the data by default.
@@ -116,7 +123,10 @@ class StudentTraining(Training):
     cache_gb: float = 4.0
     gradient_checkpointing: bool = False
     shard_teacher: bool = False
-    teacher_precision: Precision = "auto"
+    teacher_precision: Stored = "auto"
+    learns: Literal["all", "lora"] = "all"
+    rank: int = 64
+    student_precision: Stored = "auto"
     workers: int | None = None
     sample_every: int = 500
     sample_prompts: str | None = None

@@ -256,7 +256,7 @@ def _learner(
     if plain_attention_is_faster(device, precision):
         family_of_pipeline(pipeline).attend(denoiser(pipeline), plainly=True)
     if options.lora:
-        return Learner(pipeline, networks, add_lora(networks, family, options.rank, options.seed))
+        return Learner(pipeline, networks, add_lora(networks, family.projections, options.rank, options.seed))
     return Learner(pipeline, networks, nn.ModuleDict(networks))
 
 

@@ -1,6 +1,6 @@
 """LoRA matrices beside the attentions of a network that is trained (arXiv 2106.09685), by peft."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,14 +42,22 @@ def check_peft() -> None:
         raise InputError("a LoRA needs peft; run pip install 'bksdm[lora]'") from error
 
 
-def add_lora(networks: Mapping[str, nn.Module], family: Family, rank: int, seed: int) -> Learnt:
-    """Freeze networks and put matrices beside the projections of their attentions, which change nothing yet.
+def every_layer(network: nn.Module) -> list[str]:
+    """Paths of the linear layers and convolutions of a network."""
+    return [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+
+
+def add_lora(
+    networks: Mapping[str, nn.Module], beside: Mapping[str, Sequence[str]], rank: int, seed: int, *, norms: bool = False
+) -> Learnt:
+    """Freeze networks and put matrices beside some of their layers, which change nothing yet.
 
     Arguments:
         networks: By their names: the denoiser, and the text encoders where they learn too.
-        family: What they are of.
+        beside: Paths of layers of each, or ends of paths.
         rank: Of the matrices; their scale is 1.
         seed: Of the first of each two matrices; the second is zero.
+        norms: Whether the weights of norms learn too.
 
     Raises:
         InputError: peft is not installed.
@@ -59,13 +67,37 @@ def add_lora(networks: Mapping[str, nn.Module], family: Family, rank: int, seed:
 
     for part, network in networks.items():
         network.requires_grad_(False)
-        beside = list(family.projections[part])
-        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=beside)
+        targets = list(beside[part])
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "lora"))
             network.add_adapter(config)  # type: ignore[operator]
+        if norms:
+            for module in network.modules():
+                if "Norm" in type(module).__name__:
+                    for parameter in module.parameters(recurse=False):
+                        parameter.requires_grad_(True)
         cast_training_params(network, torch.float32)
     return Learnt(networks)
+
+
+@torch.no_grad()
+def merged_weights(network: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights of a network that `add_lora` has been at as if it had none, its matrices added, in `dtype`."""
+    from peft.tuners.lora import LoraLayer  # noqa: PLC0415
+
+    found = {
+        name.replace(".base_layer.", "."): tensor.to(dtype)
+        for name, tensor in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    for path, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            (adapter,) = module.active_adapters
+            delta: torch.Tensor = module.get_delta_weight(adapter)  # type: ignore[attr-defined]
+            weight = module.get_parameter("base_layer.weight").float() + delta.float()  # type: ignore[attr-defined]
+            found[f"{path}.weight"] = weight.to(dtype)
+    return found
 
 
 def save_lora(networks: Mapping[str, nn.Module], folder: Path, family: Family, recipe: Recipe | None = None) -> None:

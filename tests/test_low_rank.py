@@ -1,0 +1,190 @@
+"""Retraining by matrices of low rank, and weights that are kept in few bits, over all kinds of models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bksdm.common.devices import keep_in
+from bksdm.families import family_of_pipeline
+from bksdm.models.adapters.training import add_lora, every_layer, merged_weights
+from bksdm.models.pipelines import denoiser, load_denoiser_config
+from tiny_flow import BUILDS, inputs
+from verbs import Run, done_here, read_lines
+
+pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
+
+WORDS = "--batch_size 2 --accumulation 1 --lr 1e-2 --log_every 1 --sample_every 0 --checkpoint_every 2 --ema_decay 0.5"
+LORA = "--learns lora --rank 2 --precision fp32"
+
+
+def weights(student: Path) -> dict[str, Tensor]:
+    (file,) = [file for part in ("transformer", "unet") for file in (student / part).glob("*.safetensors")]
+    return load_file(file)
+
+
+def learn(verb: str, teacher: Path, student: Path, data: Path, out: Path, *words: object) -> Path:
+    given = ["--student", student, "--data", data, "--out", out, *WORDS.split(), *words]
+    done_here(verb, teacher, *given)
+    return out / "student"
+
+
+@pytest.fixture(scope="module")
+def learnt(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps. Not to be changed."""
+    out = tmp_path_factory.mktemp("low") / "run"
+    return learn("distill", kind_folder, kind_student, pictures, out, *LORA.split(), "--steps", 4)
+
+
+KINDS = pytest.mark.parametrize("kind", ["v1", "z"], indirect=True)
+
+
+@KINDS
+def test_the_student_is_a_stock_one_that_is_changed_by_low_rank(learnt: Path, kind_student: Path) -> None:
+    after, before = weights(learnt), weights(kind_student)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name].float())}
+    layers = [name for name, tensor in before.items() if tensor.ndim > 1 and "pad_token" not in name]
+    assert changed >= {name for name in layers if "embed" not in name}
+    for name in layers:
+        change = (after[name] - before[name].float()).flatten(1)
+        values = torch.linalg.svdvals(change)
+        assert (values[2:] <= 1e-3 * values[0].clamp(min=1e-6)).all(), name
+    pipeline = DiffusionPipeline.from_pretrained(learnt)
+    network = denoiser(pipeline)
+    norms = {
+        f"{path}.{name}"
+        for path, module in network.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if "Norm" in type(module).__name__
+    }
+    assert changed - set(layers) <= norms
+    assert len(changed & norms) > len(norms) / 2
+    assert denoiser(pipeline).dtype == torch.float32
+    card = (learnt / "README.md").read_text()
+    assert "- learns: lora" in card
+    assert "- rank: 2" in card
+
+
+@KINDS
+def test_checkpoints_hold_what_learns_alone(learnt: Path, kind_student: Path) -> None:
+    held = load_file(sorted((learnt.parent / "checkpoints").iterdir())[-1] / "tensors.safetensors")
+    names = {name.split("/")[-2] for name in held if name.startswith("model.") and "lora" in name}
+    assert names <= {"default", "lora_A", "lora_B"}
+    assert sum(t.numel() for name, t in held.items() if name.startswith("model.")) < 0.6 * sum(
+        t.numel() for t in weights(kind_student).values()
+    )
+
+
+@KINDS
+def test_a_run_goes_on_to_the_same_bits(
+    kind_folder: Path, kind_student: Path, pictures: Path, learnt: Path, tmp_path: Path
+) -> None:
+    for steps in (2, 4):
+        given = (*LORA.split(), "--steps", steps)
+        got = learn("distill", kind_folder, kind_student, pictures, tmp_path / "run", *given)
+    whole, parts = weights(learnt), weights(got)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@KINDS
+def test_few_steps_are_learnt_by_low_rank_too(
+    kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    got = learn("lcm", kind_folder, kind_student, pictures, tmp_path / "run", *LORA.split(), "--steps", 2)
+    assert any(not torch.equal(tensor, weights(kind_student)[name].float()) for name, tensor in weights(got).items())
+
+
+@pytest.mark.parametrize("kept", ["bf16", "fp8"])
+@KINDS
+def test_weights_that_do_not_learn_are_kept_in_few_bits(
+    kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path, kept: str
+) -> None:
+    precision = ["--precision", "bf16", "--teacher_precision", kept, "--student_precision", kept]
+    words = ["--learns", "lora", "--rank", 2, *precision, "--steps", 1, "--gradient_checkpointing"]
+    got = learn("distill", kind_folder, kind_student, pictures, tmp_path / "run", *words)
+    assert all(line["loss"] > 0 for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
+    configs = [load_denoiser_config(folder).items() for folder in (got, kind_student)]
+    after, before = ({key: value for key, value in config if key != "_name_or_path"} for config in configs)
+    assert after == before
+    assert {tensor.dtype for tensor in weights(got).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+def test_gradients_are_those_of_weights_of_eight_bits_that_are_widened(build: object) -> None:
+    found = []
+    for kept in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        pipeline = build()  # type: ignore[operator]
+        network, family = pipeline.transformer, family_of_pipeline(pipeline)
+        keep_in(network, torch.float8_e4m3fn, torch.float32)
+        if not kept:  # the same numbers, and no casting
+            values = {name: tensor.float() for name, tensor in network.state_dict().items()}
+            network = build().transformer  # type: ignore[operator]
+            network.load_state_dict(values)
+        learns = add_lora({"transformer": network}, {"transformer": every_layer(network)}, 2, seed=0, norms=True)
+        with torch.no_grad():
+            for parameter in learns.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10 + (parameter.ndim == 1))
+        latents, timesteps, told = inputs(pipeline)
+        answer = family.answer(network, latents, timesteps, told)
+        answer.square().mean().backward()
+        assert merged_weights(network, torch.float32).keys() == build().transformer.state_dict().keys()  # type: ignore[operator]
+        found.append([answer.detach(), *(parameter.grad for parameter in learns.parameters())])
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_merged_student_answers_as_the_one_that_learnt() -> None:
+    pipeline = BUILDS["z"]()
+    network, family = pipeline.transformer, family_of_pipeline(pipeline)
+    learns = add_lora({"transformer": network}, {"transformer": every_layer(network)}, 2, seed=0, norms=True)
+    with torch.no_grad():
+        for parameter in learns.parameters():
+            parameter.add_(0.05)
+        want = family.answer(network, *inputs(pipeline))
+        stock = BUILDS["z"]().transformer
+        stock.load_state_dict(merged_weights(network, torch.float32))
+        got = family.answer(stock, *inputs(pipeline))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "--student_precision bf16",
+            "student_precision is bf16, and weights that learn are float32; give --learns lora",
+        ),
+        ("--learns lora --rank 0", "rank is 0; give at least 1"),
+        ("--teacher_precision fp8 --shard_teacher", "teacher_precision is fp8, which cannot be spread over processes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    run: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, words: str, said: str
+) -> None:
+    given = ["--student", v1_student, "--data", pictures, "--out", tmp_path / "run", *words.split()]
+    outcome = run("distill", v1_folder, *given)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+@KINDS
+def test_a_plan_counts_what_learns_alone(
+    done: Run, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    given = ["--student", kind_student, "--data", pictures, "--out", tmp_path / "run", "--plan", "--json"]
+    given += ["--batch_size", 1, "--peak_tflops", 1, "--precision", "bf16"]
+    held = [
+        json.loads(done("distill", kind_folder, *given, *words.split()).out)["chosen"]["held"]
+        for words in ("", "--learns lora --rank 2", "--learns lora --rank 2 --student_precision fp8")
+    ]
+    assert held[0] > held[1] > held[2]
