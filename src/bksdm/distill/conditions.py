@@ -4,6 +4,7 @@ All come from frozen parts of the teacher, so they can be computed once and kept
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -44,9 +45,11 @@ class Conditions:
 
     @torch.no_grad()
     def embedded(self, input_ids: Tensor) -> Told:
-        """What captions give, by their tokens."""
-        with torch.autocast(input_ids.device.type, enabled=False):
-            return self.family.embedded(self.encoders, input_ids)
+        """What captions give, by their tokens; on the device of these, whichever the text encoders are on."""
+        where: Any = self.encoders[0].device
+        with torch.autocast(where.type, enabled=False):
+            told = self.family.embedded(self.encoders, input_ids.to(where))
+        return {name: value.to(input_ids.device) for name, value in told.items()}
 
     def of_fitted(self, original: tuple[int, int], size: tuple[int, int]) -> Told:
         """What the denoiser is told of the middle of a picture, of one sample."""

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from diffusers import DiffusionPipeline
 
@@ -47,6 +48,8 @@ class Pictures:
     resolution: int | None
     flip: bool
     cache_gb: float
+
+    embedded: ClassVar[bool] = False  # but those that fit in memory are, once
 
     @property
     def digest(self) -> str:
@@ -104,6 +107,11 @@ class Latents:
     about: Prepared
     resolution: int | None
     flip: bool
+
+    @property
+    def embedded(self) -> bool:
+        """Whether captions are embedded already."""
+        return bool(self.about.context_shape)
 
     @property
     def digest(self) -> str:

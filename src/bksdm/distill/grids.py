@@ -1,5 +1,6 @@
 """Sample grids while a student learns: how its pictures come to look like the teacher's."""
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ from PIL import Image
 from bksdm.common.errors import InputError
 from bksdm.common.processes import processes
 from bksdm.common.progress import say
+from bksdm.distill.conditions import without_caption
 from bksdm.distill.pair import Pair
 from bksdm.distill.state import TrainState, averaged
-from bksdm.generate.sampling import Request, sample, side_by_side
-from bksdm.models.pipelines import denoiser
+from bksdm.generate.sampling import Embedded, Request, sample, side_by_side
+from bksdm.models.pipelines import denoiser, tokenizing
 from bksdm.runtime.defaults import Defaults
 
 
@@ -36,6 +38,7 @@ class SampleGrids:
         self._precision = pair.formats.precision
         self._state = state
         self._requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+        self._pair = pair
         self._folder = folder
         self._wanted: list[Image.Image] = []
 
@@ -59,5 +62,12 @@ class SampleGrids:
             torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew
             torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32),
         ):
-            batches = sample(pipeline, self._requests, **drawing.to_dict())
+            batches = sample(pipeline, self._requests, **drawing.to_dict(), embedded=self._embedded)
             return [picture for batch in batches for picture in batch]
+
+    @cached_property
+    def _embedded(self) -> Embedded:
+        """What the prompts give, once: the text encoders need not stay."""
+        teacher, conditions = self._pair.teacher, self._pair.conditions
+        tokens = torch.stack([tokenizing(teacher)(request.prompt) for request in self._requests])
+        return Embedded(conditions.embedded(tokens.to(teacher.vae.device)), without_caption(teacher, conditions))

@@ -30,7 +30,7 @@ from bksdm.families.family import Family, Timesteps, Told
 from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Pruning
 from bksdm.models.adapters.training import add_lora, check_peft, every_layer, merged_weights
-from bksdm.models.pipelines import caption_length, denoiser
+from bksdm.models.pipelines import caption_length, denoiser, text_encoders
 from bksdm.options import DistillOptions, StudentOptions
 from bksdm.pruning.describe import Description, describe_config
 
@@ -62,6 +62,10 @@ class Formats:
         )
         return cls(device, precision, own, torch.float32 if options.learns == "all" else kept)
 
+    def computing(self, kept: torch.dtype) -> torch.dtype:
+        """The type in which weights compute that are kept in one."""
+        return kept if kept.itemsize > 1 else self.precision
+
     def to_dict(self) -> dict[str, str]:
         return {
             "device": str(self.device),
@@ -80,13 +84,20 @@ class Pair:
     pruning: Pruning
     formats: Formats
 
-    def set_up(self, *, gradient_checkpointing: bool, shard_teacher: bool) -> None:
-        """Bring both to the device, in the number formats, memory layout and attention that are fast there."""
+    def set_up(self, *, gradient_checkpointing: bool, shard_teacher: bool, texts: bool = True) -> None:
+        """Bring both to the device, in the number formats, memory layout and attention that are fast there.
+
+        Arguments:
+            gradient_checkpointing: Of the student.
+            shard_teacher: Whether the teacher's weights are spread over the processes.
+            texts: Whether the text encoders come along.
+        """
         device, precision, own = self.formats.device, self.formats.precision, self.formats.teacher_precision
         self.keep()
         if shard_teacher:
             shard(denoiser(self.teacher), device)
-        self.teacher.to(device)
+        for network in (denoiser(self.teacher), self.teacher.vae, *(text_encoders(self.teacher) if texts else [])):
+            network.to(device)
         self.teacher.vae.to(memory_format=VAE_LAYOUT)
         self.student.to(device).train()
         if channels_last_is_faster(device, precision):
@@ -97,6 +108,11 @@ class Pair:
             self.family.attend(self.student, plainly=True)
         if gradient_checkpointing:
             self.student.enable_gradient_checkpointing()
+
+    def dismiss_texts(self) -> None:
+        """Take the text encoders from the device, where captions are embedded already."""
+        for encoder in text_encoders(self.teacher):
+            encoder.to("cpu")
 
     def keep(self) -> None:
         """Bring the weights of both into their number formats."""

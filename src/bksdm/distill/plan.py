@@ -166,14 +166,14 @@ class _Shapes:
         return cls(teacher, pruning, networks, fields, _scheduler(options.teacher), length)
 
     def student(self, formats: Formats) -> nn.Module:
-        with _default_dtype(_wide(formats.student_precision, formats)):
+        with _default_dtype(formats.computing(formats.student_precision)):
             made: nn.Module = family_of(self.teacher).build(self.pruning.student_config)
         return made
 
     def pair(self, formats: Formats, student: nn.Module | None = None) -> Pair:
         """Both models with random weights; what is kept in 8 bits is as it is while it computes."""
         family = family_of(self.teacher)
-        with _default_dtype(_wide(formats.teacher_precision, formats)):
+        with _default_dtype(formats.computing(formats.teacher_precision)):
             made = {family.denoiser: family.build(self.teacher)}
         made |= {name: family.build(config, name) for name, config in self.networks.items()}
         besides = dict.fromkeys(family.tokenizers) | {"scheduler": self.scheduler}
@@ -265,6 +265,7 @@ class _Simulation:
         self._options = options
         # On the CPU whatever the device is: attention there keeps for the backward pass what fused attention keeps.
         self._formats = dataclasses.replace(formats, device=torch.device("cpu"))
+        self._device = formats.device
         self._overhead = int(_OVERHEAD.get(formats.device.type, _OVERHEAD["cpu"]))
         self.params: dict[str, int] = {}
 
@@ -294,7 +295,9 @@ class _Simulation:
                     losses = objective(batch, Draws(0, "plan"))
                 torch.autograd.backward(losses["loss"])
         taught //= processes().count if options.shard_teacher else 1
-        frozen = taught + sum(map(_bytes, besides)) + (student if learns is not empty else 0)
+        embedded = set(pair.family.of_caption) <= batch.keys()
+        stay = besides[:1] if embedded and self._device.type != "cpu" else besides  # text encoders leave a device
+        frozen = taught + sum(map(_bytes, stay)) + (student if learns is not empty else 0)
         copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
         bytes_held = frozen + copies * _bytes(learns)
         return Memory(batch_size, saving, bytes_held, alive.most, self._overhead), flops.get_total_flops()
@@ -393,10 +396,6 @@ def _device(device: torch.device) -> tuple[str, int]:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
     return str(device), psutil.virtual_memory().total
-
-
-def _wide(kept: torch.dtype, formats: Formats) -> torch.dtype:
-    return kept if kept.itemsize > 1 else formats.precision
 
 
 def _count(network: nn.Module) -> int:

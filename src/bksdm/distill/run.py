@@ -90,6 +90,7 @@ def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Les
         teacher_drawing=how,
         student_drawing=how,
         own=own,
+        embeds=options.random_conditioning is not None,
         contents={"pool_content": None if pool is None else digest(read_prompts(pool))},
         fixed_steps=options.cosine or options.feature_decay,  # these fall by the number of steps
     )

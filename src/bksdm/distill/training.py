@@ -36,6 +36,7 @@ from bksdm.models.pipelines import (
     cutting,
     denoiser,
     fingerprint,
+    load_denoiser,
     load_pipeline,
     remark_on,
 )
@@ -99,6 +100,7 @@ class Lesson:
         changed: Names of the parts of that pipeline, besides the student, that are not the teacher's.
         own: What the student draws best with, where that is known.
         contents: Digests of what the options name besides models and data.
+        embeds: Whether it embeds captions as it goes.
         fixed_steps: Whether the number of steps decides more than where the run ends.
     """
 
@@ -113,6 +115,7 @@ class Lesson:
     changed: tuple[str, ...] = ()
     own: Defaults | None = None
     contents: Mapping[str, Any] = field(default_factory=dict)
+    embeds: bool = False
     fixed_steps: bool = False
 
 
@@ -140,7 +143,7 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
     checkpoints = Checkpoints(run / "checkpoints", options.keep_checkpoints)
     check_steps(options, checkpoints)
 
-    pair = _load_pair(options, lesson)
+    pair = _load_pair(options, lesson, texts=not data.embedded or lesson.embeds)
     data.check(pair.teacher)
     grid_prompts = _grid_prompts(options, data)
     group.wait()  # until all have looked at the folder as it was
@@ -159,14 +162,16 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
     return run / "student"
 
 
-def _load_pair(options: StudentOptions, lesson: Lesson) -> Pair:
-    teacher, student = load_pipeline(options.teacher), denoiser(load_pipeline(options.student))
+def _load_pair(options: StudentOptions, lesson: Lesson, *, texts: bool) -> Pair:
+    formats = Formats.choose(options)
+    teacher = load_pipeline(options.teacher, denoiser_dtype=formats.computing(formats.teacher_precision))
+    student = load_denoiser(options.student, formats.computing(formats.student_precision))
     check_text_to_image(teacher, options.teacher)
     remark_on(teacher)
     pruning = checked_pruning(options.teacher, options.student, denoiser(teacher).config, student.config)
-    pair = Pair(teacher, student, pruning, Formats.choose(options))
+    pair = Pair(teacher, student, pruning, formats)
     lesson.check(pair)
-    pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
+    pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher, texts=texts)
     return pair
 
 
@@ -223,6 +228,8 @@ def _train(
         student_drawing=lesson.student_drawing,
     )
     page = _Page(options, pair, state, len(data))
+    if not lesson.embeds and "input_ids" not in samples.sample(0, 0):
+        pair.dismiss_texts()
     try:
         follow(
             options,

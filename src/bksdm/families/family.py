@@ -287,6 +287,11 @@ class Family(ABC):
         """How a pipeline is told of guidance, and of what to keep away from."""
         return {"guidance_scale": guidance, "negative_prompt": negative}
 
+    def prompt(self, told: Told, negative: bool = False) -> dict[str, Any]:
+        """How a pipeline is told of captions that are embedded already, or of what guidance leads away from."""
+        names = {"context": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
+        return {f"{'negative_' * negative}{name}": told[key] for key, name in names.items() if key in told}
+
     def taught_guidance(self, config: Config) -> bool:  # noqa: ARG002
         """Whether a denoiser with this config is told of guidance, and needs no second call for it."""
         return False

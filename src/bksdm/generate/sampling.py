@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.families import family_of_pipeline
+from bksdm.families.family import Told
 from bksdm.models.pipelines import denoiser, image_size, safety_checker, scheduler_config
 from bksdm.runtime.schedulers import with_scheduler
 
@@ -33,6 +34,19 @@ class Request:
     seed: int
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What prompts give, known before, so that no text encoder is asked.
+
+    Attributes:
+        told: Of N prompts, by name.
+        without: What guidance tells where there is no prompt, with N = 1.
+    """
+
+    told: Told
+    without: Told
+
+
 def sample(
     pipeline: DiffusionPipeline,
     requests: Sequence[Request],
@@ -47,6 +61,7 @@ def sample(
     strength: float = 0.8,
     mask: Image.Image | None = None,
     sigmas: Sequence[float] | None = None,
+    embedded: Embedded | None = None,
     stepped: Callable[[], None] | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Yield the pictures of `requests`, a batch at a time, in order.
@@ -69,6 +84,7 @@ def sample(
             last bit. By U-Nets that take mask and picture beside the latents, and by any other, whose latents outside
             are put back after every step.
         sigmas: Of flow matching: the noise level that each of the steps begins at, before the scheduler shifts it.
+        embedded: What the prompts give, if it is known.
         stepped: Called after every denoising step of a batch.
 
     Raises:
@@ -77,8 +93,8 @@ def sample(
     run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
     own_height, own_width = image_size(pipeline)  # which pipelines take for a square's side where they are not told
-    for asked in _batches(pipeline, requests, steps, guidance, batch_size, negative_prompt, sigmas):
-        count, arguments = len(asked["prompt"]), dict(asked)
+    for asked in _batches(pipeline, requests, steps, guidance, batch_size, negative_prompt, sigmas, embedded):
+        count, arguments = len(asked["generator"]), dict(asked)
         if image:
             arguments |= {"image": [image] * count, "strength": strength}
         if mask:
@@ -218,6 +234,7 @@ def _batches(
     batch_size: int,
     negative_prompt: str | None = None,
     sigmas: Sequence[float] | None = None,
+    embedded: Embedded | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Arguments of the pipeline, a batch at a time."""
     family = family_of_pipeline(pipeline)
@@ -227,8 +244,14 @@ def _batches(
         batch = requests[start : start + batch_size]
         # An empty one is as good as none, which some pipelines tell otherwise.
         negative = [negative_prompt] * len(batch) if negative_prompt else None
+        prompts: dict[str, Any] = {"prompt": [request.prompt for request in batch]}
+        if embedded:
+            prompts = family.prompt({name: rows[start : start + batch_size] for name, rows in embedded.told.items()})
+            if family.second_call(denoiser(pipeline).config, guidance) != 1:
+                without = {name: row.expand(len(batch), *row.shape[1:]) for name, row in embedded.without.items()}
+                prompts |= family.prompt(without, negative=True)
         yield {
-            "prompt": [request.prompt for request in batch],
+            **prompts,
             "generator": [torch.Generator().manual_seed(request.seed) for request in batch],
             "num_inference_steps": steps,
             **levels,

@@ -68,7 +68,11 @@ _MODELS = "a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
 
 
 def load_pipeline(
-    model: str | Path, dtype: torch.dtype = torch.float32, *, with_denoiser: bool = True
+    model: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    with_denoiser: bool = True,
+    denoiser_dtype: torch.dtype | None = None,
 ) -> DiffusionPipeline:
     """The pipeline that MODEL stands for, on the CPU, its networks in `dtype` and in eval mode.
 
@@ -76,15 +80,36 @@ def load_pipeline(
         model: The MODEL.
         dtype: Number format of the weights.
         with_denoiser: Whether its denoiser is wanted, which is None otherwise.
+        denoiser_dtype: Number format of its weights, where that is another.
 
     Raises:
         InputError: There is no such model, it is incomplete, or its weights are not safetensors.
     """
     path = located(model)
     with _loading(model):
-        pipeline = (_single_file if path.is_file() else _folder)(path, dtype, with_denoiser)
+        if path.is_file():
+            pipeline = _single_file(path, dtype, with_denoiser)
+            if denoiser_dtype and with_denoiser:
+                denoiser(pipeline).to(denoiser_dtype)
+        else:
+            pipeline = _folder(path, dtype, with_denoiser, denoiser_dtype)
         check_parts(pipeline, model)
     return _ready(pipeline, path)
+
+
+def load_denoiser(model: str | Path, dtype: torch.dtype) -> Any:
+    """The denoiser of MODEL alone, on the CPU and in eval mode.
+
+    Raises:
+        InputError: As `load_pipeline`.
+    """
+    path = located(model)
+    if path.is_file():
+        return denoiser(load_pipeline(path, denoiser_dtype=dtype))
+    with _loading(model):
+        family = check_folder(path)
+        arguments = {"dtype": dtype, "use_safetensors": True}
+        return _network(path / family.denoiser, family.network_class(family.denoiser), arguments).eval()
 
 
 def open_pipeline(model: str | Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
@@ -155,11 +180,14 @@ def load_contents(file: str | Path) -> Contents:
     return read_contents(path)
 
 
-def _folder(path: Path, dtype: torch.dtype, with_denoiser: bool) -> DiffusionPipeline:
+def _folder(
+    path: Path, dtype: torch.dtype, with_denoiser: bool, denoiser_dtype: torch.dtype | None = None
+) -> DiffusionPipeline:
     family = check_folder(path)
     arguments = {"dtype": dtype, "use_safetensors": True}
+    own = {family.denoiser: arguments | {"dtype": denoiser_dtype or dtype}}
     networks = {
-        name: _network(path / name, family.network_class(name), arguments)
+        name: _network(path / name, family.network_class(name), own.get(name, arguments))
         if with_denoiser or name != family.denoiser
         else None
         for name in family.networks

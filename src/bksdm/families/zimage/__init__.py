@@ -93,6 +93,11 @@ class ZImage(StackFamily):
         found, mask = hidden_states(encoders[0], input_ids)
         return {"context": found[-2], "mask": mask.float()}
 
+    def prompt(self, told: Told, negative: bool = False) -> dict[str, Any]:
+        """Of every caption the tokens that do not pad."""
+        kept = [one[mask.bool()] for one, mask in zip(told["context"], told["mask"], strict=True)]
+        return {f"{'negative_' * negative}prompt_embeds": kept}
+
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """It is told how far the picture is, and answers with what the way back is."""
         context = told["context"]
