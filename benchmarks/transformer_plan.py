@@ -4,7 +4,7 @@
 
 Every family at full depth and an eighth of its width, one micro-batch of one picture: the plan's estimate beside the
 peak and the time of real steps with random weights, in a process of its own. Then the plan at full size, from configs
-alone: what a step of it would take on a card. Captions are prepared; text encoders are small ones.
+alone, of a few ways to retrain, and the card that holds it. Captions are prepared; text encoders are small ones.
 """
 
 import argparse
@@ -109,7 +109,16 @@ class Prepared:
         return self.shapes
 
 
-def plan(kind: str, share: int, peak_tflops: float | None, checkpointing: bool) -> planning.Plan:
+HALF = {"gradient_checkpointing": True, "precision": "bf16", "teacher_precision": "bf16"}
+EIGHT = {"teacher_precision": "fp8", "student_precision": "fp8"}
+WAYS: dict[str, dict[str, Any]] = {
+    "all weights": HALF,
+    "rank 64, bf16": {**HALF, "learns": "lora"},
+    "rank 64, 8 bits": {**HALF, "learns": "lora", **EIGHT},
+}
+
+
+def plan(kind: str, share: int, peak_tflops: float | None, way: dict[str, Any]) -> planning.Plan:
     """Foresee a step of a family at a share of its width; measured where no peak is given."""
     own = KINDS[kind]
     network, config = own.transformer(share)
@@ -129,30 +138,30 @@ def plan(kind: str, share: int, peak_tflops: float | None, checkpointing: bool) 
         (folder / "scheduler").mkdir()
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
         options = DistillOptions(made, made, "prepared", "nowhere", steps=10, batch_size=1, peak_tflops=peak_tflops)
-        options = dataclasses.replace(options, accumulation=1, gradient_checkpointing=checkpointing)
-        if peak_tflops:
-            options = dataclasses.replace(options, precision="bf16", teacher_precision="bf16")
+        options = dataclasses.replace(options, accumulation=1, **way)
         data: Any = Prepared({"latents_mean": latent, "latents_std": latent, **told})
         return planning.plan(options, derive(recipe, config), data)
 
 
 def row(kind: str) -> dict[str, Any]:
     """What is planned and measured of a family, in processes of their own."""
-    words = [sys.executable, __file__, "--only", kind]
-    small = json.loads(subprocess.run([*words, "--small"], check=True, capture_output=True, text=True).stdout)
-    large = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    return {"small": small, "large": large}
+
+    def run(*words: str) -> Any:
+        command = [sys.executable, __file__, "--only", kind, *words]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    return {"small": run(), **{way: run("--way", way) for way in WAYS}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=KINDS)
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--way", choices=WAYS, help="at full size; else small, and measured")
     arguments = parser.parse_args()
     if arguments.only:
-        share, peak = (8, None) if arguments.small else (1, 989.0)
-        print(json.dumps(plan(arguments.only, share, peak, checkpointing=not arguments.small).to_dict()))
+        given = (1, 989.0, WAYS[arguments.way]) if arguments.way else (8, None, {})
+        print(json.dumps(plan(arguments.only, *given).to_dict()))
         return
     lines = [
         "`python benchmarks/transformer_plan.py`: a step of one picture of 512 pixels with a caption of 512 tokens.",
@@ -173,19 +182,20 @@ def main() -> None:
         )
     lines += [
         "",
-        "At full size, from configs alone: teacher in bfloat16, the student's weights, their average and two moments "
-        "in float32, text encoders left out.",
+        "At full size, from configs alone, in bfloat16 with gradient checkpointing; weights that learn, their average "
+        "and two moments are float32, text encoders have left.",
         "",
-        "| teacher | student, B | held, GiB | a step, GiB | with gradient checkpointing, GiB | TFLOP a step |",
+        "| teacher | student, B | what learns | held, GiB | a step, GiB | a card of |",
         "|---|---|---|---|---|---|",
     ]
     for kind, rows in found.items():
-        large = rows["large"]
-        plain, saving = (next(m for m in large["memory"] if m["gradient_checkpointing"] is on) for on in (False, True))
-        lines.append(
-            f"| {kind} | {large['student_params'] / 1e9:.2f} | {plain['held'] / _GIB:.1f} "
-            f"| {plain['total'] / _GIB:.1f} | {saving['total'] / _GIB:.1f} | {large['flops_per_step'] / 1e12:.1f} |"
-        )
+        for way in WAYS:
+            large = rows[way]
+            chosen, card = large["chosen"], large["card_gb"]
+            lines.append(
+                f"| {kind} | {large['student_params'] / 1e9:.2f} | {way} | {chosen['held'] / _GIB:.1f} "
+                f"| {chosen['total'] / _GIB:.1f} | {f'{card} GB' if card else 'none'} |"
+            )
     made = provenance()
     lines += ["", f"{made['processors']} cores of {made['processor']}, {made['started'][:10]}.", ""]
     text = "\n".join(lines)

@@ -57,10 +57,10 @@ def keep_in(network: Any, stored: torch.dtype, computing: torch.dtype, *, learns
     compute, by diffusers' layerwise casting; what is left is in `computing`. So are convolutions where gradients pass
     (`learns`): their backward pass would find the narrow weights.
     """
-    if stored.itemsize > 1:
-        network.to(stored)
-    else:
-        network.to(computing)
+    wanted = stored if stored.itemsize > 1 else computing
+    if any(weight.dtype != wanted for weight in network.parameters()):  # else diffusers warns of what it need not do
+        network.to(wanted)
+    if stored.itemsize == 1:
         wide = (nn.Conv2d,) if learns else ()
         network.enable_layerwise_casting(storage_dtype=stored, compute_dtype=computing, skip_modules_classes=wide)
 

@@ -51,6 +51,7 @@ _UTILISATION = 0.4  # of a device's peak; what retraining reaches on tensor core
 # What a process holds besides tensors: libraries, and work space of kernels.
 _OVERHEAD = {"cpu": 0.75 * 2**30, "cuda": 0.3 * 2**30}
 _ROOM = 0.95  # share of the memory that a run may fill
+_CARDS = (8, 12, 16, 24, 32, 48, 80, 141)  # what GPUs have, in GB
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,12 @@ class Plan:
         values = dataclasses.asdict(self)
         values["memory"] = [{**dataclasses.asdict(row), "total": row.total} for row in self.memory]
         values["chosen"] |= {"total": self.chosen.total}
-        return values | {"passes": self.passes, "seconds": self.seconds}
+        return values | {"passes": self.passes, "seconds": self.seconds, "card_gb": self.card}
+
+    @property
+    def card(self) -> int | None:
+        """The least GB of a GPU that the run would fit on as it is; None where it fits on none."""
+        return next((size for size in _CARDS if self.chosen.total < _ROOM * size * 2**30), None)
 
     @property
     def passes(self) -> float:
@@ -136,6 +142,8 @@ class Plan:
         for size in dict.fromkeys(row.batch_size for row in self.memory):
             plain, saving = (row for row in self.memory if row.batch_size == size)
             lines.append(f"{size:>12} {self._shown(plain):>12} {self._shown(saving):>31}")
+        fits = f"a card of {self.card} GB holds it" if self.card else f"no card of up to {_CARDS[-1]} GB holds it"
+        lines.append(f"as it is asked for, {fits}")
         if self.measured_memory:
             lines.append(f"measured {_gib(self.measured_memory)}, estimated {_gib(self.chosen.total)}")
         lines.append("")
