@@ -46,8 +46,8 @@ def similarities(teacher: str) -> dict[int, float]:
     given: dict[int, list[Tensor]] = {}
 
     def compare(number: int, latents: Tensor) -> None:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-            before, after = (family.feature(tokens, latents) for tokens in (args[0], output))
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            before, after = (family.feature(module, tokens, latents) for tokens in (args[0], output))
             given.setdefault(number, []).append(F.cosine_similarity(before, after, dim=-1).mean())
 
         blocks = getattr(network, STACK)

@@ -166,3 +166,14 @@ def test_guidance_is_that_of_the_formula(dtype: torch.dtype) -> None:
 
 def test_the_paper_weighs_all_terms_alike() -> None:
     assert LossWeights() == LossWeights(task=1, output_kd=1, feature_kd=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 4, 4)])
+def test_directions_are_compared_token_by_token(shape: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(shape, generator=rng) for _ in range(2))
+    channels = 1 if len(shape) == 4 else -1
+    cosine = torch.nn.functional.cosine_similarity(student, teacher, dim=channels)
+    found = feature_kd_losses({"a": 3 * student}, {"a": teacher}, directions=True)["a"]
+    assert float(found) == pytest.approx(float((2 - 2 * cosine).mean()), rel=1e-5)
+    assert float(feature_kd_losses({"a": 7 * teacher}, {"a": teacher}, directions=True)["a"]) < 1e-10

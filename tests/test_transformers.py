@@ -33,6 +33,7 @@ from bksdm.models.pipelines import load_pipeline, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.budget import Budget
 from bksdm.pruning.run import prune_unet
+from bksdm.pruning.taps import Features
 from followed import followed
 from tiny_flow import (
     BUILDS,
@@ -488,6 +489,40 @@ def test_losses_are_the_formulas(flow_teacher: DiffusionPipeline, checkpointing:
     assert float(losses["loss"].detach()) == pytest.approx(float(task + 0.5 * output + 2 * features), rel=1e-6)
     losses["loss"].backward()
     assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "layers" in name)
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_features_are_those_of_the_picture_and_of_the_caption_where_it_is_wanted(
+    flow_teacher: DiffusionPipeline, captions: bool
+) -> None:
+    family, network = family_of_pipeline(flow_teacher), flow_teacher.transformer
+    latents, timesteps, told = inputs(flow_teacher)
+    z = ["layers.0", "layers.0.attention"]
+    paths = z if is_z(flow_teacher) else [f"{DOUBLE}.0", f"{SINGLE}.0", f"{DOUBLE}.0.attn"]
+    seen: dict[str, Any] = {}
+
+    def see(path: str, *given: Any) -> None:
+        seen[path] = given[-1]
+
+    handles = [
+        network.get_submodule(path).register_forward_hook(functools.partial(see, path), with_kwargs=False)
+        for path in paths
+    ]
+    features, read = Features(network, paths), functools.partial(family.feature, latents=latents, captions=captions)
+    with torch.no_grad(), features.recording(read) as found:
+        family.answer(network, latents, timesteps, told)
+    features.remove()
+    for handle in handles:
+        handle.remove()
+    for path in paths:
+        out = seen[path]
+        if isinstance(out, tuple):  # picture and caption apart; attentions give the picture first
+            caption, picture = reversed(out[:2]) if path.endswith("attn") else out[:2]
+            whole = torch.cat([caption, picture], dim=1)
+        else:
+            whole, picture = out, out[:, :16] if is_z(flow_teacher) else out[:, -16:]
+        assert picture.shape[1] == 16
+        assert torch.equal(found[path], whole if captions else picture), path
 
 
 def drawn_after_latents(latents: Tensor) -> Draws:

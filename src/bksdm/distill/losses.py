@@ -72,6 +72,7 @@ def feature_kd_losses(
     *,
     normalize: bool = False,
     mask: float | None = None,
+    directions: bool = False,
 ) -> dict[str, Tensor]:
     r"""Mean squared error of every tap (eq. 3, whose sum over taps is the term); both mappings in the same order.
 
@@ -82,11 +83,23 @@ def feature_kd_losses(
             $\|f_T - f_S\|^2 / \|f_T\|^2$, so that no tap dominates (after LAPTOP-Diff, arXiv 2404.11098).
         mask: Elements where the teacher's feature is more than this many standard deviations from its mean, both taken
             over a sample, are left out of all means (after TinyFusion, arXiv 2412.01199, which has 2); None for none.
+        directions: Whether only the direction of every token or pixel counts: both are divided by their length, and
+            squares are summed over channels (after PPCL, arXiv 2511.16156). It goes with neither of the others.
     """
+    pairs = zip(student.items(), teacher.values(), strict=True)
+    if directions:
+        return {name: direction_error(feature.float(), wanted.detach().float()) for (name, feature), wanted in pairs}
     return {
         name: _feature_error(feature.float(), wanted.detach().float(), normalize, mask)
-        for (name, feature), wanted in zip(student.items(), teacher.values(), strict=True)
+        for (name, feature), wanted in pairs
     }
+
+
+def direction_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of unit vectors, 0 to 4, as a mean over tokens (B, L, C) or pixels (B, C, H, W)."""
+    channels = 1 if student.ndim == 4 else -1
+    difference = F.normalize(student, dim=channels) - F.normalize(teacher, dim=channels)
+    return difference.square().sum(dim=channels).mean()
 
 
 def _feature_error(student: Tensor, teacher: Tensor, normalize: bool, mask: float | None) -> Tensor:

@@ -22,7 +22,7 @@ from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_
 from bksdm.families.family import Told
 from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Tap
-from bksdm.pruning.taps import Features
+from bksdm.pruning.taps import Features, Read
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Distillation:
         replica: Where several processes train, what wraps the student and is called in its place.
         normalize_features: See `feature_kd_losses`.
         mask_features: Likewise.
+        feature_directions: Likewise.
+        caption_features: Whether features are those of the caption's tokens too, where there are any.
         captions: What becomes of the captions. Where one is replaced by another, the task loss leaves its sample out.
         guided_output: Guidance scale at which the outputs are compared as well, with the weight of the output loss; it
             takes two forward passes of each U-Net, and `captions` for the empty prompt.
@@ -78,6 +80,8 @@ class Distillation:
         *,
         normalize_features: bool = False,
         mask_features: float | None = None,
+        feature_directions: bool = False,
+        caption_features: bool = False,
         captions: Captions | None = None,
         guided_output: float | None = None,
         remaining: Callable[[], float] = lambda: 1.0,
@@ -93,6 +97,8 @@ class Distillation:
         self.taps = tuple(taps)
         self.normalize_features = normalize_features
         self.mask_features = mask_features
+        self.feature_directions = feature_directions
+        self.caption_features = caption_features
         self.captions = captions
         self.guided_output = guided_output
         self._remaining = remaining
@@ -113,6 +119,7 @@ class Distillation:
             {tap.teacher: self._captioned(wanted[tap.teacher]) for tap in self.taps},
             normalize=self.normalize_features,
             mask=self.mask_features,
+            directions=self.feature_directions,
         )
         task = task_loss(self._captioned(predicted), asked.target, asked.replaced)
         output_kd = output_kd_loss(self._captioned(predicted), self._captioned(taught))
@@ -137,9 +144,9 @@ class Distillation:
             latents, timesteps = torch.cat([latents, latents]), torch.cat([timesteps, timesteps])
         return _Question(latents, timesteps, told, noisy.target, replaced)
 
-    def _reader(self, asked: _Question) -> Callable[[Any], Tensor]:
+    def _reader(self, asked: _Question) -> Read:
         """What takes a feature out of what a module returns when this is asked."""
-        return partial(self.conditions.family.feature, latents=asked.latents)
+        return partial(self.conditions.family.feature, latents=asked.latents, captions=self.caption_features)
 
     def _captioned(self, answers: Tensor) -> Tensor:
         """Those of the samples with captions."""

@@ -138,6 +138,8 @@ class Pair:
             replica,
             normalize_features=options.normalize_features,
             mask_features=options.mask_features,
+            feature_directions=options.feature_directions,
+            caption_features=options.caption_features,
             captions=captions,
             guided_output=options.guided_output,
             remaining=remaining,

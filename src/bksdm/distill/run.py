@@ -49,6 +49,8 @@ _CHOICES = (
     "taps",
     "normalize_features",
     "mask_features",
+    "feature_directions",
+    "caption_features",
     "timesteps",
     "guided_output",
     "caption_dropout",
@@ -169,6 +171,11 @@ def _check(options: DistillOptions) -> None:
 def _check_choices(options: DistillOptions) -> None:
     if options.mask_features is not None and not options.mask_features >= 1:
         raise InputError(f"mask_features is {options.mask_features}; give 1 or more standard deviations")
+    if options.feature_directions and (options.normalize_features or options.mask_features is not None):
+        raise InputError(
+            "feature_directions compares vectors of length 1, and goes with neither normalize_features nor "
+            "mask_features; leave one out"
+        )
     if options.guided_output is not None and not options.guided_output > 1:
         raise InputError(f"guided_output is {options.guided_output}; give more than 1, or leave it out")
     if not 0 <= options.caption_dropout < 1:

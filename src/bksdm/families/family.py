@@ -269,8 +269,15 @@ class Family(ABC):
     def attend(self, denoiser: nn.Module, *, plainly: bool) -> None:  # noqa: B027 - there need not be a choice
         """Let attentions compute by matrix products, or as diffusers has them."""
 
-    def feature(self, output: Any, latents: Tensor) -> Tensor:  # noqa: ARG002
-        """What is matched of what a module of its denoiser gives, which was asked about `latents`, (B, C, h, w)."""
+    def feature(self, module: nn.Module, output: Any, latents: Tensor, *, captions: bool = False) -> Tensor:  # noqa: ARG002
+        """What is matched of what a module of its denoiser gives.
+
+        Arguments:
+            module: The module.
+            output: What it gives.
+            latents: What the denoiser was asked about, (B, C, h, w).
+            captions: Whether what becomes of the caption's tokens is matched too.
+        """
         return first(output)
 
     def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

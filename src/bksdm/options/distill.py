@@ -28,6 +28,8 @@ class DistillOptions(StudentTraining):
             every ResNet block and attention that stays, and the middle block.
         normalize_features: Divide the error of a feature by the mean square of the teacher's, so that no tap dominates.
         mask_features: Leave out of a feature what is more than this many standard deviations, such as 2, off its mean.
+        feature_directions: Compare the direction of every token or pixel of a feature alone, not its length.
+        caption_features: Match what becomes of the caption's tokens too, in transformers.
         timesteps: How noise levels of flow matching are drawn before they are shifted: even, or logit_normal, with more
             of them in the middle.
         guided_output: Compare the outputs under this guidance scale too, such as 7.5; twice the work of the U-Nets.
@@ -55,6 +57,8 @@ class DistillOptions(StudentTraining):
     taps: Taps = "stages"
     normalize_features: bool = False
     mask_features: float | None = None
+    feature_directions: bool = False
+    caption_features: bool = False
     timesteps: Literal["even", "logit_normal"] = "even"
     guided_output: float | None = None
     caption_dropout: float = 0.0

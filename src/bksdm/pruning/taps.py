@@ -12,6 +12,12 @@ from torch import Tensor, nn
 
 from bksdm.families.family import first
 
+Read = Callable[[nn.Module, Any], Tensor]  # a feature, of a module and what it returns
+
+
+def _first(module: nn.Module, output: Any) -> Tensor:  # noqa: ARG001
+    return first(output)
+
 
 class Features:
     """Outputs of the modules of `model` at `paths`.
@@ -25,7 +31,7 @@ class Features:
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        self._read: Callable[[Any], Tensor] = first
+        self._read: Read = _first
         self._target: dict[str, Tensor] | None = None
         self._handles = [
             model.get_submodule(path).register_forward_hook(self._hook_for(path)) for path in dict.fromkeys(paths)
@@ -34,16 +40,16 @@ class Features:
     def _hook_for(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
             if self._target is not None:
-                self._target[path] = self._read(output)
+                self._target[path] = self._read(module, output)
 
         return hook
 
     @contextmanager
-    def recording(self, read: Callable[[Any], Tensor] = first) -> Iterator[dict[str, Tensor]]:
+    def recording(self, read: Read = _first) -> Iterator[dict[str, Tensor]]:
         """A dictionary path -> output that is filled by a forward pass inside the block.
 
         Arguments:
-            read: What is taken of what a module returns.
+            read: What is taken of a module and of what it returns.
         """
         self._target, self._read = {}, read
         try:

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor, nn
 
@@ -101,9 +102,17 @@ class StackFamily(Family):
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return self._structure.bypassed(denoiser, units)
 
-    def feature(self, output: Any, latents: Tensor) -> Tensor:
-        """What becomes of the picture, (B, L, C): not of the caption, of which nothing is drawn."""
-        found: Tensor = output[-1] if isinstance(output, tuple) else output
+    def feature(self, module: nn.Module, output: Any, latents: Tensor, *, captions: bool = False) -> Tensor:
+        """What becomes of the picture, (B, L, C), and of the caption, of which nothing is drawn, where it is wanted.
+
+        Blocks for both apart give the caption first, and their attentions the picture.
+        """
+        if isinstance(output, tuple):
+            caption, picture = reversed(output[:2]) if "Attention" in type(module).__name__ else output[:2]
+            return torch.cat([caption, picture], dim=1) if captions else picture
+        found: Tensor = output
+        if captions:
+            return found
         return found[:, self.picture_tokens(latents.shape[2] * latents.shape[3] // self.latents_of_a_token)]
 
     def picture_tokens(self, count: int) -> slice:
