@@ -127,7 +127,8 @@ def plan(kind: str, share: int, peak_tflops: float | None, way: dict[str, Any]) 
     family, recipe = family_of(config), load_recipe(own.recipe)
     latent = (family.latent_channels(config), own.sides, own.sides)
     told = family.condition_shapes(config, TOKENS)
-    vae = own.vae(latent_channels=16, block_out_channels=(32,)).config | {"_class_name": own.vae.__name__}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    vae = own.vae(latent_channels=16, block_out_channels=(32,), **blocks).config | {"_class_name": own.vae.__name__}
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -148,6 +149,7 @@ def row(kind: str) -> dict[str, Any]:
 
     def run(*words: str) -> Any:
         command = [sys.executable, __file__, "--only", kind, *words]
+        print(*command[3:], file=sys.stderr, flush=True)
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     return {"small": run(), **{way: run("--way", way) for way in WAYS}}

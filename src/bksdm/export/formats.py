@@ -21,7 +21,7 @@ from bksdm.models.pipelines import text_encoders
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.networks import Networks
 
-FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")
+FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers", "transformer")
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "q8_0": 1.07, "6bit": 0.75, "4bit": 0.5, "int4": 0.55}
 _BYTES |= {"q4_0": 0.57, "bf16": 2.0, "keep": 4.0}
 _COMPARING = 8192  # bytes a pixel, while both sides decode a picture (docs/log.md)
@@ -57,6 +57,10 @@ class Source:
     other_scheduler: bool = False
 
 
+def _streamed(source: Source, path: Path) -> None:
+    raise NotImplementedError("a format that is streamed is not written at once")
+
+
 @dataclass(frozen=True)
 class Needs:
     """Bytes of memory, at most, and of disk that a conversion takes."""
@@ -74,6 +78,7 @@ class Format:
         precisions: Of the weights, the default first.
         packages: What is imported -> what pip installs.
         write: Write the export into an empty folder, or, with a `suffix`, as the file that is named.
+        stream: Write the MODEL that is named in a precision, one tensor after the other, in the place of `write`.
         networks: Open what was written, to be compared with torch; None where it cannot run here.
         check: Compare what was written with torch in the format's own way, where its runtime opens no networks.
         suffix: Of the file, for formats of one file; empty for folders.
@@ -93,7 +98,8 @@ class Format:
     name: str
     precisions: tuple[str, ...]
     packages: Mapping[str, str]
-    write: Callable[[Source, Path], None]
+    write: Callable[[Source, Path], None] = _streamed
+    stream: Callable[[str, str, Path], None] | None = None
     networks: Callable[[Path, Source], Networks] | None = None
     check: Callable[[Path, Source], Parity] | None = None
     suffix: str = ""
@@ -119,6 +125,8 @@ class Format:
 
     def why_not_family(self, family: Family) -> str | None:
         """Why no model of a family can be held; None where some can."""
+        if self.name not in family.exports:
+            return f"not for {family.name} yet; export to {' or '.join(family.exports)}"
         told = {*family.of_caption, *family.of_picture}
         if self.told is None or told <= {*self.told}:
             return None

@@ -28,9 +28,9 @@ from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.pipelines import (
-    check_ready,
     check_text_to_image,
     drawing_defaults,
+    family_of_model,
     fingerprint,
     image_size,
     safety_checker,
@@ -79,10 +79,11 @@ def export(options: ExportOptions) -> Exported:
         RuntimeError: The export does not compute what the model does.
     """
     kind = format_named(options.to)
+    if not options.unpickle:
+        _check_family(options.model, kind)
     _check(options, kind)
     if options.unpickle:
         return _unpickled(options, kind)
-    check_ready("export", options.model)
     out, own = Path(options.out), drawing_defaults(options.model)
     settings = dataclasses.asdict(options) | {
         "model_content": fingerprint(options.model),
@@ -93,6 +94,10 @@ def export(options: ExportOptions) -> Exported:
     earlier = _earlier(out, kind, settings)
     if earlier:
         return earlier
+    if kind.stream:
+        with _appears(out, kind) as partial:
+            kind.stream(options.model, options.precision or kind.precisions[0], partial)
+        return Exported(out, _size(out), None)
     source = _source(options, kind, own)
     _check_source(source, kind, out)
     if safety_checker(source.pipeline) is not None and not (kind.is_model or kind.needs_decoder):
@@ -152,6 +157,17 @@ def _check(options: ExportOptions, kind: Format) -> None:
     if options.scheduler and not kind.has_scheduler:
         raise InputError(f"scheduler is {options.scheduler}, and {kind.name} holds none; leave --scheduler out")
     kind.check_packages()
+
+
+def _check_family(model: str, kind: Format) -> None:
+    """Refuse a model of a family that a format cannot hold, before its weights are read."""
+    try:
+        family = family_of_model(model)
+    except InputError:  # which is said where it is loaded
+        return
+    reason = kind.why_not_family(family)
+    if reason:
+        raise InputError(f"model {model} cannot be exported to {kind.name}: {reason}")
 
 
 def _earlier(out: Path, kind: Format, settings: Mapping[str, Any]) -> Exported | None:

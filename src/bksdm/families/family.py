@@ -106,6 +106,7 @@ class Family(ABC):
         words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
+        exports: Formats that `bksdm export` writes of it.
         unready: Verbs that it does not go through yet, and options of others, such as "--lora".
         patch: Latents of its VAE to a side of one of its own.
         unguided: The guidance scale up to which there is none.
@@ -139,6 +140,7 @@ class Family(ABC):
     lora_names: ClassVar[Literal["kohya", "diffusers"]] = "kohya"
     words: ClassVar[tuple[str, ...]] = ("",)
     shrinks: ClassVar[int] = 1
+    exports: ClassVar[tuple[str, ...]]
     unready: ClassVar[frozenset[str]] = frozenset()
     patch: ClassVar[int] = 1
     unguided: ClassVar[float] = 1.0
@@ -335,6 +337,10 @@ class Family(ABC):
 
     def original_paths(self, paths: Iterable[str]) -> dict[str, str]:  # noqa: ARG002
         """What the layers of a whole denoiser at these paths are called in original checkpoints, if anything."""
+        return {}
+
+    def original_tensors(self, names: Collection[str]) -> dict[str, Joined]:  # noqa: ARG002
+        """The tensors of a denoiser by their names in original checkpoints of it alone, if there are such."""
         return {}
 
     def joined(self, paths: Collection[str]) -> dict[str, Joined]:  # noqa: ARG002

@@ -134,13 +134,22 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], like: Mapping[str
         pieces[-1][name] = tensor
     for number, piece in enumerate(pieces, 1):
         of_several = f"-{number:05d}-of-{len(pieces):05d}" if len(pieces) > 1 else ""
-        _write_piece(folder / f"{_STEMS[0]}{of_several}.safetensors", tensors, piece)
+        write_file(folder / f"{_STEMS[0]}{of_several}.safetensors", tensors, piece)
     write_index(folder)
 
 
-def _write_piece(file: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+def write_file(
+    file: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one file, each tensor read and written before the next.
+
+    Arguments:
+        file: Where to.
+        tensors, like: As for `write_weights`.
+        metadata: More texts for the header.
+    """
     names = sorted(like, key=lambda name: (-like[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in names:
         start, end = end, end + _bytes(like[name])

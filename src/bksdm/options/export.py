@@ -5,7 +5,9 @@ from typing import Literal
 
 from bksdm.options.shared import Printing, own_first
 
-ExportFormat = Literal["onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers"]
+ExportFormat = Literal[
+    "onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers", "transformer"
+]
 
 
 @own_first
@@ -16,10 +18,11 @@ class ExportOptions(Printing):
     Attributes:
         model: Folder, .safetensors file, Hub id, or 'emoji'.
         to: Format; diffusers turns a single file back into a folder, or a folder into one of another precision.
-        out: Folder, or file for the formats that are one file (ldm, taesd: .safetensors, gguf: .gguf).
+        out: Folder, or file for the formats that are one file (ldm, taesd: .safetensors, gguf: .gguf;
+            transformer: that network alone, .safetensors).
         precision: Of the weights; by default the first that the format has. onnx fp32 fp16 int8; openvino fp32 fp16
             int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp32 fp16; taesd fp32
-            fp16; tensorrt fp16 fp32; diffusers keep (each network as it is) fp32 fp16 bf16.
+            fp16; tensorrt fp16 fp32; diffusers and transformer keep (as it is) fp32 fp16 bf16.
         height: Height in pixels of the pictures that a format of fixed size makes; the model's own by default.
         width: Width in pixels; the model's own by default.
         batch_size: Pictures at a time, for the formats of fixed size.

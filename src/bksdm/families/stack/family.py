@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family, Timesteps
 from bksdm.families.flow import FlowSchedule
-from bksdm.families.originals import Joined, joined_layers
+from bksdm.families.originals import Joined, joined_layers, original_tensors
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
@@ -31,6 +31,8 @@ class StackFamily(Family):
         stacks: Its blocks.
         signs: Entries that its config alone has, by which one without a class is known.
         originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
+        original_others: Tensors that are of no such layer, by their names there.
+        names_stay: Whether what has no other name is called as in diffusers.
         latents_of_a_token: How many of the latents that it is asked about.
         usual_sides: Height and width of latents of pictures of 1024 pixels.
     """
@@ -38,9 +40,9 @@ class StackFamily(Family):
     denoiser = "transformer"
     noun = "transformer"
     unready = frozenset(
-        {"personalize", "export", "benchmark", "demo", "decoder"}
-        | {"--image", "--mask", "--decoder", "--guided_output"}
+        {"personalize", "benchmark", "demo", "decoder"} | {"--image", "--mask", "--decoder", "--guided_output"}
     )
+    exports = ("transformer",)
     projections = {}  # noqa: RUF012
     adapters: ClassVar[tuple[str, ...]] = ("LoRA",)
     lora_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -57,6 +59,8 @@ class StackFamily(Family):
     stacks: ClassVar[tuple[Stack, ...]]
     signs: ClassVar[tuple[str, ...]]
     originals: ClassVar[Mapping[str, Joined]]
+    original_others: ClassVar[Mapping[str, str]]
+    names_stay: ClassVar[bool] = False
 
     @cached_property
     def _structure(self) -> Stacks:
@@ -125,6 +129,12 @@ class StackFamily(Family):
     def joined(self, paths: Collection[str]) -> dict[str, Joined]:
         named = joined_layers(self.originals, paths)
         return {name: joined for name, joined in named.items() if not joined.as_it_is}
+
+    def original_tensors(self, names: Collection[str]) -> dict[str, Joined]:
+        made, left = original_tensors(self.originals, self.original_others, names)
+        if left and not self.names_stay:
+            raise InputError(f"{min(left)} has no name in original checkpoints of {self.name}")
+        return made | {name: Joined((name,)) for name in left}
 
     def original_paths(self, paths: Iterable[str]) -> dict[str, str]:
         named = joined_layers(self.originals, set(paths))

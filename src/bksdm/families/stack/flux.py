@@ -45,9 +45,23 @@ def original_names(
     }
 
 
+ORIGINAL_NORMS = {
+    **{
+        f"double_blocks.{{n}}.{stream}_attn.norm.{name}_norm.scale": f"transformer_blocks.{{n}}.attn.{path}.weight"
+        for stream, paths in (("img", ("norm_q", "norm_k")), ("txt", ("norm_added_q", "norm_added_k")))
+        for name, path in zip(("query", "key"), paths, strict=True)
+    },
+    **{
+        f"single_blocks.{{n}}.norm.{name}_norm.scale": f"single_transformer_blocks.{{n}}.attn.{path}.weight"
+        for name, path in (("query", "norm_q"), ("key", "norm_k"))
+    },
+}
+
+
 class TwoStacks(StackFamily):
     """A family with double-stream blocks, for picture and caption apart, before single-stream blocks for both."""
 
+    original_others = ORIGINAL_NORMS
     stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
     lora_sign = r"(^|[._])((double|single)_blocks|single_transformer_blocks|transformer_blocks[._]\d+[._]attn[._])"
 

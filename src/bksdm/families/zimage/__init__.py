@@ -51,6 +51,12 @@ class ZImage(StackFamily):
         "final_layer.linear": Joined(("all_final_layer.2-1.linear",)),
         "final_layer.adaLN_modulation.1": Joined(("all_final_layer.2-1.adaLN_modulation.1",)),
     }
+    original_others = {  # noqa: RUF012
+        f"{stack}.{{n}}.attention.{name}_norm.weight": f"{stack}.{{n}}.attention.norm_{name}.weight"
+        for stack in ("layers", "noise_refiner", "context_refiner")
+        for name in "qk"
+    }
+    names_stay = True
     lora_sign = r"(^|[._])(layers|(noise|context)_refiner)[._]\d+[._](attention|feed_forward|adaLN)"
     unguided = 0.0
     usual = Defaults(50, 5.0)
