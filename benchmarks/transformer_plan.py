@@ -113,8 +113,8 @@ HALF = {"gradient_checkpointing": True, "precision": "bf16", "teacher_precision"
 EIGHT = {"teacher_precision": "fp8", "student_precision": "fp8"}
 WAYS: dict[str, dict[str, Any]] = {
     "all weights": HALF,
-    "rank 64, bf16": {**HALF, "learns": "lora"},
-    "rank 64, 8 bits": {**HALF, "learns": "lora", **EIGHT},
+    "rank 64, bf16": {**HALF, "lora_rank": 64},
+    "rank 64, 8 bits": {**HALF, "lora_rank": 64, **EIGHT},
 }
 
 

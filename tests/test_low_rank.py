@@ -19,7 +19,7 @@ from verbs import Run, done_here, read_lines
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
 
 WORDS = "--batch_size 2 --accumulation 1 --lr 1e-2 --log_every 1 --sample_every 0 --checkpoint_every 2 --ema_decay 0.5"
-LORA = "--learns lora --rank 2 --precision fp32"
+LORA = "--lora_rank 2 --precision fp32"
 
 
 def weights(student: Path) -> dict[str, Tensor]:
@@ -66,8 +66,7 @@ def test_the_student_is_a_stock_one_that_is_changed_by_low_rank(learnt: Path, ki
     assert len(changed & norms) > len(norms) / 2
     assert denoiser(pipeline).dtype == torch.float32
     card = (learnt / "README.md").read_text()
-    assert "- learns: lora" in card
-    assert "- rank: 2" in card
+    assert "- lora_rank: 2" in card
 
 
 @KINDS
@@ -105,7 +104,7 @@ def test_weights_that_do_not_learn_are_kept_in_few_bits(
     kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path, kept: str
 ) -> None:
     precision = ["--precision", "bf16", "--teacher_precision", kept, "--student_precision", kept]
-    words = ["--learns", "lora", "--rank", 2, *precision, "--steps", 1, "--gradient_checkpointing"]
+    words = ["--lora_rank", 2, *precision, "--steps", 1, "--gradient_checkpointing"]
     got = learn("distill", kind_folder, kind_student, pictures, tmp_path / "run", *words)
     assert all(line["loss"] > 0 for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
     configs = [load_denoiser_config(folder).items() for folder in (got, kind_student)]
@@ -161,9 +160,9 @@ def test_a_merged_student_answers_as_the_one_that_learnt() -> None:
     [
         (
             "--student_precision bf16",
-            "student_precision is bf16, and weights that learn are float32; give --learns lora",
+            "student_precision is bf16, and weights that learn are float32; give --lora_rank",
         ),
-        ("--learns lora --rank 0", "rank is 0; give at least 1"),
+        ("--lora_rank 0", "lora_rank is 0; give at least 1"),
         ("--teacher_precision fp8 --shard_teacher", "teacher_precision is fp8, which cannot be spread over processes"),
     ],
 )
@@ -185,6 +184,6 @@ def test_a_plan_counts_what_learns_alone(
     given += ["--batch_size", 1, "--peak_tflops", 1, "--precision", "bf16"]
     held = [
         json.loads(done("distill", kind_folder, *given, *words.split()).out)["chosen"]["held"]
-        for words in ("", "--learns lora --rank 2", "--learns lora --rank 2 --student_precision fp8")
+        for words in ("", "--lora_rank 2", "--lora_rank 2 --student_precision fp8")
     ]
     assert held[0] > held[1] > held[2]

@@ -22,7 +22,7 @@ from bksdm.distill.state import Checkpoints, TrainState
 from bksdm.models.pipelines import check_resolution
 from bksdm.options import TrainingOptions
 
-_AT_LEAST_ONE = ("steps", "rank", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+_AT_LEAST_ONE = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
 _NOT_NEGATIVE = ("lr", "warmup", "weight_decay", "max_grad_norm", "cache_gb", "workers", "sample_every")
 
 

@@ -60,7 +60,7 @@ class Formats:
             precision if name == "auto" else STORED[name]
             for name in (options.teacher_precision, options.student_precision)
         )
-        return cls(device, precision, own, torch.float32 if options.learns == "all" else kept)
+        return cls(device, precision, own, torch.float32 if options.lora_rank is None else kept)
 
     def computing(self, kept: torch.dtype) -> torch.dtype:
         """The type in which weights compute that are kept in one."""
@@ -202,10 +202,10 @@ class Pair:
 
 def learner(student: nn.Module, options: StudentOptions) -> nn.Module:
     """What of a student learns; the rest is frozen, and matrices beside it are added where that is asked for."""
-    if options.learns == "all":
+    if options.lora_rank is None:
         return student
     part = "student"
-    return add_lora({part: student}, {part: every_layer(student)}, options.rank, options.seed, norms=True)
+    return add_lora({part: student}, {part: every_layer(student)}, options.lora_rank, options.seed, norms=True)
 
 
 def check_formats(options: StudentOptions) -> None:
@@ -214,12 +214,14 @@ def check_formats(options: StudentOptions) -> None:
     Raises:
         InputError: Naming them, or what is not installed.
     """
-    if options.learns == "lora":
+    if options.lora_rank is not None:
+        if options.lora_rank < 1:
+            raise InputError(f"lora_rank is {options.lora_rank}; give at least 1, or leave it out")
         check_peft()
     elif options.student_precision not in ("auto", "fp32"):
         raise InputError(
             f"student_precision is {options.student_precision}, and weights that learn are float32; give "
-            f"--learns lora, or leave it out"
+            f"--lora_rank, or leave it out"
         )
     if options.shard_teacher and options.teacher_precision == "fp8":
         raise InputError("teacher_precision is fp8, which cannot be spread over processes; leave out --shard_teacher")

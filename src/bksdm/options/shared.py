@@ -109,9 +109,8 @@ class StudentTraining(Training):
         shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
         teacher_precision: Type of the teacher's weights; auto takes that of precision. fp8 keeps those of linear layers
             and convolutions in 8 bits and widens one layer at a time.
-        learns: What learns: all weights, or lora: matrices of low rank beside linear layers and convolutions, and the
-            norms, for a student that does not fit as a whole. In the end they are merged into it.
-        rank: Of the matrices.
+        lora_rank: Let matrices of this rank beside linear layers and convolutions, and the norms, learn alone, for a
+            student that does not fit as a whole; in the end they are merged into it. By default all weights learn.
         student_precision: Type of the weights that do not learn; auto takes that of precision. fp8 keeps those of
             linear layers in 8 bits.
         workers: Processes that read ahead; by default none for latents, and what there is to spare for pictures.
@@ -124,8 +123,7 @@ class StudentTraining(Training):
     gradient_checkpointing: bool = False
     shard_teacher: bool = False
     teacher_precision: Stored = "auto"
-    learns: Literal["all", "lora"] = "all"
-    rank: int = 64
+    lora_rank: int | None = None
     student_precision: Stored = "auto"
     workers: int | None = None
     sample_every: int = 500
