@@ -55,7 +55,7 @@ def keep_in(network: Any, stored: torch.dtype, computing: torch.dtype, *, learns
 
     Of 8 bits are its linear layers and convolutions alone, which are widened to `computing` one at a time while they
     compute, by diffusers' layerwise casting; what is left is in `computing`. So are convolutions where gradients pass
-    (`learns`): their backward pass would find the narrow weights.
+    (`learns`): under gradient checkpointing their backward pass would find the narrow weights, and refuse them.
     """
     wanted = stored if stored.itemsize > 1 else computing
     if any(weight.dtype != wanted for weight in network.parameters()):  # else diffusers warns of what it need not do

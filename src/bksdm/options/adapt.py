@@ -13,7 +13,7 @@ class AdaptOptions(Printing):
     Attributes:
         adapter: LoRA or textual inversion (.safetensors file, or folder of a LoRA), or folder of a ControlNet.
         model: Folder of the student, that `bksdm prune` or `bksdm distill` wrote.
-        teacher: Folder, .safetensors file, Hub id, or 'emoji', that the student was made from.
+        teacher: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow', that the student was made from.
         out: Folder for what becomes of it.
     """
 

@@ -15,7 +15,7 @@ class PrepareOptions(Computing, Printing):
         data: Folder of pictures with metadata.csv or metadata.jsonl (file_name,text) or with a .txt beside each,
             WebDataset .tar or folder of such, .parquet or folder of such, data set saved by Hugging Face's datasets,
             its Hub id, or 'emoji'.
-        teacher: Folder, .safetensors file, Hub id, or 'emoji'; its VAE makes the latents.
+        teacher: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'; its VAE makes the latents.
         out: Folder for the latents; the same command goes on where it stopped.
         resolution: Side of the pictures in pixels; the teacher's own by default.
         flip: Encode mirrored copies too, for a retraining that flips.

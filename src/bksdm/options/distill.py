@@ -14,7 +14,7 @@ class DistillOptions(StudentTraining):
     """Retrain a student by its teacher: task, output and feature losses.
 
     Attributes:
-        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        teacher: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'.
         student: Folder that `bksdm prune` wrote, or a student of others: folder, .safetensors file or Hub id.
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
@@ -79,7 +79,7 @@ class LcmOptions(StudentTraining):
     """Teach a retrained student to draw in few steps: consistency distillation.
 
     Attributes:
-        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        teacher: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'.
         student: Folder that `bksdm prune` or `bksdm distill` wrote, or a student of others.
         data: Folder that `bksdm prepare` wrote, or pictures as it takes them.
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.

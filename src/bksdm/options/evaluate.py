@@ -12,7 +12,8 @@ class EvaluateOptions(Seeded):
     """Score one or several models' pictures against real ones, with uncertainty.
 
     Attributes:
-        models: Folders, .safetensors files, Hub ids, 'emoji', or folders of finished pictures; NAME=MODEL gives a name.
+        models: Folders, .safetensors files, Hub ids, 'emoji', 'emoji-flow', or folders of finished pictures; NAME=MODEL
+            gives a name.
         out: Folder for report.html, scores.json, scores.csv, features and pictures; the same command goes on.
         reference: Real pictures in any layout of data, their statistics as pytorch-fid's .npz, or 'emoji'.
         prompts: File with one prompt a line, a table as of generate, or MS-COCO's captions_val2014.json; the

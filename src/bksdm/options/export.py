@@ -16,7 +16,7 @@ class ExportOptions(Printing):
     """Write a model for another runtime, compared with torch before it is called done.
 
     Attributes:
-        model: Folder, .safetensors file, Hub id, or 'emoji'.
+        model: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'.
         to: Format; diffusers turns a single file back into a folder, or a folder into one of another precision.
         out: Folder, or file for the formats that are one file (ldm, taesd: .safetensors, gguf: .gguf;
             transformer: that network alone, .safetensors).

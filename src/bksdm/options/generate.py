@@ -14,7 +14,8 @@ class GenerateOptions(Seeded):
     """Make pictures from prompts, one seed a picture.
 
     Attributes:
-        model: Folder, .safetensors file, Hub id, 'emoji', or folder that `bksdm export` wrote for onnx or openvino.
+        model: Folder, .safetensors file, Hub id, 'emoji', 'emoji-flow', or folder that `bksdm export` wrote for onnx or
+            openvino.
         out: Folder for the PNGs and metadata.jsonl; the same command makes only what is missing.
         prompt: One prompt or several.
         prompts: File with one prompt a line, or .csv, .tsv, .jsonl or .parquet with a column text, caption or prompt.

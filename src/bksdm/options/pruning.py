@@ -14,7 +14,7 @@ class DescribeOptions(Printing):
     """Show which blocks a recipe keeps and removes, parameters and multiply-accumulates.
 
     Attributes:
-        model: Folder, .safetensors file, Hub id, or 'emoji'; a folder may hold only unet/config.json.
+        model: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'; a folder may hold only unet/config.json.
         recipe: base, small, tiny; for SDXL base, small, ssd-1b, vega, koala-1b, koala-700m, comfy; or a YAML file;
             without one, the model as it is.
     """
@@ -29,7 +29,7 @@ class PruneOptions(Printing):
     """Make a student that inherits the teacher's weights.
 
     Attributes:
-        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        teacher: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'.
         recipe: base, small, tiny, or a YAML file.
         out: Folder for the student, in diffusers format.
         precision: Number format of the weights; keep leaves each network the one that it has in the teacher.
@@ -47,7 +47,7 @@ class SensitivityOptions(Seeded):
     """Measure what each block of the U-Net is worth, and find the recipe that loses least within a budget.
 
     Attributes:
-        teacher: Folder, .safetensors file, Hub id, or 'emoji'.
+        teacher: Folder, .safetensors file, Hub id, 'emoji' or 'emoji-flow'.
         data: Captioned pictures, as prepare takes them, for noisy latents, prompts and the real side of the distance.
         out: Folder for the scores, the page and recipe.yaml; the same command goes on where it stopped.
         scores: What is measured, of output, frechet, clip and latents; all by default, and output alone is quick.

@@ -12,7 +12,7 @@ class QuickstartOptions:
         recipe: base, small, tiny, or a YAML file.
         steps: Optimizer steps of the retraining.
         seed: Root of all random numbers.
-        teacher: 'emoji', or another model that draws the embedded art: folder, .safetensors file, or Hub id.
+        teacher: 'emoji', 'emoji-flow', or another model that draws the embedded art: folder, .safetensors file, Hub id.
     """
 
     out: str = "runs/quickstart"

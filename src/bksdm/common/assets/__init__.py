@@ -8,7 +8,7 @@ Attributes:
 from pathlib import Path
 
 ART = "emoji"
-EMBEDDED = (ART,)
+EMBEDDED = (ART, "emoji-flow")
 _HERE = Path(__file__).parent
 
 
