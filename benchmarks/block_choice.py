@@ -1,6 +1,6 @@
 """Which blocks of a text-to-image flow transformer should stay: a regular pattern, or those with the highest scores?
 
-    python benchmarks/block_choice.py runs/choice --teacher runs/flow/teacher --out benchmarks/results/block_choice.md
+    python benchmarks/block_choice.py runs/choice --out benchmarks/results/block_choice.md
 
 Half of the blocks stay by the regular pattern, by the loss in output without a block, by the rise of the Frechet
 distance without it (both as `bksdm sensitivity` measures them), and by how similar what comes out of a block is to what
@@ -100,7 +100,7 @@ def interval(values: list[float], form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--teacher", default="runs/flow/teacher")
+    parser.add_argument("--teacher", default="emoji-flow")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, ZImagePipeline
 
-from bksdm.common.assets import asset
+from bksdm.api import describe
+from bksdm.common.assets import EMBEDDED, asset
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import open_picture, to_pixels
 from bksdm.data.prompts import read_prompts
@@ -19,8 +21,16 @@ ART = asset("emoji", "art")
 ENOUGH = 60  # pictures whose captions are of different subjects
 
 
-def test_what_ships_is_small() -> None:
-    assert sum(path.stat().st_size for path in asset("emoji").rglob("*") if path.is_file()) < 30e6
+@pytest.mark.parametrize(("name", "most"), [("emoji", 30e6), ("emoji-flow", 12e6)])
+def test_what_ships_is_small(name: str, most: float) -> None:
+    assert sum(path.stat().st_size for path in asset(name).rglob("*") if path.is_file()) < most
+
+
+def test_the_flow_teacher_is_a_stock_pipeline_in_the_shape_of_z_image() -> None:
+    pipeline = DiffusionPipeline.from_pretrained(asset("emoji-flow", "model"), local_files_only=True)
+    assert type(pipeline) is ZImagePipeline
+    assert pipeline.transformer.config.n_layers == 12
+    assert describe("emoji-flow", "half").pruning.student_config["n_layers"] == 6
 
 
 def test_nothing_that_is_held_out_is_trained_on() -> None:
@@ -39,10 +49,11 @@ def test_the_autoencoder_reconstructs_held_out_art() -> None:
 
 
 @pytest.mark.slow
-def test_the_teachers_pictures_are_recognised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("teacher", EMBEDDED)
+def test_the_teachers_pictures_are_recognised(teacher: str, tmp_path: Path) -> None:
     captions = read_prompts("emoji/train")
     chosen = captions[:: len(captions) // ENOUGH]
-    made = generate(GenerateOptions("emoji", out=str(tmp_path), prompt=chosen, guidance=2.5, batch_size=20))
+    made = generate(GenerateOptions(teacher, out=str(tmp_path), prompt=chosen, batch_size=20))
     encoder = DualEncoder.load("emoji")
     known = list(dict.fromkeys([*captions, *(entry.text for entry in read_captions(ART / "heldout"))]))
     pool = dict(zip(known, encoder.text_features(known), strict=True))
