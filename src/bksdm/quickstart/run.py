@@ -26,7 +26,7 @@ from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import check_ready, drawing, fingerprint
+from bksdm.models.pipelines import check_ready, drawing, family_of_model, fingerprint, load_denoiser_config
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
@@ -117,6 +117,7 @@ class _Folders:
 
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
     """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
+    depths = family_of_model(options.teacher).depths(load_denoiser_config(options.teacher))
     return DistillOptions(
         teacher=options.teacher,
         student=str(_Folders(out, options.steps).pruned),
@@ -130,6 +131,7 @@ def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         cosine=True,
         ema_decay=0.97,
         flip=False,
+        normalize_features=bool(depths),  # in a stack of blocks they grow with depth
         seed=options.seed,
         sample_every=max(1, options.steps // 4),
         checkpoint_every=50,
