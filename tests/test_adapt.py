@@ -906,7 +906,7 @@ def test_adapters_of_others_are_refused(
     (tmp_path / "it.pt").write_bytes(b"")
     with pytest.raises(InputError, match="is not of this teacher: its layers_per_block is 1, and the teacher's 2"):
         adapt(AdaptOptions(str(other), str(students["base"]), str(v1_folder), out))
-    with pytest.raises(InputError, match="names no recipe and has the U-Net of its teacher"):
+    with pytest.raises(InputError, match="names no recipe and has as many blocks as its teacher"):
         adapt(AdaptOptions(str(lora), str(v1_folder), str(v1_folder), out))
     with pytest.raises(InputError, match=r"adapter .*nothing does not exist"):
         adapt(AdaptOptions(str(tmp_path / "nothing"), str(students["base"]), str(v1_folder), out))

@@ -577,7 +577,7 @@ STUDENTS = [
     case(
         "a student that was not pruned",
         lambda w: w.distill(student=w.teacher),
-        "names no recipe and has the U-Net of its teacher; run bksdm prune first",
+        "names no recipe and has as many blocks as its teacher; run bksdm prune first",
     ),
     case(
         "a student with another recipe",

@@ -1,6 +1,7 @@
 """Consistency distillation by flow matching: the objective by stock schedulers, and `bksdm lcm` end to end."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_teachers_step_is_that_of_its_pipeline_under_guidance(
     flow_teacher: DiffusionPipeline, f: ToPhaseEnd, scheduler: FlowMatchEulerDiscreteScheduler, number: int
 ) -> None:
     family, config = family_of_pipeline(flow_teacher), flow_teacher.transformer.config
-    made = objective(flow_teacher, f, family.second_call(config, 3.0))
+    made = objective(flow_teacher, f, family.second_call(flow_teacher.config, config, 3.0))
     latents, _, told = inputs(flow_teacher)
     timestep = f.grid[number].repeat(2)
     earlier, before = made.solve(latents, timestep, told)
@@ -201,3 +202,24 @@ def test_guidance_that_it_is_not_told_of_in_training_is_refused(
     assert outcome.code == 2
     assert "guidance is 5.0, and models of Flux.1 learn by being told 3.5; give --guidance 3.5" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_never_guided_takes_no_guidance(
+    run: Run, flow_kind: str, flow_folder: Path, student: Path, flow_data: Path, tmp_path: Path
+) -> None:
+    """FLUX.1 schnell, which is told of none, and the FLUX.2 klein that was distilled."""
+    if flow_kind == "z":
+        pytest.skip("of Flux")
+    teacher = Path(shutil.copytree(flow_folder, tmp_path / "teacher"))
+    file, said = {
+        "flux": (teacher / "transformer" / "config.json", {"guidance_embeds": False}),
+        "klein": (teacher / "model_index.json", {"is_distilled": True}),
+    }[flow_kind]
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    words = ["--student", student, "--data", flow_data, "--out", tmp_path / "run", "--guidance", 5]
+    outcome = run("lcm", teacher, *words)
+    assert outcome.code == 2
+    assert "guidance is 5.0, and pipelines of this teacher use none; leave it out" in outcome.err
+    family = family_of_pipeline(DiffusionPipeline.from_pretrained(flow_folder))
+    config = json.loads((teacher / "transformer" / "config.json").read_text())
+    assert family.second_call(json.loads((teacher / "model_index.json").read_text()), config, 5.0) == 1.0

@@ -162,6 +162,10 @@ def test_a_merged_student_answers_as_the_one_that_learnt() -> None:
             "--student_precision bf16",
             "student_precision is bf16, and weights that learn are float32; give --lora_rank",
         ),
+        (
+            "--lora_rank 2 --precision fp32 --student_precision bf16",
+            "student_precision is bf16, and the student computes in torch.float32; give both --precision and",
+        ),
         ("--lora_rank 0", "lora_rank is 0; give at least 1"),
         ("--teacher_precision fp8 --shard_teacher", "teacher_precision is fp8, which cannot be spread over processes"),
     ],

@@ -29,11 +29,12 @@ from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
-from bksdm.models.pipelines import load_pipeline, tokenizing
+from bksdm.models.pipelines import check_multiple, drawing, load_pipeline, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.budget import Budget
 from bksdm.pruning.run import prune_unet
 from bksdm.pruning.taps import Features
+from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from followed import followed
 from tiny_flow import (
     BUILDS,
@@ -684,3 +685,32 @@ def test_negative_prompts(flow_teacher: DiffusionPipeline) -> None:
     else:
         with pytest.raises(InputError, match="takes no negative prompt; leave it out"):
             next(pictures)
+
+
+def test_schedulers_of_timesteps_are_not_offered(run: Run, z_folder: Path, tmp_path: Path) -> None:
+    outcome = run("generate", z_folder, "--prompt", "red", "--scheduler", "LCMScheduler", "--out", tmp_path / "o")
+    assert outcome.code == 2
+    assert "unknown scheduler 'LCMScheduler'; give one of FlowMatchEulerDiscreteScheduler" in outcome.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_sizes_are_multiples_of_what_becomes_a_token(run: Run, z_folder: Path, tmp_path: Path) -> None:
+    """With a VAE that makes a latent of 8 by 8 pixels, as those of the published models."""
+    pipeline = build_z_pipeline()
+    pipeline.vae_scale_factor = 8
+    check_multiple(pipeline, height=48, width=None)
+    with pytest.raises(InputError, match="width is 40; give a multiple of 16 for this model"):
+        check_multiple(pipeline, height=48, width=40)
+
+
+def test_a_file_that_tells_half_leaves_the_rest_to_the_family(z_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(z_folder, tmp_path / "z"))
+    (folder / SAMPLING_FILE).write_text('{"num_inference_steps": 2}')
+    assert drawing(folder) == Defaults(2, 5.0)
+
+
+def test_families_are_drawn_as_their_pipelines_are(flow_teacher: DiffusionPipeline) -> None:
+    """Steps and guidance are those of diffusers where neither user nor model says."""
+    usual, asked = family_of_pipeline(flow_teacher).usual, inspect.signature(type(flow_teacher).__call__).parameters
+    wanted = (asked["num_inference_steps"].default, asked["guidance_scale"].default)
+    assert (usual.steps, usual.guidance) == wanted

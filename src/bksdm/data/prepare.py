@@ -29,6 +29,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.models.pipelines import (
     caption_length,
+    check_multiple,
     check_ready,
     check_resolution,
     config_size,
@@ -148,6 +149,7 @@ class _Work:
         pipeline = load_pipeline(
             options.teacher, choose_precision(options.precision, device, training=False), with_denoiser=False
         )
+        check_multiple(pipeline, resolution=options.resolution)
         conditions = Conditions.of(pipeline)
         factor, config = pixels_a_side(pipeline), load_denoiser_config(options.teacher)
         resolution = options.resolution or config_size(config, factor)

@@ -21,6 +21,7 @@ from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.recipe import Config
 from bksdm.models.pipelines import (
     caption_length,
+    check_multiple,
     config_size,
     denoiser,
     image_size,
@@ -63,7 +64,8 @@ class Pictures:
         return [self.source.pictures[index].text for index in _spread(len(self), count)]
 
     def check(self, teacher: DiffusionPipeline) -> None:
-        """Pictures go with every teacher."""
+        """Refuse a size that its denoiser cannot be asked about; see `check_multiple`."""
+        check_multiple(teacher, resolution=self.resolution)
 
     def fields(self, unet: Config, vae: Config, tokens: int) -> Fields:
         """What a sample holds, by the configs of the teacher's networks and the length of its captions."""

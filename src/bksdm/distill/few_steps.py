@@ -16,7 +16,7 @@ from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair, check_formats
 from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
 from bksdm.families.flow import FlowSchedule
-from bksdm.models.pipelines import check_ready, denoiser, drawing, family_of_model, load_denoiser_config
+from bksdm.models.pipelines import check_ready, denoiser, drawing, family_of_model, load_denoiser_config, load_index
 from bksdm.options import LcmOptions
 from bksdm.pruning.run import with_denoiser
 from bksdm.runtime.defaults import Defaults
@@ -53,8 +53,11 @@ def lcm(options: LcmOptions) -> Path:
     """
     check_ready("lcm", options.teacher)
     how = drawing(options.teacher, guidance=options.guidance)
-    options = dataclasses.replace(options, guidance=how.guidance)
     _check(options, how)
+    guides, config = family_of_model(options.teacher), load_denoiser_config(options.teacher)
+    if not (guides.guides(load_index(options.teacher), config) or guides.taught_guidance(config)):
+        how = dataclasses.replace(how, guidance=guides.unguided)
+    options = dataclasses.replace(options, guidance=how.guidance)
     return teach(options, _lesson(options, how))
 
 
@@ -93,7 +96,7 @@ def _objective(options: LcmOptions, parts: Parts, guidance: float) -> Consistenc
         conditions,
         _consistency_function(options, pair),
         without_caption(pair.teacher, conditions),
-        guidance=pair.family.second_call(teacher.config, guidance),
+        guidance=pair.family.second_call(pair.teacher.config, teacher.config, guidance),
         average=parts.average,
         replica=parts.replica,
         distance=_DISTANCES[options.loss],
@@ -134,8 +137,11 @@ def _check(options: LcmOptions, how: Defaults) -> None:
         raise InputError(
             f"sample_steps is {options.sample_steps}; give at most {options.solver_steps}, as solver_steps"
         )
-    family = family_of_model(options.teacher)
-    if family.taught_guidance(load_denoiser_config(options.teacher)) and how.guidance != family.usual.guidance:
+    family, config = family_of_model(options.teacher), load_denoiser_config(options.teacher)
+    guides = family.guides(load_index(options.teacher), config) or family.taught_guidance(config)
+    if options.guidance is not None and not guides:
+        raise InputError(f"guidance is {options.guidance}, and pipelines of this teacher use none; leave it out")
+    if family.taught_guidance(config) and how.guidance != family.usual.guidance:
         raise InputError(
             f"guidance is {how.guidance}, and models of {family.name} learn by being told {family.usual.guidance:g}; "
             f"give --guidance {family.usual.guidance:g}"

@@ -60,6 +60,11 @@ class Formats:
             precision if name == "auto" else STORED[name]
             for name in (options.teacher_precision, options.student_precision)
         )
+        if options.lora_rank is not None and kept.itemsize > 1 and kept not in (precision, torch.float32):
+            raise InputError(
+                f"student_precision is {options.student_precision}, and the student computes in {precision}; give both "
+                f"--precision and --student_precision {options.student_precision}, or leave the second out"
+            )
         return cls(device, precision, own, torch.float32 if options.lora_rank is None else kept)
 
     def computing(self, kept: torch.dtype) -> torch.dtype:

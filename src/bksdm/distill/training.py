@@ -121,7 +121,7 @@ class Lesson:
 
 def lora_on_card(options: StudentOptions) -> tuple[str, ...]:
     """Options that the card of a student has besides, of which low-rank matrices alone have learnt."""
-    return () if options.lora_rank is None else ("lora_rank",)
+    return () if options.lora_rank is None else ("lora_rank", "teacher_precision", "student_precision")
 
 
 def teach(options: StudentOptions, lesson: Lesson) -> Path:

@@ -31,7 +31,7 @@ from bksdm.pruning.run import RECIPE_FILE
 _CARD = "README.md"
 _STAY = ("config.yaml", "provenance.json", "training.json", "retraining.json")
 _TEXTS = (".json", ".txt", ".md", ".yaml")
-_KINDS = (*_TEXTS, ".safetensors", ".png", ".model")
+_KINDS = (*_TEXTS, ".jinja", ".safetensors", ".png", ".model")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PATHS = re.compile(r"(?<![\w/.:-])(/(?:home|root|Users|tmp|mnt|work|data)/[^\s`\"')]*|[A-Z]:\\[^\s`\"')]*)")
 

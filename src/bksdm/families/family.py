@@ -106,6 +106,7 @@ class Family(ABC):
         words: What the vectors of a textual inversion are called in a file, one name a text encoder; "" where they are
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
+        latents_of_a_token: How many of the latents that its denoiser is asked about become one.
         exports: Formats that `bksdm export` writes of it.
         unready: Verbs that it does not go through yet, and options of others, such as "--lora".
         patch: Latents of its VAE to a side of one of its own.
@@ -145,6 +146,7 @@ class Family(ABC):
     patch: ClassVar[int] = 1
     unguided: ClassVar[float] = 1.0
     usual: ClassVar[Defaults] = Defaults()
+    latents_of_a_token: ClassVar[int] = 1
     by_flow: ClassVar[bool] = False
     usual_tokens: ClassVar[int] = 77
 
@@ -305,9 +307,14 @@ class Family(ABC):
         """Whether a denoiser with this config is told of guidance, and needs no second call for it."""
         return False
 
-    def second_call(self, config: Config, guidance: float) -> float:
-        r"""The g of $\epsilon_\emptyset + g\,(\epsilon_c - \epsilon_\emptyset)$ in its pipelines, by their scale."""
-        return 1.0 if self.taught_guidance(config) or guidance <= self.unguided else 1.0 + guidance - self.unguided
+    def guides(self, pipeline: Config, config: Config) -> bool:  # noqa: ARG002
+        """Whether a pipeline with this config, around a denoiser with that, calls it a second time for guidance."""
+        return not self.taught_guidance(config)
+
+    def second_call(self, pipeline: Config, config: Config, guidance: float) -> float:
+        r"""The g of $\epsilon_\emptyset + g\,(\epsilon_c - \epsilon_\emptyset)$ in such a pipeline, by its scale."""
+        guides = self.guides(pipeline, config) and guidance > self.unguided
+        return 1.0 + guidance - self.unguided if guides else 1.0
 
     def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> ForwardProcess:
         """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""

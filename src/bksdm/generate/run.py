@@ -77,6 +77,10 @@ def generate(options: GenerateOptions) -> list[Path]:
             masked=mask is not None,
             unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
+        for name in ("height", "width"):
+            side = getattr(options, name)
+            if side is not None and side % drawer.multiple:
+                raise InputError(f"{name} is {side}; give a multiple of {drawer.multiple} for this model")
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
         if options.negative_prompt and how.guidance <= (least := family_of_model(options.model).unguided):
             mend = f"give --guidance of more than {least:g}"

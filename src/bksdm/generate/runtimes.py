@@ -35,6 +35,7 @@ from bksdm.models.pipelines import (
     image_size,
     load_denoiser_config,
     load_scheduler_config,
+    pixels_of_a_token,
     say_hidden,
     scheduler_config,
 )
@@ -65,6 +66,7 @@ class Drawer:
         height, width: Of its pictures in pixels, where none are asked for.
         scheduler: The options of its scheduler, with `_class_name`.
         cut_off: The end of a prompt that it does not see.
+        multiple: Of which these are multiples.
         sample: Takes what `bksdm.generate.sampling.sample` takes after the pipeline.
     """
 
@@ -75,6 +77,7 @@ class Drawer:
     scheduler: Mapping[str, Any]
     cut_off: Callable[[str], str]
     sample: Callable[..., Iterator[list[Image.Image]]]
+    multiple: int = 8
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,15 @@ def _torch(
     if scheduler:
         pipeline.scheduler = scheduler_named(scheduler, pipeline.scheduler)
     cut_off, used = cutting(pipeline), scheduler_config(pipeline.scheduler)
-    return Drawer("torch", str(dtype), *image_size(pipeline), used, cut_off, partial(sample, pipeline))
+    return Drawer(
+        "torch",
+        str(dtype),
+        *image_size(pipeline),
+        used,
+        cut_off,
+        partial(sample, pipeline),
+        pixels_of_a_token(pipeline),
+    )
 
 
 def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None) -> Drawer:

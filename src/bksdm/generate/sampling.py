@@ -238,8 +238,7 @@ def _batches(
 ) -> Iterator[dict[str, Any]]:
     """Arguments of the pipeline, a batch at a time."""
     family = family_of_pipeline(pipeline)
-    takes = sigmas is not None and "sigmas" in signature(pipeline.scheduler.set_timesteps).parameters
-    levels = {"sigmas": list(sigmas)} if sigmas is not None and takes else {}
+    levels = {} if sigmas is None else {"sigmas": list(sigmas)}
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         # An empty one is as good as none, which some pipelines tell otherwise.
@@ -247,7 +246,7 @@ def _batches(
         prompts: dict[str, Any] = {"prompt": [request.prompt for request in batch]}
         if embedded:
             prompts = family.prompt({name: rows[start : start + batch_size] for name, rows in embedded.told.items()})
-            if family.second_call(denoiser(pipeline).config, guidance) != 1:
+            if family.second_call(pipeline.config, denoiser(pipeline).config, guidance) != 1:
                 without = {name: row.expand(len(batch), *row.shape[1:]) for name, row in embedded.without.items()}
                 prompts |= family.prompt(without, negative=True)
         yield {
@@ -265,7 +264,8 @@ def scheduler_named(name: str, current: SchedulerMixin) -> SchedulerMixin:
     Raises:
         InputError: diffusers has no such scheduler that goes with this model.
     """
-    usable = {kind.__name__: kind for kind in [*current.compatibles, LCMScheduler]}
+    by_betas = [LCMScheduler] if "beta_schedule" in current.config else []
+    usable = {kind.__name__: kind for kind in [*current.compatibles, *by_betas]}
     if current.config.get("rescale_betas_zero_snr"):
         usable = {
             kind: usable[kind] for kind in usable if "rescale_betas_zero_snr" in signature(usable[kind]).parameters

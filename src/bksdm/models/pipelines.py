@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any, cast
 
@@ -275,12 +276,12 @@ def drawing_defaults(model: str | Path) -> Defaults | None:
     path = _local(model)
     if path is None:
         try:
-            return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent)
+            return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent, _usual(model))
         except (*HUB_ERRORS, OSError) as error:
             if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
                 _say_unknown(str(model), type(error).__name__, _usual(model))
             return None
-    own = read_defaults(path) if path.is_dir() else load_contents(path).sampling
+    own = read_defaults(path, _usual(model)) if path.is_dir() else load_contents(path).sampling
     if own and own.sigmas is not None and not family_of_model(model).by_flow:
         raise InputError(
             f"{path / SAMPLING_FILE} has sigmas, and models of {family_of_model(model).name} draw by timesteps; remove "
@@ -866,6 +867,30 @@ def config_size(unet: Config, factor: int) -> Size:
     """
     height, width = (side * factor for side in family_claiming(unet).latent_sides(unet))
     return height if height == width else (height, width)
+
+
+def load_index(model: str | Path) -> dict[str, Any]:
+    """The `model_index.json` of a local MODEL; empty where it has none, or is on the hub."""
+    path = _local(model)
+    index = path / "model_index.json" if path and path.is_dir() else None
+    return _read_json(index) if index and index.is_file() else {}
+
+
+def pixels_of_a_token(pipeline: DiffusionPipeline) -> int:
+    """Of which heights and widths of pictures in pixels are multiples."""
+    return pixels_a_side(pipeline) * isqrt(family_of_pipeline(pipeline).latents_of_a_token)
+
+
+def check_multiple(pipeline: DiffusionPipeline, **sides_by_name: int | None) -> None:
+    """Refuse sides in pixels that do not become tokens.
+
+    Raises:
+        InputError: Naming one.
+    """
+    multiple = pixels_of_a_token(pipeline)
+    for name, side in sides_by_name.items():
+        if side is not None and side % multiple:
+            raise InputError(f"{name} is {side}; give a multiple of {multiple} for this model")
 
 
 def check_resolution(resolution: int | None) -> None:

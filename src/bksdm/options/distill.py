@@ -85,7 +85,7 @@ class LcmOptions(StudentTraining):
         out: Folder of the run; the student ends in OUT/student. The same command resumes it.
         steps: Optimizer steps.
         solver_steps: Timesteps of the teacher's solver (DDIM, or Euler's in flow matching).
-        guidance: Guidance scale of the teacher, which the student learns and then draws without; 1 for none. The
+        guidance: Guidance scale of the teacher, which the student learns and then draws without. The
             teacher's own by default, else its family's usual.
         loss: Distance to the target, a pseudo-Huber or the mean square.
         lr: Learning rate.

@@ -44,8 +44,8 @@ class Drawing(Computing):
 
     Attributes:
         steps: Denoising steps; each model's own by default, else its family's usual: 25 for Stable Diffusion.
-        guidance: Guidance scale, 1 for none; each model's own by default, else its family's usual: 7.5 for Stable
-            Diffusion.
+        guidance: Guidance scale, 1 for none (of Z-Image 0); each model's own by default, else its family's usual: 7.5
+            for Stable Diffusion.
     """
 
     steps: int | None = None

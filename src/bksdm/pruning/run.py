@@ -154,7 +154,7 @@ def _told_by_config(teacher: str, student: str, teacher_config: Config, student_
     """The recipe of a student that names none: the published one that gives its config, or else the only one."""
     without = f"student {student} names no recipe"
     if difference(dict(teacher_config), student_config) is None:
-        raise InputError(f"{without} and has the U-Net of its teacher; run bksdm prune first")
+        raise InputError(f"{without} and has as many blocks as its teacher; run bksdm prune first")
     for recipe in map(load_recipe, published_recipes()):
         if _gives(recipe, teacher_config, student_config):
             say(f"{without}; its config is the one that recipe {recipe.name!r} gives")

@@ -41,12 +41,13 @@ class Defaults:
     sigmas: tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: object) -> "Defaults":
+    def of(cls, values: Mapping[str, Any], source: object, usual: "Defaults | None" = None) -> "Defaults":
         """Those that a file names, and the usual ones for the rest.
 
         Arguments:
             values: Of the file.
             source: What to call it.
+            usual: The usual ones.
 
         Raises:
             InputError: A key or its value means nothing here.
@@ -56,14 +57,15 @@ class Defaults:
             known = ", ".join((_STEPS, _GUIDANCE, _SIGMAS))
             raise InputError(f"{source} has {unknown[0]}, which is not known here; it may have {known}")
         sigmas = _levels(values[_SIGMAS], source) if _SIGMAS in values else None
-        steps = values.get(_STEPS, cls.steps if sigmas is None else len(sigmas))
-        guidance = values.get(_GUIDANCE, cls.guidance)
+        usual = usual or cls()
+        steps = values.get(_STEPS, usual.steps if sigmas is None else len(sigmas))
+        guidance = values.get(_GUIDANCE, usual.guidance)
         if type(steps) is not int or steps < 1:
             raise InputError(f"{source} has {_STEPS} {steps!r}; write a whole number of at least 1")
         if sigmas is not None and len(sigmas) != steps:
             raise InputError(f"{source} has {_STEPS} {steps} and {len(sigmas)} {_SIGMAS}; write one for each step")
         if type(guidance) not in (int, float) or not 0 <= guidance < math.inf:
-            raise InputError(f"{source} has {_GUIDANCE} {guidance!r}; write a number, 1 for none")
+            raise InputError(f"{source} has {_GUIDANCE} {guidance!r}; write a number from 0")
         return cls(steps, float(guidance), sigmas)
 
     def arguments(self) -> dict[str, Any]:
@@ -106,8 +108,8 @@ def as_files(own: Defaults | None) -> dict[str, str]:
     return {} if own is None else {SAMPLING_FILE: own.text()}
 
 
-def read_defaults(folder: Path) -> Defaults | None:
-    """What the model in a folder draws best with; None where it does not tell.
+def read_defaults(folder: Path, usual: Defaults | None = None) -> Defaults | None:
+    """What the model in a folder draws best with, the usual where its file leaves a part out; None without a file.
 
     Raises:
         InputError: Its file cannot be read, or has what is not known here.
@@ -121,4 +123,4 @@ def read_defaults(folder: Path) -> Defaults | None:
         raise InputError(f"{file} cannot be read ({error}); mend or remove it") from error
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no object; mend or remove it")
-    return Defaults.of(values, file)
+    return Defaults.of(values, file, usual)

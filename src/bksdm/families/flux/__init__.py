@@ -100,9 +100,9 @@ class Flux(TwoStacks):
             "pictures of this one want --guidance 0 and --steps 1 to 4",
         )
 
-    def second_call(self, config: Config, guidance: float) -> float:  # noqa: ARG002
-        """Its pipeline makes none, whatever it was taught."""
-        return 1.0
+    def guides(self, pipeline: Config, config: Config) -> bool:  # noqa: ARG002
+        """Its pipeline never does, whatever it was taught."""
+        return False
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         whole = self._structure.whole(config)

@@ -145,6 +145,9 @@ class Flux2Klein(Flux2):
     def prompted(self, tokenizer: Any, caption: str) -> str:
         return chat(tokenizer, caption, thinks=False)
 
+    def guides(self, pipeline: Config, config: Config) -> bool:
+        return super().guides(pipeline, config) and not pipeline.get("is_distilled")
+
     def remark(self, pipeline: Config, config: Config, scheduler: Config) -> str | None:  # noqa: ARG002
         if not pipeline.get("is_distilled"):
             return None

@@ -33,7 +33,6 @@ class StackFamily(Family):
         originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
         original_others: Tensors that are of no such layer, by their names there.
         names_stay: Whether what has no other name is called as in diffusers.
-        latents_of_a_token: How many of the latents that it is asked about.
         usual_sides: Height and width of latents of pictures of 1024 pixels.
     """
 
@@ -55,7 +54,7 @@ class StackFamily(Family):
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)
-    latents_of_a_token: ClassVar[int] = 4
+    latents_of_a_token = 4
     stacks: ClassVar[tuple[Stack, ...]]
     signs: ClassVar[tuple[str, ...]]
     originals: ClassVar[Mapping[str, Joined]]
