@@ -5,7 +5,8 @@
 Half of the blocks stay by the regular pattern, by the loss in output without a block, by the rise of the Frechet
 distance without it (both as `bksdm sensitivity` measures them), and by how similar what comes out of a block is to what
 went in (ShortGPT's block influence, arXiv 2403.03853, over the picture's tokens). All are retrained alike, as the
-quickstart does but without empty captions, with three seeds, and scored on the held-out prompts. Each part is skipped where it is done already.
+quickstart does but without empty captions, with three seeds, and scored on the held-out prompts. Each part is skipped
+where it is done already.
 """
 
 import argparse
