@@ -21,7 +21,10 @@ from lora_layouts import LAYOUTS, Made, kept, parameters
 from tiny_models import V1_UNET, XL_UNET, build_pipeline, build_xl_pipeline
 from verbs import make_student
 
-RECIPES = {"v1": ("base", "small", "tiny"), "xl": ("base", "small", "ssd-1b", "vega", "koala-1b", "koala-700m", "comfy")}
+RECIPES = {
+    "v1": ("base", "small", "tiny"),
+    "xl": ("base", "small", "ssd-1b", "vega", "koala-1b", "koala-700m", "comfy"),
+}
 OF_XL = ("kohya", "kohya, numbers of original checkpoints", "diffusers", "peft, folder")
 CASES = [*(("v1", layout) for layout in LAYOUTS), *(("xl", layout) for layout in OF_XL)]
 

@@ -585,9 +585,7 @@ def test_a_run_is_foreseen(done: Run, flow_folder: Path, flow_data: Path, tmp_pa
 
 
 VERBS: dict[str, Callable[[Path, Path], tuple[object, ...]]] = {
-    "lcm": lambda model, out: ("lcm", "--teacher", model, "--student", model, "--data", "emoji/train", "--out", out),
     "personalize": lambda model, out: ("personalize", model, "--images", out, "--prompt", "sks a", "--out", out),
-    "export": lambda model, out: ("export", model, "--to", "onnx", "--out", out),
     "benchmark": lambda model, out: ("benchmark", model),
     "demo": lambda model, out: ("demo", model),
     "decoder": lambda model, out: ("decoder", "--teacher", model, "--data", "emoji/train", "--out", out),
