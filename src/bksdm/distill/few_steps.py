@@ -54,9 +54,8 @@ def lcm(options: LcmOptions) -> Path:
     check_ready("lcm", options.teacher)
     how = drawing(options.teacher, guidance=options.guidance)
     _check(options, how)
-    guides, config = family_of_model(options.teacher), load_denoiser_config(options.teacher)
-    if not (guides.guides(load_index(options.teacher), config) or guides.taught_guidance(config)):
-        how = dataclasses.replace(how, guidance=guides.unguided)
+    if not _takes_guidance(options):
+        how = dataclasses.replace(how, guidance=family_of_model(options.teacher).unguided)
     options = dataclasses.replace(options, guidance=how.guidance)
     return teach(options, _lesson(options, how))
 
@@ -138,8 +137,7 @@ def _check(options: LcmOptions, how: Defaults) -> None:
             f"sample_steps is {options.sample_steps}; give at most {options.solver_steps}, as solver_steps"
         )
     family, config = family_of_model(options.teacher), load_denoiser_config(options.teacher)
-    guides = family.guides(load_index(options.teacher), config) or family.taught_guidance(config)
-    if options.guidance is not None and not guides:
+    if options.guidance is not None and not _takes_guidance(options):
         raise InputError(f"guidance is {options.guidance}, and pipelines of this teacher use none; leave it out")
     if family.taught_guidance(config) and how.guidance != family.usual.guidance:
         raise InputError(
@@ -148,3 +146,9 @@ def _check(options: LcmOptions, how: Defaults) -> None:
         )
     if not how.guidance >= family.unguided:
         raise InputError(f"guidance is {how.guidance}; give {family.unguided:g} for none, or more")
+
+
+def _takes_guidance(options: LcmOptions) -> bool:
+    """Whether the teacher's pipelines are guided, by a second call or by telling its denoiser."""
+    family, config = family_of_model(options.teacher), load_denoiser_config(options.teacher)
+    return family.guides(load_index(options.teacher), config) or family.taught_guidance(config)
