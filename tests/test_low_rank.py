@@ -180,7 +180,7 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@KINDS
+@pytest.mark.parametrize("kind", [pytest.param("v1", marks=pytest.mark.slow), "z"], indirect=True)
 def test_a_plan_counts_what_learns_alone(
     done: Run, kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
