@@ -29,7 +29,7 @@ from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
-from bksdm.models.pipelines import check_multiple, drawing, load_pipeline, tokenizing
+from bksdm.models.pipelines import check_multiple, drawing, load_pipeline, pixels_of_a_token, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.budget import Budget
 from bksdm.pruning.run import prune_unet
@@ -696,9 +696,9 @@ def test_sizes_are_multiples_of_what_becomes_a_token(run: Run, z_folder: Path, t
     """With a VAE that makes a latent of 8 by 8 pixels, as those of the published models."""
     pipeline = build_z_pipeline()
     pipeline.vae_scale_factor = 8
-    check_multiple(pipeline, height=48, width=None)
+    check_multiple(pixels_of_a_token(pipeline), height=48, width=None)
     with pytest.raises(InputError, match="width is 40; give a multiple of 16 for this model"):
-        check_multiple(pipeline, height=48, width=40)
+        check_multiple(pixels_of_a_token(pipeline), height=48, width=40)
 
 
 def test_a_file_that_tells_half_leaves_the_rest_to_the_family(z_folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, ZImagePipeline, ZImageTransformer2DModel
 from muon import Muon
 from objectives import Succession
-from pretrain import CHUNK, HERE, SIZE, InMemory, Pace, fit, keep_vocabulary, trained
+from pretrain import CHUNK, HERE, SIZE, InMemory, Pace, build_vae, fit, keep_vocabulary, trained
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
@@ -119,8 +119,9 @@ def build_transformer() -> ZImageTransformer2DModel:
 
 def build_pipeline(folder: Path) -> ZImagePipeline:
     """The pipeline before it has learnt; `folder` keeps its vocabulary."""
-    tokenizer, vae = build_tokenizer(folder), load_pipeline("emoji").vae
-    vae.register_to_config(shift_factor=0.0)
+    tokenizer, known, vae = build_tokenizer(folder), load_pipeline("emoji").vae, build_vae()
+    vae.load_state_dict(known.state_dict())
+    vae.register_to_config(scaling_factor=known.config.scaling_factor, shift_factor=0.0)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,

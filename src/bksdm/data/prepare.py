@@ -38,6 +38,7 @@ from bksdm.models.pipelines import (
     load_pipeline,
     network_digest,
     pixels_a_side,
+    pixels_of_a_token,
     tokenizing,
 )
 from bksdm.options import PrepareOptions
@@ -149,7 +150,7 @@ class _Work:
         pipeline = load_pipeline(
             options.teacher, choose_precision(options.precision, device, training=False), with_denoiser=False
         )
-        check_multiple(pipeline, resolution=options.resolution)
+        check_multiple(pixels_of_a_token(pipeline), resolution=options.resolution)
         conditions = Conditions.of(pipeline)
         factor, config = pixels_a_side(pipeline), load_denoiser_config(options.teacher)
         resolution = options.resolution or config_size(config, factor)

@@ -27,6 +27,7 @@ from bksdm.models.pipelines import (
     image_size,
     network_digest,
     pixels_a_side,
+    pixels_of_a_token,
     text_encoders,
     tokenizing,
 )
@@ -65,7 +66,7 @@ class Pictures:
 
     def check(self, teacher: DiffusionPipeline) -> None:
         """Refuse a size that its denoiser cannot be asked about; see `check_multiple`."""
-        check_multiple(teacher, resolution=self.resolution)
+        check_multiple(pixels_of_a_token(teacher), resolution=self.resolution)
 
     def fields(self, unet: Config, vae: Config, tokens: int) -> Fields:
         """What a sample holds, by the configs of the teacher's networks and the length of its captions."""

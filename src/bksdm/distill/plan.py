@@ -275,12 +275,12 @@ class _Simulation:
         self._formats = dataclasses.replace(formats, device=torch.device("cpu"))
         self._device = formats.device
         self._overhead = int(_OVERHEAD.get(formats.device.type, _OVERHEAD["cpu"]))
+        self._kept = shapes.kept(self._formats)
         self.params: dict[str, int] = {}
 
     def __call__(self, batch_size: int, saving: bool) -> tuple[Memory, int]:
         """Memory of a process, and floating-point operations of a micro-batch."""
         options, precision = self._options, self._formats.precision
-        taught, student = self._shapes.kept(self._formats)
         with init_empty_weights(include_buffers=False):
             empty = self._shapes.student(self._formats)
         params, learns = _count(empty), learner(empty, options)
@@ -302,6 +302,7 @@ class _Simulation:
                 with torch.autocast("cpu", precision, enabled=precision != torch.float32):
                     losses = objective(batch, Draws(0, "plan"))
                 torch.autograd.backward(losses["loss"])
+        taught, student = self._kept
         taught //= processes().count if options.shard_teacher else 1
         embedded = set(pair.family.of_caption) <= batch.keys()
         stay = besides[:1] if embedded and self._device.type != "cpu" else besides  # text encoders leave a device

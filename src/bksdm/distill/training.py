@@ -19,6 +19,7 @@ from bksdm.common.processes import processes
 from bksdm.common.progress import say
 from bksdm.common.prompts import cut_line
 from bksdm.common.runs import check_free, open_run
+from bksdm.data.cache import CachedSamples
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples
@@ -228,7 +229,7 @@ def _train(
         student_drawing=lesson.student_drawing,
     )
     page = _Page(options, pair, state, len(data))
-    if not lesson.embeds and "input_ids" not in samples.sample(0, 0):
+    if isinstance(samples, CachedSamples) and not lesson.embeds:  # captions are embedded by now
         pair.dismiss_texts()
     try:
         follow(

@@ -117,9 +117,7 @@ class Drawn:
         batches = sample(
             pipeline,
             [self.requests[number] for number in numbers],
-            steps=how.steps,
-            guidance=how.guidance,
-            sigmas=how.sigmas,
+            **how.to_dict(),
             batch_size=self.sampling.batch_size,
             height=height,
             width=width,

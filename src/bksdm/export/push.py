@@ -30,8 +30,8 @@ from bksdm.pruning.run import RECIPE_FILE
 
 _CARD = "README.md"
 _STAY = ("config.yaml", "provenance.json", "training.json", "retraining.json")
-_TEXTS = (".json", ".txt", ".md", ".yaml")
-_KINDS = (*_TEXTS, ".jinja", ".safetensors", ".png", ".model")
+_TEXTS = (".json", ".txt", ".md", ".yaml", ".jinja")
+_KINDS = (*_TEXTS, ".safetensors", ".png", ".model")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PATHS = re.compile(r"(?<![\w/.:-])(/(?:home|root|Users|tmp|mnt|work|data)/[^\s`\"')]*|[A-Z]:\\[^\s`\"')]*)")
 

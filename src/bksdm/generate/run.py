@@ -26,7 +26,7 @@ from bksdm.generate.sampling import Request, is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
 from bksdm.models.adapters.lora_files import lora_fingerprint
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_ready, drawing, family_of_model, fingerprint
+from bksdm.models.pipelines import check_multiple, check_ready, drawing, family_of_model, fingerprint
 from bksdm.options import GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
@@ -57,7 +57,7 @@ def generate(options: GenerateOptions) -> list[Path]:
         "prompts_content": digest([one.request.prompt for one in asked]),
         "image_content": files_digest([Path(options.image)]) if options.image else None,
         "mask_content": files_digest([Path(options.mask)]) if options.mask else None,
-        **_levels(how),
+        **({} if how.sigmas is None else {"sigmas": list(how.sigmas)}),
     }
     out, settings = Path(options.out), dataclasses.asdict(options) | content
     check_free(out, "generate", settings, _MAY_CHANGE)
@@ -77,10 +77,7 @@ def generate(options: GenerateOptions) -> list[Path]:
             masked=mask is not None,
             unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
-        for name in ("height", "width"):
-            side = getattr(options, name)
-            if side is not None and side % drawer.multiple:
-                raise InputError(f"{name} is {side}; give a multiple of {drawer.multiple} for this model")
+        check_multiple(drawer.multiple, height=options.height, width=options.width)
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
         if options.negative_prompt and how.guidance <= (least := family_of_model(options.model).unguided):
             mend = f"give --guidance of more than {least:g}"
@@ -118,11 +115,6 @@ def _asked(options: GenerateOptions) -> list[_Asked]:
     return [_Asked(request, strength) for request in _requests(options) for strength in strengths]
 
 
-def _levels(how: Defaults) -> dict[str, list[float]]:
-    """The noise levels of a model that has its own."""
-    return {} if how.sigmas is None else {"sigmas": list(how.sigmas)}
-
-
 def _draw(
     options: GenerateOptions,
     how: Defaults,
@@ -147,15 +139,13 @@ def _draw(
         pending = iter(own)
         for pictures in drawer.sample(
             [asked[number].request for number in own],
-            steps=how.steps,
-            guidance=how.guidance,
+            **how.to_dict(),
             batch_size=options.batch_size,
             negative_prompt=options.negative_prompt,
             height=height,
             width=width,
             strength=options.strength if strength is None else strength,
             **begin,
-            **_levels(how),
         ):
             for picture in pictures:
                 number = next(pending)

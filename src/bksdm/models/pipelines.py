@@ -411,10 +411,7 @@ def family_of_model(model: str | Path) -> Family:
     Raises:
         InputError: There is no such model, or its family is not known.
     """
-    path = _local(model)
-    index = path / "model_index.json" if path else None
-    family = family_of_class(_read_json(index).get("_class_name")) if index and index.is_file() else None
-    return family or family_of(load_denoiser_config(model))
+    return family_of_class(load_index(model).get("_class_name")) or family_of(load_denoiser_config(model))
 
 
 def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
@@ -662,9 +659,7 @@ def _family(path: Path, index: Mapping[str, Any]) -> Family:
 
 def has_safety_checker(model: str | Path) -> bool:
     """Whether MODEL is a folder whose pipeline has a safety checker; of what is on the Hub, nothing is said."""
-    path = _local(model)
-    index = path / "model_index.json" if path else None
-    return index is not None and index.is_file() and "safety_checker" in dict(_parts(_read_json(index)))
+    return "safety_checker" in dict(_parts(load_index(model)))
 
 
 def part_names(path: Path) -> list[str]:
@@ -881,13 +876,12 @@ def pixels_of_a_token(pipeline: DiffusionPipeline) -> int:
     return pixels_a_side(pipeline) * isqrt(family_of_pipeline(pipeline).latents_of_a_token)
 
 
-def check_multiple(pipeline: DiffusionPipeline, **sides_by_name: int | None) -> None:
-    """Refuse sides in pixels that do not become tokens.
+def check_multiple(multiple: int, **sides_by_name: int | None) -> None:
+    """Refuse sides in pixels that do not become tokens, of which they are a `multiple`; see `pixels_of_a_token`.
 
     Raises:
         InputError: Naming one.
     """
-    multiple = pixels_of_a_token(pipeline)
     for name, side in sides_by_name.items():
         if side is not None and side % multiple:
             raise InputError(f"{name} is {side}; give a multiple of {multiple} for this model")
