@@ -52,6 +52,14 @@ def z_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def klein_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of FLUX.2-klein, whose latents are half as many to a side."""
+    pipeline = BUILDS["klein"]()
+    pipeline.transformer.register_to_config(_sample_size=LATENT // 2)
+    return saved(pipeline, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def z_student(z_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half of it. Not to be changed."""
     return make_student(load_pipeline(z_folder), tmp_path_factory.mktemp("students") / "z", "half")

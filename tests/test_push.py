@@ -1,22 +1,24 @@
 """Publishing: what would go to the Hub is a folder that is whole and says what others must know."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from bksdm.common.errors import InputError
 from bksdm.export.push import push
-from bksdm.models.pipelines import drawing
+from bksdm.models.pipelines import drawing, family_of_pipeline, image_size, load_pipeline
 from bksdm.options import PushOptions
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from verbs import Run
 
-pytest_plugins = ["verbs_fixtures"]
+pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
 
 LICENCE = "creativeml-openrail-m"
 
@@ -73,14 +75,27 @@ def test_the_embedded_models_licence_holds_on(done: Run, tmp_path: Path) -> None
     assert done("push", tmp_path / "tiny", *words).json["license"] == "cc-by-4.0"
 
 
-def test_the_card_names_the_pipeline_of_the_family(done: Run, xl_exported_model: Path, tmp_path: Path) -> None:
-    done("prune", xl_exported_model, "--recipe", "base", "--out", tmp_path / "base")
-    words = ["--repo", "me/base", "--license", "openrail++", "--out", tmp_path / "hub", "--dry_run", "--json"]
-    assert "unet/diffusion_pytorch_model.safetensors" in done("push", tmp_path / "base", *words).json["files"]
+@pytest.mark.parametrize(
+    ("model", "folder"), [("xl_exported_model", "unet"), ("z_folder", "transformer"), ("klein_folder", "transformer")]
+)
+def test_the_card_draws_with_the_pipeline_of_the_family(
+    model: str, folder: str, done: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In its own size, too, where a pipeline would draw 1024 pixels whatever it has to draw with."""
+    teacher = request.getfixturevalue(model)
+    done("prune", teacher, "--recipe", "base" if folder == "unet" else "half", "--out", tmp_path / "student")
+    words = ["--repo", "me/less", "--license", "openrail++", "--out", tmp_path / "hub", "--dry_run", "--json"]
+    pushed = done("push", tmp_path / "student", *words).json
+    assert f"{folder}/diffusion_pytorch_model.safetensors" in pushed["files"]
+    pipeline = load_pipeline(teacher)
     card = ModelCard.load(tmp_path / "hub" / "README.md")
-    assert "stable-diffusion-xl" in card.data.tags
-    assert 'StableDiffusionXLPipeline.from_pretrained("PATH' in card.text
-    StableDiffusionXLPipeline.from_pretrained(tmp_path / "hub")
+    assert family_of_pipeline(pipeline).tag in card.data.tags
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    picture = tmp_path / "picture.png"
+    code = code.replace("PATH_OF_THIS_FOLDER", str(tmp_path / "hub")).replace("picture.png", str(picture))
+    exec(code.replace('prompt="..."', 'prompt="a cat", num_inference_steps=1'), {})
+    with Image.open(picture) as drawn:
+        assert drawn.size == image_size(pipeline)[::-1]
 
 
 def test_without_the_hub_the_folder_stays_and_one_line_says_so(run: Run, run_folder: Path, tmp_path: Path) -> None:

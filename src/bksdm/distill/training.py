@@ -30,7 +30,7 @@ from bksdm.distill.loop import Objective, replicate
 from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
-from bksdm.models.card import model_card
+from bksdm.models.card import drawing_call, model_card
 from bksdm.models.pipelines import (
     Origin,
     check_text_to_image,
@@ -289,7 +289,7 @@ def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
     """The averaged weights in the pipeline of the lesson, in float32, with recipe and card; the rest as it came."""
     pair.family.attend(pair.student.eval(), plainly=False)
-    card = model_card(pair.description, options.teacher, lesson.on_card, lesson.own)
+    card = model_card(pair.description, options.teacher, lesson.on_card, drawing_call(pair.teacher, lesson.own))
     with averaged(state):
         files = {STEPS_FILE: ended(state.step), **as_files(lesson.own)}
         save_student(

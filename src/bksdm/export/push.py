@@ -26,7 +26,6 @@ from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.parts import PAPERS
 from bksdm.models.pipelines import check_folder
 from bksdm.options import PushOptions
-from bksdm.pruning.run import RECIPE_FILE
 
 _CARD = "README.md"
 _STAY = ("config.yaml", "provenance.json", "training.json", "retraining.json")
@@ -214,8 +213,6 @@ def _check(folder: Path) -> None:
             )
     if not (folder / LORA_FILE).is_file():
         check_folder(folder)
-    if (folder / RECIPE_FILE).is_file() and not (folder / "unet" / "config.json").is_file():
-        raise InputError(f"{folder} has a recipe and no U-Net; copy the whole pipeline")
 
 
 def _upload(options: PushOptions, folder: Path) -> str:

@@ -221,6 +221,10 @@ class Family(ABC):
             )
         return height, width
 
+    def draws_its_size(self, config: Config) -> bool:  # noqa: ARG002
+        """Whether its pipelines draw pictures of the size that such a denoiser was made for unless told otherwise."""
+        return True
+
     def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
         """What is known of programs and a denoiser with this config."""
         return []

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from bksdm.common.assets import asset
-from bksdm.families import family_of
+from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.family import Family
+from bksdm.models.pipelines import denoiser, image_size
 from bksdm.pruning.describe import Description
 from bksdm.runtime.defaults import Defaults
 
 
 def model_card(
-    description: Description, teacher: str, retraining: Mapping[str, Any] | None = None, own: Defaults | None = None
+    description: Description, teacher: str, retraining: Mapping[str, Any] | None = None, call: str = ""
 ) -> str:
     """The text of `README.md` for a student's folder.
 
@@ -21,7 +23,7 @@ def model_card(
         description: What the recipe does to the teacher.
         teacher: The MODEL that was pruned.
         retraining: Options of the retraining; None for a student that was only pruned.
-        own: What the student draws best with, where that is known.
+        call: What a call of its pipeline needs besides the prompt; see `drawing_call`.
     """
     return _template("model_card.md.jinja").render(
         description=description,
@@ -29,13 +31,13 @@ def model_card(
         recipe=description.pruning.recipe,
         teacher=teacher,
         retraining=retraining,
-        call=own.call() if own else "",
+        call=call,
         drawing=description.drawing(),
     )
 
 
 def personal_card(
-    model: str, family: Family, prompt: str, options: Mapping[str, Any], *, lora: bool, own: Defaults | None = None
+    model: str, family: Family, prompt: str, options: Mapping[str, Any], *, lora: bool, call: str = ""
 ) -> str:
     """The text of `README.md` for what `bksdm personalize` made.
 
@@ -45,11 +47,24 @@ def personal_card(
         prompt: What brings the subject out.
         options: Of the making.
         lora: Whether it is a LoRA.
-        own: What the model draws best with, where that is known.
+        call: What a call of its pipeline needs besides the prompt; see `drawing_call`.
     """
-    call = own.call() if own else ""
     given = {"model": model, "family": family, "prompt": prompt, "options": options}
     return _template("personal_card.md.jinja").render(**given, lora=lora, call=call)
+
+
+def drawing_call(pipeline: DiffusionPipeline, own: Defaults | None) -> str:
+    """What a call of a pipeline needs besides the prompt, as Python.
+
+    Arguments:
+        pipeline: That is called.
+        own: What it draws best with, where that is known.
+    """
+    size = {}
+    if not family_of_pipeline(pipeline).draws_its_size(denoiser(pipeline).config):
+        size = dict(zip(("height", "width"), image_size(pipeline), strict=True))
+    given = size | (own.arguments() if own else {})
+    return "".join(f", {name}={value}" for name, value in given.items())
 
 
 def _template(name: str) -> Template:

@@ -25,7 +25,7 @@ from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
 from bksdm.generate.run import generate
 from bksdm.models.adapters.training import add_lora, check_peft, save_lora
-from bksdm.models.card import personal_card
+from bksdm.models.card import drawing_call, personal_card
 from bksdm.models.pipelines import (
     Origin,
     check_ready,
@@ -285,8 +285,9 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
     """What was learnt, whole or not at all."""
     shown: dict[str, Any] = {name: getattr(options, name) for name in _ON_CARD if options.lora or name != "rank"}
     own, family = drawing_defaults(options.model), family_of_pipeline(learner.pipeline)
+    call = drawing_call(learner.pipeline, own)
     files = {
-        "README.md": personal_card(options.model, family, options.prompt, shown, lora=options.lora, own=own),
+        "README.md": personal_card(options.model, family, options.prompt, shown, lora=options.lora, call=call),
         STEPS_FILE: ended(state.step),
     }
     if options.lora:

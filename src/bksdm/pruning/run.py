@@ -17,7 +17,7 @@ from bksdm.common.progress import say
 from bksdm.common.runs import check_free, digest, run_files
 from bksdm.families import derive, difference, family_of, family_of_pipeline, recipes_between
 from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
-from bksdm.models.card import model_card
+from bksdm.models.card import drawing_call, model_card
 from bksdm.models.parts import Tensors
 from bksdm.models.pipelines import (
     Origin,
@@ -70,7 +70,7 @@ def prune(options: PruneOptions) -> Description:
     save_student(
         with_denoiser(teacher, smaller.network if origin else smaller.loaded()),
         recipe,
-        model_card(description, options.teacher, own=own),
+        model_card(description, options.teacher, call=drawing_call(teacher, own)),
         folder,
         files,
         origin,

@@ -81,10 +81,6 @@ class Defaults:
         """What the file holds."""
         return json.dumps(self.arguments(), indent=2) + "\n"
 
-    def call(self) -> str:
-        """What a call of the pipeline needs besides the prompt, as Python."""
-        return "".join(f", {name}={value}" for name, value in self.arguments().items())
-
     def chosen(self, steps: int | None, guidance: float | None) -> "Defaults":
         """With what was asked for in their place; noise levels are for as many steps as they are."""
         return Defaults(

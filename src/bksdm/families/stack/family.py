@@ -182,6 +182,9 @@ class StackFamily(Family):
         """Of pictures of 1024 pixels; no entry of diffusers says otherwise, so models of other sizes have our own."""
         return super().latent_sides({"sample_size": config.get(SIDES, self.usual_sides)})
 
+    def draws_its_size(self, config: Config) -> bool:
+        return self.latent_sides(config) == self.usual_sides
+
     def layout(self, config: Config) -> Layout:  # noqa: ARG002
         raise InputError(f"{self.name} is not written as a single file yet; save the folder")
 
