@@ -372,6 +372,11 @@ OPTIONS = [
     case("negative weight", lambda w: w.distill("--task_weight=-1"), "task_weight is -1.0; give 0 or more"),
     case("EMA decay of 1", lambda w: w.distill("--ema_decay", 1), "ema_decay is 1.0; give"),
     case("mask of 0", lambda w: w.distill("--mask_features", 0), "mask_features is 0.0; give 1 or more standard"),
+    case(
+        "inputs of the teacher of a U-Net",
+        lambda w: w.distill("--teacher_inputs"),
+        "for which there is no distill --teacher_inputs yet",
+    ),
     case("guidance of 1", lambda w: w.distill("--guided_output", 1), "guided_output is 1.0; give more than 1"),
     case("all captions dropped", lambda w: w.distill("--caption_dropout", 1), "caption_dropout is 1.0; give a number"),
     case("negative dropout", lambda w: w.distill("--caption_dropout=-0.1"), "caption_dropout is -0.1; give a number"),

@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,72 @@ def test_losses_are_the_formulas(flow_teacher: DiffusionPipeline, checkpointing:
     assert float(losses["loss"].detach()) == pytest.approx(float(task + 0.5 * output + 2 * features), rel=1e-6)
     losses["loss"].backward()
     assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "layers" in name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_given_what_the_teacher_has_learn_their_own_part_alone(
+    flow_teacher: DiffusionPipeline, checkpointing: bool
+) -> None:
+    """So that each comes to what the teacher would without those blocks alone that it stands for."""
+    family, whole = family_of_pipeline(flow_teacher), flow_teacher.transformer
+    student, pruning = prune_unet(whole, load_recipe("half"))
+    student.train()
+    if checkpointing:
+        student.enable_gradient_checkpointing()
+    schedule, conditions = family.noise_schedule(flow_teacher.scheduler), Conditions.of(flow_teacher)
+    objective = Distillation(student, whole, pruning.taps, conditions, schedule, teacher_inputs=True)
+    latents, _, told = inputs(flow_teacher)
+    batch = {"latents_mean": latents, "latents_std": torch.zeros_like(latents), **told}
+    losses = objective(batch, Draws(0, "noise", 0))
+    noisy = schedule.corrupt(conditions.latents(batch, Draws(0, "noise", 0)), drawn_after_latents(latents))
+
+    def features(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+        """What comes out of these modules of the teacher, of the picture."""
+        found: dict[str, Tensor] = {}
+
+        def see(path: str, module: nn.Module, _: Any, output: Any) -> None:
+            found[path] = family.feature(module, output, noisy.latents)
+
+        handles = [module.register_forward_hook(functools.partial(see, path)) for path, module in modules.items()]
+        with torch.no_grad():
+            family.answer(whole, noisy.latents, noisy.timesteps, told)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    wanted = features({tap.student: whole.get_submodule(tap.teacher) for tap in pruning.taps})
+    for tap in pruning.taps:
+        stays = pruning.key_map[tap.student]
+        path, first, last = *stays.rsplit(".", 1), tap.teacher.rsplit(".", 1)[1]
+        skipped = {f"{path}.{number}" for number in range(int(first) + 1, int(last) + 1)}
+        block = {tap.student: whole.get_submodule(stays)}
+        with family.bypassed(whole, [unit for unit in family.units(whole.config) if skipped & set(unit.paths)]):
+            own = features(block)[tap.student]
+        value = (own - wanted[tap.student]).square().mean()
+        assert float(losses[f"tap/{tap.student}"].detach()) == pytest.approx(float(value), rel=1e-5), tap
+
+    for before, tap in pairwise(pruning.taps):
+        parameters = list(student.get_submodule(before.student).parameters())
+        learnt = torch.autograd.grad(losses[f"tap/{tap.student}"], parameters, retain_graph=True, allow_unused=True)
+        assert set(learnt) == {None}, tap
+    losses["loss"].backward()
+    assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "layers" in name)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--taps", "layers"], "teacher_inputs gives what the teacher has between stages, and taps is layers; leave"),
+        (["--feature_weight", 0], "teacher_inputs leaves features alone to teach all blocks but the last, and feature"),
+    ],
+)
+def test_inputs_of_the_teacher_go_with_features_between_blocks(
+    run: Run, z_folder: Path, tmp_path: Path, words: list[object], message: str
+) -> None:
+    given = ["--student", z_folder, "--data", tmp_path, "--out", tmp_path / "run", "--teacher_inputs", *words]
+    outcome = run("distill", z_folder, *given)
+    assert outcome.code == 2
+    assert message in outcome.said[0]
 
 
 @pytest.mark.parametrize("captions", [False, True])

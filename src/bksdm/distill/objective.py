@@ -62,6 +62,8 @@ class Distillation:
         mask_features: Likewise.
         feature_directions: Likewise.
         caption_features: Whether features are those of the caption's tokens too, where there are any.
+        teacher_inputs: Whether what comes after a tap of the student is given the teacher's feature in the place of the
+            student's, once that is read; not after the last, whose block learns from the output too.
         captions: What becomes of the captions. Where one is replaced by another, the task loss leaves its sample out.
         guided_output: Guidance scale at which the outputs are compared as well, with the weight of the output loss; it
             takes two forward passes of each U-Net, and `captions` for the empty prompt.
@@ -82,6 +84,7 @@ class Distillation:
         mask_features: float | None = None,
         feature_directions: bool = False,
         caption_features: bool = False,
+        teacher_inputs: bool = False,
         captions: Captions | None = None,
         guided_output: float | None = None,
         remaining: Callable[[], float] = lambda: 1.0,
@@ -99,6 +102,7 @@ class Distillation:
         self.mask_features = mask_features
         self.feature_directions = feature_directions
         self.caption_features = caption_features
+        self._replaced = self.taps[:-1] if teacher_inputs else ()
         self.captions = captions
         self.guided_output = guided_output
         self._remaining = remaining
@@ -107,10 +111,16 @@ class Distillation:
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         asked = self._question(batch, draws)
-        read = self._reader(asked)
-        with torch.no_grad(), self._teacher_features.recording(read) as wanted:
+        read, whole = self._reader(asked), dict[nn.Module, Any]()
+
+        def kept(module: nn.Module, output: Any) -> Tensor:
+            whole[module] = output
+            return read(module, output)
+
+        with torch.no_grad(), self._teacher_features.recording(kept if self._replaced else read) as wanted:
             taught = self._taught(asked)
-        with self._student_features.recording(read) as learnt:
+        instead = {tap.student: whole[self.teacher.get_submodule(tap.teacher)] for tap in self._replaced}
+        with self._student_features.recording(read, instead) as learnt:
             told = as_type(asked.told, torch.float32)
             predicted = self.conditions.family.answer(self._call_student, asked.latents, asked.timesteps, told)
 

@@ -145,6 +145,7 @@ class Pair:
             mask_features=options.mask_features,
             feature_directions=options.feature_directions,
             caption_features=options.caption_features,
+            teacher_inputs=options.teacher_inputs,
             captions=captions,
             guided_output=options.guided_output,
             remaining=remaining,

@@ -51,6 +51,7 @@ _CHOICES = (
     "mask_features",
     "feature_directions",
     "caption_features",
+    "teacher_inputs",
     "timesteps",
     "guided_output",
     "caption_dropout",
@@ -175,6 +176,14 @@ def _check_choices(options: DistillOptions) -> None:
         raise InputError(
             "feature_directions compares vectors of length 1, and goes with neither normalize_features nor "
             "mask_features; leave one out"
+        )
+    if options.teacher_inputs and options.taps != "stages":
+        raise InputError(
+            f"teacher_inputs gives what the teacher has between stages, and taps is {options.taps}; leave one out"
+        )
+    if options.teacher_inputs and not options.feature_weight:
+        raise InputError(
+            "teacher_inputs leaves features alone to teach all blocks but the last, and feature_weight is 0; give more"
         )
     if options.guided_output is not None and not options.guided_output > 1:
         raise InputError(f"guided_output is {options.guided_output}; give more than 1, or leave it out")

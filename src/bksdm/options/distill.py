@@ -30,6 +30,8 @@ class DistillOptions(StudentTraining):
         mask_features: Leave out of a feature what is more than this many standard deviations, such as 2, off its mean.
         feature_directions: Compare the direction of every token or pixel of a feature alone, not its length.
         caption_features: Match what becomes of the caption's tokens too, in transformers.
+        teacher_inputs: Give each block of a transformer what the teacher has where it begins, so that it learns its own
+            part alone and no error of those before it.
         timesteps: How noise levels of flow matching are drawn before they are shifted: even, or logit_normal, with more
             of them in the middle.
         guided_output: Compare the outputs under this guidance scale too, such as 7.5; twice the work of the U-Nets.
@@ -59,6 +61,7 @@ class DistillOptions(StudentTraining):
     mask_features: float | None = None
     feature_directions: bool = False
     caption_features: bool = False
+    teacher_inputs: bool = False
     timesteps: Literal["even", "logit_normal"] = "even"
     guided_output: float | None = None
     caption_dropout: float = 0.0

@@ -28,7 +28,7 @@ class UNetFamily(Family):
     }
 
     exports = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")
-    unready = frozenset({"--caption_features"})
+    unready = frozenset({"--caption_features", "--teacher_inputs"})
     controlnet = "ControlNetModel"
     lora_sign = r"(^|[._])(down|up|mid|input|middle|output)_blocks?[._]"
     adapters = ("LoRA", "textual inversion", "ControlNet", "T2I-Adapter", "IP-Adapter", "motion module")
