@@ -9,11 +9,15 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bksdm.common.devices import keep_in
+from bksdm.common.devices import keep_in, offload
+from bksdm.distill.conditions import as_type
 from bksdm.families import family_of_pipeline
+from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.training import add_lora, every_layer, merged_weights
 from bksdm.models.pipelines import denoiser, load_denoiser_config
+from bksdm.pruning.taps import Features
 from tiny_flow import BUILDS, inputs
+from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, done_here, read_lines
 
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
@@ -155,6 +159,30 @@ def test_a_merged_student_answers_as_the_one_that_learnt() -> None:
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("build", [*BUILDS.values(), lambda: build_pipeline(V1_UNET)], ids=[*BUILDS, "v1"])
+def test_a_teacher_that_comes_layer_by_layer_answers_as_one_that_is_there(build: object, kept: torch.dtype) -> None:
+    """And its features are read; on a CPU layers have nowhere to go, so that is all that is held here."""
+    pipeline = build()  # type: ignore[operator]
+    network, family = denoiser(pipeline), family_of_pipeline(pipeline)
+    keep_in(network, kept, torch.bfloat16)
+    taps = [
+        tap.teacher for tap in family.derive(load_recipe("half" if family.by_flow else "base"), network.config).taps
+    ]
+    latents, timesteps, told = inputs(pipeline)
+    computing = torch.float32 if kept == torch.float32 else torch.bfloat16
+    seen = []
+    for _ in range(2):
+        features = Features(network, taps)
+        with torch.no_grad(), features.recording() as found:
+            answer = family.answer(network, latents.to(computing), timesteps, as_type(told, computing))
+        features.remove()
+        seen.append([answer, *found.values()])
+        offload(network, torch.device("cpu"))
+    assert len(seen[0]) == 1 + len(taps)
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -167,6 +195,8 @@ def test_a_merged_student_answers_as_the_one_that_learnt() -> None:
             "student_precision is bf16, and the student computes in torch.float32; give both --precision and",
         ),
         ("--lora_rank 0", "lora_rank is 0; give at least 1"),
+        ("--offload_teacher --device cpu", "offload_teacher is for a teacher beside a GPU, and device is cpu"),
+        ("--offload_teacher --shard_teacher", "offload_teacher leaves the teacher where it is, and shard_teacher"),
         ("--teacher_precision fp8 --shard_teacher", "teacher_precision is fp8, which cannot be spread over processes"),
     ],
 )
@@ -191,3 +221,17 @@ def test_a_plan_counts_what_learns_alone(
         for words in ("", "--lora_rank 2", "--lora_rank 2 --student_precision fp8")
     ]
     assert held[0] > held[1] > held[2]
+
+
+def test_a_plan_counts_two_layers_of_a_teacher_that_is_offloaded(
+    done: Run, klein_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    done("prune", klein_folder, "--recipe", "half", "--out", tmp_path / "student")
+    given = ["--student", tmp_path / "student", "--data", pictures, "--out", tmp_path / "run", "--plan", "--json"]
+    given += ["--batch_size", 1, "--peak_tflops", 1, "--precision", "bf16"]
+    there, away = (
+        json.loads(done("distill", klein_folder, *given, *words).out)["chosen"]["held"]
+        for words in ([], ["--offload_teacher"])
+    )
+    sizes = {name: tensor.numel() * 2 for name, tensor in weights(klein_folder).items()}
+    assert there - away == sum(sizes.values()) - 2 * max(sizes.values())

@@ -38,7 +38,7 @@ from transformers import (
 
 from bksdm.distill.conditions import Conditions
 from bksdm.families import family_of_pipeline
-from bksdm.models.pipelines import tokenizing
+from bksdm.models.pipelines import denoiser, tokenizing
 from tiny_models import CAPTIONS, CONTEXT, PICTURE, build_text_encoder, build_tokenizer
 
 FLOW_TOKENS = 64  # of a caption: as many as the longest chat needs, and fewer than the 512 that pipelines ask for
@@ -329,9 +329,8 @@ def _byte_pairs(special: Iterable[str], words: Iterable[str]) -> dict[str, Any]:
 
 def inputs(pipeline: DiffusionPipeline) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Latents, timesteps and conditions of two captions of different lengths."""
-    family = family_of_pipeline(pipeline)
-    channels = family.latent_channels(pipeline.transformer.config)
-    side = pipeline.transformer.config.get("_sample_size", 8)
+    config = denoiser(pipeline).config
+    channels, side = family_of_pipeline(pipeline).latent_channels(config), config.get("_sample_size", 8)
     latents = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
     tokenize = tokenizing(pipeline)
     told = Conditions.of(pipeline).embedded(torch.stack([tokenize("red"), tokenize("a green car on a hill")]))

@@ -16,6 +16,7 @@ from bksdm.common.devices import (
     choose_device,
     choose_precision,
     keep_in,
+    offload,
     plain_attention_is_faster,
 )
 from bksdm.common.errors import InputError
@@ -89,26 +90,39 @@ class Pair:
     pruning: Pruning
     formats: Formats
 
-    def set_up(self, *, gradient_checkpointing: bool, shard_teacher: bool, texts: bool = True) -> None:
+    def set_up(
+        self,
+        *,
+        gradient_checkpointing: bool = False,
+        shard_teacher: bool = False,
+        offload_teacher: bool = False,
+        texts: bool = True,
+    ) -> None:
         """Bring both to the device, in the number formats, memory layout and attention that are fast there.
 
         Arguments:
             gradient_checkpointing: Of the student.
             shard_teacher: Whether the teacher's weights are spread over the processes.
+            offload_teacher: Whether they stay in this machine's memory.
             texts: Whether the text encoders come along.
         """
         device, precision, own = self.formats.device, self.formats.precision, self.formats.teacher_precision
+        teacher = denoiser(self.teacher)
         self.keep()
+        if channels_last_is_faster(device, own):
+            teacher.to(memory_format=torch.channels_last)
         if shard_teacher:
-            shard(denoiser(self.teacher), device)
-        for network in (denoiser(self.teacher), self.teacher.vae, *(text_encoders(self.teacher) if texts else [])):
+            shard(teacher, device)
+        for network in (self.teacher.vae, *(text_encoders(self.teacher) if texts else [])):
             network.to(device)
+        if offload_teacher:
+            offload(teacher, device)
+        else:
+            teacher.to(device)
         self.teacher.vae.to(memory_format=VAE_LAYOUT)
         self.student.to(device).train()
         if channels_last_is_faster(device, precision):
             self.student.to(memory_format=torch.channels_last)
-        if channels_last_is_faster(device, own):
-            denoiser(self.teacher).to(memory_format=torch.channels_last)
         if plain_attention_is_faster(device, precision):
             self.family.attend(self.student, plainly=True)
         if gradient_checkpointing:
@@ -229,6 +243,8 @@ def check_formats(options: StudentOptions) -> None:
             f"student_precision is {options.student_precision}, and weights that learn are float32; give "
             f"--lora_rank, or leave it out"
         )
+    if options.offload_teacher and options.shard_teacher:
+        raise InputError("offload_teacher leaves the teacher where it is, and shard_teacher spreads it; leave one out")
     if options.shard_teacher and options.teacher_precision == "fp8":
         raise InputError("teacher_precision is fp8, which cannot be spread over processes; leave out --shard_teacher")
 

@@ -304,6 +304,8 @@ class _Simulation:
                 torch.autograd.backward(losses["loss"])
         taught, student = self._kept
         taught //= processes().count if options.shard_teacher else 1
+        if options.offload_teacher:  # a layer that computes, and one that is on its way
+            taught = min(taught, 2 * max(map(_own_bytes, denoiser(pair.teacher).modules())))
         embedded = set(pair.family.of_caption) <= batch.keys()
         stay = besides[:1] if embedded and self._device.type != "cpu" else besides  # text encoders leave a device
         frozen = taught + sum(map(_bytes, stay)) + (student if learns is not empty else 0)
@@ -363,7 +365,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def measure(shapes: _Shapes, options: DistillOptions, formats: Formats) -> tuple[float, int | None]:
     """Seconds of a step of this process, and the most memory in bytes that it held, where the system tells."""
     pair = shapes.pair(formats)
-    pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher)
+    pair.set_up(
+        gradient_checkpointing=options.gradient_checkpointing,
+        shard_teacher=options.shard_teacher,
+        offload_teacher=options.offload_teacher and formats.device.type != "cpu",
+    )
     objective = pair.objective(options, shapes.captions(pair, options))
     state = pair.fresh_state(options)
     batch = shapes.batch(options.batch_size, formats.device)
@@ -413,6 +419,11 @@ def _count(network: nn.Module) -> int:
 
 def _bytes(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def _own_bytes(module: nn.Module) -> int:
+    """Of the weights that are a module's own."""
+    return sum(p.numel() * p.element_size() for p in module.parameters(recurse=False))
 
 
 def _gib(size: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from bksdm.common.errors import InputError
 from bksdm.common.processes import processes
 from bksdm.common.progress import say
 from bksdm.common.prompts import cut_line
@@ -165,6 +166,8 @@ def teach(options: StudentOptions, lesson: Lesson) -> Path:
 
 def _load_pair(options: StudentOptions, lesson: Lesson, *, texts: bool) -> Pair:
     formats = Formats.choose(options)
+    if options.offload_teacher and formats.device.type == "cpu":
+        raise InputError("offload_teacher is for a teacher beside a GPU, and device is cpu; leave it out")
     teacher = load_pipeline(options.teacher, denoiser_dtype=formats.computing(formats.teacher_precision))
     student = load_denoiser(options.student, formats.computing(formats.student_precision))
     check_text_to_image(teacher, options.teacher)
@@ -172,7 +175,12 @@ def _load_pair(options: StudentOptions, lesson: Lesson, *, texts: bool) -> Pair:
     pruning = checked_pruning(options.teacher, options.student, denoiser(teacher).config, student.config)
     pair = Pair(teacher, student, pruning, formats)
     lesson.check(pair)
-    pair.set_up(gradient_checkpointing=options.gradient_checkpointing, shard_teacher=options.shard_teacher, texts=texts)
+    pair.set_up(
+        gradient_checkpointing=options.gradient_checkpointing,
+        shard_teacher=options.shard_teacher,
+        offload_teacher=options.offload_teacher,
+        texts=texts,
+    )
     return pair
 
 

@@ -107,6 +107,7 @@ class StudentTraining(Training):
         cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
         gradient_checkpointing: Save memory by computing activations twice.
         shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
+        offload_teacher: Keep the teacher's weights in this machine's memory; each layer visits the device to compute.
         teacher_precision: Type of the teacher's weights; auto takes that of precision. fp8 keeps those of linear layers
             and convolutions in 8 bits and widens one layer at a time.
         lora_rank: Let matrices of this rank beside linear layers and convolutions, and the norms, learn alone, for a
@@ -122,6 +123,7 @@ class StudentTraining(Training):
     cache_gb: float = 4.0
     gradient_checkpointing: bool = False
     shard_teacher: bool = False
+    offload_teacher: bool = False
     teacher_precision: Stored = "auto"
     lora_rank: int | None = None
     student_precision: Stored = "auto"
