@@ -183,12 +183,19 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     Raises:
         InputError: An option or a model is unfit; see the message.
     """
-    check_ready("benchmark", *options.models)
+    check_ready("benchmark", *options.models, options=dataclasses.asdict(options))
     _check(options)
     device = choose_device(options.device)
     dtype = choose_precision(options.precision, device, training=False)
-    ways = drawings({model: model for model in options.models}, options.steps, options.guidance)
-    drawn = {model: Drawing(how.steps, how.guidance, options.height, options.width) for model, how in ways.items()}
+    ways = drawings(
+        {model: model for model in options.models},
+        options.steps,
+        options.guidance,
+        options.guidance_interval,
+        options.reuse,
+    )
+    size = options.height, options.width
+    drawn = {model: Drawing(how.steps, how.guidance, *size, how.interval, how.reuse) for model, how in ways.items()}
     asked = [(model, drawn[model]) for model in options.models]
     models = load_rivals(asked, dtype, runtimes=options.runtimes, decoder=options.decoder)
     say_unlike(ways)
@@ -285,6 +292,10 @@ def _check(options: BenchmarkOptions) -> None:
         raise InputError(f"rounds is {options.rounds}; give at least 1")
     if options.warmup < 0:
         raise InputError(f"warmup is {options.warmup}; give 0 or more")
+    if options.reuse is not None and (options.runtimes != ["torch"] or any(map(is_exported, options.models))):
+        raise InputError(
+            f"reuse is {options.reuse}, which torch alone computes; leave it out, or give no other runtime"
+        )
     shared = ("steps", "guidance", "height", "width", "device")
     check_generation(GenerateOptions("", "", **{name: getattr(options, name) for name in shared}))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from bksdm.models.pipelines import (
     tokenizing,
 )
 from bksdm.pruning.cost import UNetCost, unet_cost
+from bksdm.runtime.defaults import Interval
 from bksdm.runtime.pipeline import Pipeline
 
 PARTS = {"text_encoder": "text encoder", "unet_step": "U-Net step", "decoder": "decoder", "whole": "whole"}
@@ -43,12 +44,14 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the pictures of a rival are like; sizes are None where it has its own."""
+    """How a rival's pictures are drawn; sizes are None where it has its own, the last two where nothing is spared."""
 
     steps: int
     guidance: float
     height: int | None = None
     width: int | None = None
+    interval: Interval | None = None
+    reuse: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -265,10 +268,11 @@ _FIRST_TIMESTEP = 901.0
 def _whole(draw: Callable[..., Iterator[object]], batch_size: int, drawing: Drawing, size: tuple[int, int]) -> Task:
     """A batch of pictures from prompts to pixels."""
     requests = [Request(PROMPT, seed) for seed in range(batch_size)]
-    wanted = {"steps": drawing.steps, "guidance": drawing.guidance, "batch_size": batch_size}
+    wanted: dict[str, Any] = {"steps": drawing.steps, "guidance": drawing.guidance, "interval": drawing.interval}
+    wanted |= {} if drawing.reuse is None else {"reuse": drawing.reuse}  # of torch alone
 
     def make() -> object:
-        return list(draw(requests, **wanted, height=size[0], width=size[1]))
+        return list(draw(requests, **wanted, batch_size=batch_size, height=size[0], width=size[1]))
 
     return make
 

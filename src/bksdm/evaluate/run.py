@@ -82,7 +82,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     reference = open_reference(options.reference)
     prompts, distractors = _prompts(options, reference), _distractors(options)
     sources = _sources(options, prompts)
-    check_ready("evaluate", *(source.model for source in sources.values() if isinstance(source, Drawn)))
+    check_ready(
+        "evaluate",
+        *(source.model for source in sources.values() if isinstance(source, Drawn)),
+        options=dataclasses.asdict(options),
+    )
     _check_comparable(sources, options.teacher)
     settings = dataclasses.asdict(options) | {
         "decoder_content": decoder_fingerprint(options.decoder),
@@ -145,7 +149,11 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
     sources: dict[str, Drawn | Finished] = {}
     models = named(options.models)
     ways = drawings(
-        {name: model for name, model in models.items() if not are_pictures(model)}, options.steps, options.guidance
+        {name: model for name, model in models.items() if not are_pictures(model)},
+        options.steps,
+        options.guidance,
+        options.guidance_interval,
+        options.reuse,
     )
     for name, model in models.items():
         if name not in ways:

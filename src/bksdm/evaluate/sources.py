@@ -102,7 +102,8 @@ class Drawn:
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
         how = self.how.to_dict() | dataclasses.asdict(self.sampling)
-        names = ("steps", "guidance", "scheduler", "precision", *(["sigmas"] if self.how.sigmas else []))
+        others = (name for name in ("sigmas", "interval", "reuse") if name in how)
+        names = ("steps", "guidance", "scheduler", "precision", *others)
         drawn = [how[name] for name in names]
         asked = [[request.prompt, request.seed] for request in self.requests]
         decoder = [decoder_fingerprint(how["decoder"])] if how["decoder"] else []  # digests of those without stay

@@ -5,7 +5,7 @@ Nothing outside `families/` asks which family it is. A new one is a package here
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.units import Names, Removals, Unit
-from bksdm.runtime.defaults import Defaults
+from bksdm.runtime.defaults import Defaults, Interval
 
 Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
 Shapes = dict[str, tuple[int, ...]]
@@ -319,6 +319,25 @@ class Family(ABC):
         r"""The g of $\epsilon_\emptyset + g\,(\epsilon_c - \epsilon_\emptyset)$ in such a pipeline, by its scale."""
         guides = self.guides(pipeline, config) and guidance > self.unguided
         return 1.0 + guidance - self.unguided if guides else 1.0
+
+    def sparing(
+        self,
+        denoiser: Denoiser,  # noqa: ARG002
+        scheduler: SchedulerMixin,  # noqa: ARG002
+        interval: Interval | None,
+        reuse: int | None,
+    ) -> AbstractContextManager[object]:
+        """The denoiser in a pipeline that calls it with less work inside a `with` block; then it is as it was.
+
+        Arguments:
+            denoiser: Called with both halves of guidance at once, where there is any.
+            scheduler: Whose timesteps it is called with.
+            interval: The noise levels at which guidance is given, where not at all.
+            reuse: Every how many calls its inside is computed, where not at each.
+        """
+        assert interval is None, self.name
+        assert reuse is None, self.name
+        return nullcontext()
 
     def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> ForwardProcess:
         """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""

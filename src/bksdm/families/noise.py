@@ -7,6 +7,7 @@ $\epsilon$, or the velocity $\sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alp
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
@@ -83,6 +84,11 @@ class NoiseSchedule:
         r"""Signal-to-noise ratio $\bar\alpha_t / (1 - \bar\alpha_t)$ with shape (B,)."""
         share = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return share / (1 - share)
+
+    def level(self, timestep: float) -> float:
+        r"""The noise level $\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$, between timesteps that of a straight line."""
+        levels = (1 / self.alphas_cumprod.double() - 1).sqrt().numpy()
+        return float(np.interp(timestep, np.arange(len(levels)), levels))
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at timesteps drawn uniformly from `grid`, with shape (G,), or from all."""

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from bksdm.generate.sampling import Request
+from bksdm.runtime.defaults import Interval
 from bksdm.runtime.files import read_json
 from bksdm.runtime.folder import open_folder
 from bksdm.runtime.pipeline import Pipeline
@@ -50,6 +51,7 @@ def sample_exported(
     *,
     steps: int | None = None,
     guidance: float | None = None,
+    interval: Interval | None = None,
     batch_size: int = 4,
     negative_prompt: str | None = None,
     height: int | None = None,
@@ -66,6 +68,7 @@ def sample_exported(
         [request.seed for request in requests],
         steps=steps,
         guidance=guidance,
+        interval=interval,
         batch_size=batch_size,
         negative_prompt=negative_prompt or "",
         height=height,

@@ -45,7 +45,7 @@ def generate(options: GenerateOptions) -> list[Path]:
         InputError: An option, the model or a file is unfit; see the message.
     """
     check_ready("generate", options.model, options=dataclasses.asdict(options))
-    how = drawing(options.model, options.steps, options.guidance)
+    how = drawing(options.model, options.steps, options.guidance, options.guidance_interval, options.reuse)
     options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     check(options)
     asked = _asked(options)
@@ -75,10 +75,13 @@ def generate(options: GenerateOptions) -> list[Path]:
             scheduler=options.scheduler,
             lora=Lora(options.lora, options.lora_scale) if options.lora else None,
             masked=mask is not None,
+            reuses=options.reuse is not None,
             unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
         )
         check_multiple(drawer.multiple, height=options.height, width=options.width)
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
+        if options.guidance_interval and how.guidance <= 1:
+            say(f"guidance_interval changes nothing at guidance {how.guidance:g}; give --guidance of more than 1")
         if options.negative_prompt and how.guidance <= (least := family_of_model(options.model).unguided):
             mend = f"give --guidance of more than {least:g}"
             say(f"the negative prompt changes nothing at guidance {how.guidance:g}; {mend}")
@@ -234,6 +237,7 @@ def write_png(picture: Image.Image, path: Path, about: Mapping[str, str]) -> Non
 
 def _about(one: _Asked, options: GenerateOptions) -> dict[str, Any]:
     shown = ["model", "steps", "guidance", "negative_prompt", "decoder", "precision", "lora"]
+    shown += [name for name in ("guidance_interval", "reuse") if getattr(options, name) is not None]
     shown += ["image", "strength", "mask"] if options.image else []
     about = {"prompt": one.request.prompt, "seed": one.request.seed, **{name: getattr(options, name) for name in shown}}
     return about if one.strength is None else about | {"strength": one.strength}

@@ -98,6 +98,7 @@ def open_drawer(
     scheduler: str | None = None,
     lora: Lora | None = None,
     masked: bool = False,
+    reuses: bool = False,
     unet_calls: int = 1,
 ) -> Drawer:
     """What makes the pictures of MODEL.
@@ -112,12 +113,13 @@ def open_drawer(
         scheduler: Name of a diffusers scheduler in the place of the model's own.
         lora: What is added to the weights.
         masked: Whether a part of a picture is painted anew.
+        reuses: Whether the inside of the U-Net is computed in some steps alone.
         unet_calls: How many pictures the U-Net will be called for in all: steps x pictures x 2 with guidance.
 
     Raises:
         InputError: Model and runtime do not go together; see the message.
     """
-    by_torch = next((name for name, given in (("mask", masked), ("lora", lora)) if given), None)
+    by_torch = next((name for name, given in (("mask", masked), ("lora", lora), ("reuse", reuses)) if given), None)
     if by_torch and (is_exported(model) or runtime not in ("auto", "torch")):
         raise InputError(f"{by_torch} needs torch; leave out --runtime, and give the model rather than its export")
     if is_exported(model):

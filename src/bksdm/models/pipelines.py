@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
@@ -298,13 +298,19 @@ def _say_unknown(model: str, reason: str, usual: Defaults) -> None:
     )
 
 
-def drawing(model: str | Path, steps: int | None = None, guidance: float | None = None) -> Defaults:
+def drawing(
+    model: str | Path,
+    steps: int | None = None,
+    guidance: float | None = None,
+    interval: Sequence[float] | None = None,
+    reuse: int | None = None,
+) -> Defaults:
     """How MODEL draws: as is asked for, else as it draws best, else as is usual for its family.
 
     Raises:
-        InputError: As `drawing_defaults` does.
+        InputError: As `drawing_defaults` and `Defaults.chosen` do.
     """
-    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance)
+    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance, interval, reuse)
 
 
 def _usual(model: str | Path) -> Defaults:
@@ -315,17 +321,23 @@ def _usual(model: str | Path) -> Defaults:
         return Defaults()
 
 
-def drawings(models: Mapping[str, str], steps: int | None, guidance: float | None) -> dict[str, Defaults]:
+def drawings(
+    models: Mapping[str, str],
+    steps: int | None,
+    guidance: float | None,
+    interval: Sequence[float] | None = None,
+    reuse: int | None = None,
+) -> dict[str, Defaults]:
     """How each of several models draws, by name.
 
     Arguments:
         models: MODELs by name.
-        steps, guidance: For all of them, where they are asked for.
+        steps, guidance, interval, reuse: For all of them, where they are asked for.
 
     Raises:
-        InputError: As `drawing_defaults` does.
+        InputError: As `drawing` does.
     """
-    return {name: drawing(model, steps, guidance) for name, model in models.items()}
+    return {name: drawing(model, steps, guidance, interval, reuse) for name, model in models.items()}
 
 
 def say_unlike(ways: Mapping[str, Defaults]) -> None:

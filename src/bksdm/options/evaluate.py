@@ -3,12 +3,12 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
-from bksdm.options.shared import Drawing, Precision, Printing, Seeded, own_first
+from bksdm.options.shared import Precision, Printing, Seeded, Sparing, own_first
 
 
 @own_first
 @dataclass(frozen=True)
-class EvaluateOptions(Seeded):
+class EvaluateOptions(Seeded, Sparing):
     """Score one or several models' pictures against real ones, with uncertainty.
 
     Attributes:
@@ -64,7 +64,7 @@ class EvaluateOptions(Seeded):
 
 @own_first
 @dataclass(frozen=True)
-class BenchmarkOptions(Drawing, Printing):
+class BenchmarkOptions(Sparing, Printing):
     """Measure latency, memory and cost of models side by side.
 
     Attributes:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bksdm.options.shared import Drawing, Precision, Seeded, own_first
+from bksdm.options.shared import Precision, Seeded, Sparing, own_first
 
 Runtime = Literal["auto", "torch", "openvino", "onnx"]
 
 
 @own_first
 @dataclass(frozen=True)
-class GenerateOptions(Seeded):
+class GenerateOptions(Seeded, Sparing):
     """Make pictures from prompts, one seed a picture.
 
     Attributes:
@@ -57,7 +57,7 @@ class GenerateOptions(Seeded):
 
 @own_first
 @dataclass(frozen=True)
-class DemoOptions(Drawing):
+class DemoOptions(Sparing):
     """Open a page to try a model on, beside another one if wished; it is reached from this machine alone.
 
     Attributes:

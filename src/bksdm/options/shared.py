@@ -53,6 +53,21 @@ class Drawing(Computing):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sparing(Drawing):
+    """What a verb that draws with less work takes.
+
+    Attributes:
+        guidance_interval: Two noise levels, such as 0.3 5, between which guidance is given; at others the U-Net is
+            called once in the place of twice.
+        reuse: Compute the inside of the U-Net in every so many steps, such as 3, and in the others its outermost stage
+            alone, on what the inside gave last.
+    """
+
+    guidance_interval: list[float] | None = None
+    reuse: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seeded(Drawing, Printing):
     """What a verb that draws many takes.
 

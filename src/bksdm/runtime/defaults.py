@@ -13,7 +13,7 @@ scheduler shifts it; every step begins at one of them:
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from bksdm.common.errors import InputError
 
 SAMPLING_FILE = "sampling.json"
+Interval = tuple[float, float]  # the least and the largest of noise levels
 _STEPS, _GUIDANCE, _SIGMAS = "num_inference_steps", "guidance_scale", "sigmas"
 
 
@@ -34,11 +35,15 @@ class Defaults:
         guidance: Guidance scale; 1 for none.
         sigmas: The noise level that each step begins at, in (0, 1] and falling; None for those of pipeline and
             scheduler.
+        interval: The noise levels at which guidance is given; None for all. No file says.
+        reuse: Every how many steps the inside of the denoiser is computed; None for every one. No file says.
     """
 
     steps: int = 25
     guidance: float = 7.5
     sigmas: tuple[float, ...] | None = None
+    interval: Interval | None = None
+    reuse: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: object, usual: "Defaults | None" = None) -> "Defaults":
@@ -81,13 +86,34 @@ class Defaults:
         """What the file holds."""
         return json.dumps(self.arguments(), indent=2) + "\n"
 
-    def chosen(self, steps: int | None, guidance: float | None) -> "Defaults":
-        """With what was asked for in their place; noise levels are for as many steps as they are."""
+    def chosen(
+        self,
+        steps: int | None,
+        guidance: float | None,
+        interval: Sequence[float] | None = None,
+        reuse: int | None = None,
+    ) -> "Defaults":
+        """With what was asked for in their place; noise levels are for as many steps as they are.
+
+        Raises:
+            InputError: `interval` is none, or `reuse` is less than 1.
+        """
+        if reuse is not None and reuse < 1:
+            raise InputError(f"reuse is {reuse}; give at least 1, or leave it out")
         return Defaults(
             self.steps if steps is None else steps,
             self.guidance if guidance is None else guidance,
             self.sigmas if steps in (None, self.steps) else None,
+            None if interval is None else _interval(interval),
+            reuse,
         )
+
+
+def _interval(given: Sequence[float]) -> Interval:
+    if len(given) != 2 or not 0 <= given[0] < given[1]:
+        shown = " ".join(f"{level:g}" for level in given)
+        raise InputError(f"guidance_interval is {shown}; give two noise levels, the lower first, such as 0.3 5")
+    return given[0], given[1]
 
 
 def _levels(given: Any, source: object) -> tuple[float, ...]:

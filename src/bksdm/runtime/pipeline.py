@@ -4,6 +4,7 @@ Noise, guidance and the order of random numbers are those of diffusers' pipeline
 picture.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class Pipeline:
         *,
         steps: int | None = None,
         guidance: float | None = None,
+        interval: Sequence[float] | None = None,
         batch_size: int = 1,
         negative_prompt: str = "",
         height: int | None = None,
@@ -79,6 +81,8 @@ class Pipeline:
             steps: Denoising steps; the model's own by default.
             guidance: Classifier-free guidance scale, the model's own by default; 1 or less for none, which halves the
                 work.
+            interval: The least and the largest noise level sqrt((1 - a) / a), a the share of the signal, at which
+                guidance is given (arXiv 2404.07724); all by default.
             batch_size: Pictures at a time.
             negative_prompt: What to keep away from, under guidance.
             height: In pixels; the image's or the model's own by default.
@@ -91,7 +95,7 @@ class Pipeline:
         Raises:
             InputError: An argument is unfit, or a network gives numbers that are not finite; see the message.
         """
-        how = self.defaults.chosen(steps, guidance)
+        how = self.defaults.chosen(steps, guidance, interval)
         chosen = range(len(prompts)) if seeds is None else seeds
         size = self._size(height, width, image)
         shape = (self.channels, size[0] // self.factor, size[1] // self.factor)
@@ -127,8 +131,13 @@ class Pipeline:
                 way = trajectory(self.scheduler, how.steps, strength)
                 clean = self._latents(image, draws)
                 sample = way.noisy(clean, draws())
+            alone = {name: value[-len(draws) :] for name, value in told.items()}
+            low, high = how.interval or (0.0, math.inf)
             for number, timestep in enumerate(way.timesteps, 1):
-                output = self._predict(way.scaled(sample), float(timestep), told, how.guidance if guided else None)
+                if guided and low <= way.level(timestep) <= high:
+                    output = self._guided(way.scaled(sample), float(timestep), told, how.guidance)
+                else:
+                    output = self.networks.predict(way.scaled(sample), float(timestep), alone)
                 sample = way.step(output, sample, draws)
                 if on_step is not None:
                     on_step(number, len(way.timesteps))
@@ -156,9 +165,7 @@ class Pipeline:
         both = {name: np.concatenate([np.repeat(away[name], count, axis=0), told[name]]) for name in told}
         return both | self.conditions.of_size(height, width, 2 * count)
 
-    def _predict(self, latents: Array, timestep: float, told: Told, guidance: float | None) -> Array:
-        if guidance is None:
-            return self.networks.predict(latents, timestep, told)
+    def _guided(self, latents: Array, timestep: float, told: Told, guidance: float) -> Array:
         both = self.networks.predict(np.concatenate([latents, latents]), timestep, told)
         away, towards = np.split(both, 2)
         return away + guidance * (towards - away)
@@ -208,6 +215,9 @@ class _Draws:
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         self._generators = [Generator(seed) for seed in seeds]
         self._shape = shape
+
+    def __len__(self) -> int:
+        return len(self._generators)
 
     def __call__(self) -> Array:
         return np.stack([generator.normal(self._shape) for generator in self._generators])

@@ -75,6 +75,11 @@ class Trajectory(ABC):
     def _visited(self) -> Numbers:
         """All timesteps, also those that are skipped."""
 
+    def level(self, timestep: float) -> float:
+        """The noise level sqrt((1 - a_t) / a_t), between timesteps that of a straight line."""
+        with np.errstate(divide="ignore"):
+            return float(np.interp(timestep, np.arange(len(self.shares)), np.sqrt(1 / self.shares - 1)))
+
     def scaled(self, sample: Array) -> Array:
         """Noisy latents as the U-Net takes them."""
         return sample

@@ -39,7 +39,8 @@ class StackFamily(Family):
     denoiser = "transformer"
     noun = "transformer"
     unready = frozenset(
-        {"personalize", "benchmark", "demo", "decoder"} | {"--image", "--mask", "--decoder", "--guided_output"}
+        {"personalize", "benchmark", "demo", "decoder"}
+        | {"--image", "--mask", "--decoder", "--guided_output", "--guidance_interval", "--reuse"}
     )
     exports = ("transformer",)
     projections = {}  # noqa: RUF012

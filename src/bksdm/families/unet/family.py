@@ -1,21 +1,24 @@
 """What Stable Diffusion and SDXL answer alike."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+from diffusers import SchedulerMixin
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family, Shapes
+from bksdm.families.noise import NoiseSchedule
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
-from bksdm.families.unet import bypass, names, structure
+from bksdm.families.unet import bypass, names, sparing, structure
 from bksdm.families.unet import units as unet_units
 from bksdm.families.unet.depth import listed
 from bksdm.families.unet.readers import readers
 from bksdm.families.units import Names, Removals, Unit
+from bksdm.runtime.defaults import Interval
 
 
 class UNetFamily(Family):
@@ -59,6 +62,16 @@ class UNetFamily(Family):
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return bypass.bypassed(denoiser, units)
+
+    def sparing(
+        self, denoiser: Any, scheduler: SchedulerMixin, interval: Interval | None, reuse: int | None
+    ) -> AbstractContextManager[object]:
+        spared = ExitStack()
+        if interval is not None:  # first, so that what is kept is of the samples that are left
+            spared.enter_context(sparing.guided_within(denoiser, NoiseSchedule.from_scheduler(scheduler), interval))
+        if reuse is not None:
+            spared.enter_context(sparing.reusing(denoiser, reuse))
+        return spared
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, listed(config["cross_attention_dim"], 1)[0])}

@@ -1,0 +1,203 @@
+"""Drawing with less work: guidance in an interval of noise levels, and the inside of the U-Net in some steps alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+
+from bksdm.common.errors import InputError
+from bksdm.families import family_of_pipeline
+from bksdm.families.recipe import Recipe
+from bksdm.generate.exported import open_exported, sample_exported
+from bksdm.generate.sampling import Request, sample
+from bksdm.models.pipelines import denoiser, drawing
+from bksdm.pruning.run import prune_unet, with_denoiser
+from verbs import Run
+
+pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
+
+ASKED = [Request("red apple", 3), Request("green car", 4)]
+STEPS, GUIDANCE = 6, 5.0
+
+
+def drawn(pipeline: DiffusionPipeline, **more: Any) -> list[Image.Image]:
+    (found,) = sample(pipeline, ASKED, **{"steps": STEPS, "guidance": GUIDANCE} | more)
+    return found
+
+
+def same(one: list[Image.Image], other: list[Image.Image]) -> bool:
+    return all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(one, other, strict=True))
+
+
+def level(pipeline: DiffusionPipeline, timestep: float) -> float:
+    share = float(pipeline.scheduler.alphas_cumprod[int(timestep)])
+    return float(np.sqrt(1 / share - 1))
+
+
+@pytest.fixture
+def by_ddim(kind_teacher: DiffusionPipeline) -> DiffusionPipeline:
+    """A teacher of every family, of which six timesteps are plain."""
+    made = with_denoiser(kind_teacher, denoiser(kind_teacher))
+    made.scheduler = DDIMScheduler.from_config(kind_teacher.scheduler.config)
+    made.scheduler.set_timesteps(STEPS)
+    return made
+
+
+@pytest.fixture
+def between(by_ddim: DiffusionPipeline) -> tuple[float, float]:
+    """An interval with the third and the fourth of the six timesteps in it."""
+    levels = [level(by_ddim, timestep) for timestep in by_ddim.scheduler.timesteps]
+    return (levels[3] + levels[4]) / 2, (levels[1] + levels[2]) / 2
+
+
+def test_guidance_at_all_levels_and_at_none_are_guidance_and_none(by_ddim: DiffusionPipeline) -> None:
+    assert same(drawn(by_ddim, interval=(0.0, 1e9)), drawn(by_ddim))
+    assert same(drawn(by_ddim, interval=(1e8, 1e9)), drawn(by_ddim, guidance=1.0))
+    assert not same(drawn(by_ddim), drawn(by_ddim, guidance=1.0))
+
+
+def test_outside_the_interval_the_u_net_is_asked_for_captions_alone(
+    by_ddim: DiffusionPipeline, between: tuple[float, float]
+) -> None:
+    """As by hand: where a step is outside, what the caption gives is taken as it is."""
+    sizes: list[int] = []
+    network = denoiser(by_ddim)
+    whole = drawn(by_ddim, interval=between)
+    seen = network.conv_in.register_forward_hook(lambda module, given, output: sizes.append(len(output)))
+    assert same(drawn(by_ddim, interval=between), whole)
+    seen.remove()
+    assert sizes == [2, 2, 4, 4, 2, 2]
+
+    def by_hand(module: Any, given: Any, output: Any) -> Any:
+        if between[0] <= level(by_ddim, given[1]) <= between[1]:
+            return None
+        towards = output[0].chunk(2)[1]
+        return (torch.cat([towards, towards]), *output[1:])
+
+    replaced = network.register_forward_hook(by_hand)
+    for one, other in zip(whole, drawn(by_ddim), strict=True):
+        assert np.abs(np.array(one, int) - np.array(other, int)).max() <= 1
+    replaced.remove()
+
+
+@pytest.mark.parametrize("recipe", [Recipe("whole"), Recipe("without", mid=False)], ids=["whole", "no middle"])
+def test_kept_insides_are_those_of_the_step_that_computed_them(by_ddim: DiffusionPipeline, recipe: Recipe) -> None:
+    """Of students too, with a middle block or without: as if the second last up stage gave what it gave before."""
+    student, _ = prune_unet(denoiser(by_ddim), recipe)
+    pipeline = with_denoiser(by_ddim, student.eval())
+    calls: list[int] = []
+    counted = student.down_blocks[1].resnets[0].register_forward_hook(lambda *given: calls.append(len(given[2])))
+    found = drawn(pipeline, reuse=3)
+    counted.remove()
+    assert calls == [4, 4]  # the first and the fourth of six steps
+    assert same(drawn(pipeline, reuse=1), drawn(pipeline))
+    assert not same(found, drawn(pipeline))
+
+    kept: list[torch.Tensor] = []
+
+    def third(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output if len(kept) % 3 == 0 else kept[-1])
+        return kept[-1]
+
+    replaced = student.up_blocks[-2].register_forward_hook(third)
+    assert same(found, drawn(pipeline))
+    replaced.remove()
+
+
+def test_both_go_together(by_ddim: DiffusionPipeline, between: tuple[float, float]) -> None:
+    """Where guidance begins there are more samples than were kept, so that the inside is computed anew."""
+    network = denoiser(by_ddim)
+    calls: list[int] = []
+    counted = network.down_blocks[1].resnets[0].register_forward_hook(lambda *given: calls.append(len(given[2])))
+    both = drawn(by_ddim, interval=between, reuse=2)
+    counted.remove()
+    assert calls == [2, 4, 2]  # the first, the third and the fifth
+    assert not same(both, drawn(by_ddim, interval=between))
+    assert same(drawn(by_ddim), drawn(by_ddim))  # nothing stays behind
+
+
+def test_what_is_spared_leaves_no_trace_after_an_error(v1_teacher: DiffusionPipeline) -> None:
+    network: UNet2DConditionModel = denoiser(v1_teacher)
+    before = dict(network._forward_hooks), dict(network._forward_pre_hooks)
+    family, scheduler = family_of_pipeline(v1_teacher), v1_teacher.scheduler
+    with pytest.raises(RuntimeError, match="stop"), family.sparing(network, scheduler, (1.0, 2.0), 2):
+        raise RuntimeError("stop")
+    assert (dict(network._forward_hooks), dict(network._forward_pre_hooks)) == before
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
+@pytest.mark.parametrize("folder", ["onnx_folder", "xl_onnx_folder"])
+def test_the_runtime_without_torch_guides_within_the_same_interval(folder: str, request: pytest.FixtureRequest) -> None:
+    pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler")
+    sizes: list[int] = []
+    predict = pipeline.networks.predict
+
+    def seen(latents: Any, timestep: float, told: Any) -> Any:
+        sizes.append(len(latents))
+        return predict(latents, timestep, told)
+
+    pipeline.networks.predict = seen  # type: ignore[method-assign]
+    drawn_by = {
+        name: next(iter(sample_exported(pipeline, ASKED, steps=STEPS, guidance=guidance, interval=interval)))
+        for name, guidance, interval in (
+            ("all", GUIDANCE, (0.0, 1e9)),
+            ("plain", GUIDANCE, None),
+            ("none", GUIDANCE, (1e8, 1e9)),
+            ("unguided", 1.0, None),
+            ("between", GUIDANCE, (0.5, 5.0)),
+        )
+    }
+    assert sizes[-STEPS:].count(4) in range(1, STEPS)
+    assert same(drawn_by["all"], drawn_by["plain"])
+    assert same(drawn_by["none"], drawn_by["unguided"])
+    assert not same(drawn_by["between"], drawn_by["plain"])
+
+
+def test_exports_and_models_draw_alike(exported_model: Path, onnx_folder: Path, done: Run, tmp_path: Path) -> None:
+    words = ["--prompt", "red", "--steps", STEPS, "--guidance_interval", 0.5, 5, "--scheduler", "DDIMScheduler"]
+    done("generate", exported_model, *words, "--runtime", "torch", "--out", tmp_path / "torch")
+    done("generate", onnx_folder, *words, "--out", tmp_path / "onnx")
+    pictures = [np.array(Image.open(tmp_path / name / "00000.png"), int) for name in ("torch", "onnx")]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+    with Image.open(tmp_path / "torch" / "00000.png") as picture:
+        assert '"guidance_interval": [0.5, 5.0]' in picture.text["bksdm"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--guidance_interval", 5, 0.3], "guidance_interval is 5 0.3; give two noise levels, the lower first"),
+        (["--guidance_interval", 5], "guidance_interval is 5; give two noise levels"),
+        (["--reuse", 0], "reuse is 0; give at least 1"),
+        (["--reuse", 2, "--runtime", "onnx"], "reuse needs torch; leave out --runtime"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    run: Run, v1_folder: Path, tmp_path: Path, words: list[object], message: str
+) -> None:
+    outcome = run("generate", v1_folder, "--prompt", "red", "--out", tmp_path / "out", *words)
+    assert outcome.code == 2
+    assert message in outcome.said[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--guidance_interval", 0.3, 5], ["--reuse", 2]])
+def test_transformers_are_refused(run: Run, z_folder: Path, tmp_path: Path, words: list[object]) -> None:
+    outcome = run("generate", z_folder, "--prompt", "red", "--out", tmp_path / "out", *words)
+    assert outcome.code == 2
+    assert f"for which there is no generate {words[0]} yet" in outcome.said[0]
+
+
+def test_a_way_of_drawing_has_them(v1_folder: Path) -> None:
+    assert drawing(v1_folder, 4, 2.0, [0.3, 5], 3).to_dict() == {
+        "steps": 4,
+        "guidance": 2.0,
+        "interval": (0.3, 5),
+        "reuse": 3,
+    }
+    with pytest.raises(InputError, match="reuse is -1"):
+        drawing(v1_folder, reuse=-1)
