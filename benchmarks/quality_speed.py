@@ -1,0 +1,135 @@
+"""What does each way of drawing with less work cost in quality, and what does it save in time?
+
+    python benchmarks/quality_speed.py --out benchmarks/results
+
+Draws the held-out prompts of the embedded art by a model with several schedulers, numbers of steps, intervals of
+guidance and reuses, and scores all of them beside its usual way. Times of all take turns in one process. A way is on
+the Pareto line where none that is faster has a smaller Fréchet distance. Everything goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bksdm.common.runs import provenance, write_text
+from bksdm.evaluate.run import evaluate
+from bksdm.evaluate.timing import Interval, take_turns
+from bksdm.generate.sampling import Request, sample, scheduler_named
+from bksdm.models.pipelines import drawing, load_pipeline, quiet_libraries
+from bksdm.options import EvaluateOptions
+
+SCORES = ("frechet_distance", "clip_score", "retrieval_r1")
+FAST = "DPMSolverMultistepScheduler"
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One of drawing."""
+
+    steps: int
+    scheduler: str | None = None
+    interval: tuple[float, float] | None = None
+    reuse: int | None = None
+
+    def __str__(self) -> str:
+        words = [f"{self.steps} steps{' of DPM-Solver++' if self.scheduler else ''}"]
+        words += [f"guidance at {self.interval[0]:g} to {self.interval[1]:g}"] if self.interval else []
+        words += [f"inside every {self.reuse} steps"] if self.reuse else []
+        return ", ".join(words)
+
+
+def ways(usual: int, interval: tuple[float, float]) -> list[Way]:
+    few = [Way(usual), *(Way(steps, FAST) for steps in (10, 6))]
+    return [
+        dataclasses.replace(way, interval=within, reuse=reuse)
+        for way, within, reuse in itertools.product(few, (None, interval), (None, 2, 3))
+    ]
+
+
+def scores(model: str, way: Way, runs: Path) -> dict[str, Any]:
+    """What `evaluate` says of pictures drawn that way; prompts and seeds are the same for all."""
+    words = (way.steps, way.scheduler, *(way.interval or ()), way.reuse)
+    options = EvaluateOptions(
+        [f"model={model}"],
+        str(runs / "-".join(map(str, words))),
+        "emoji/heldout",
+        scores=list(SCORES),
+        steps=way.steps,
+        scheduler=way.scheduler,
+        guidance_interval=None if way.interval is None else list(way.interval),
+        reuse=way.reuse,
+        latency=0,
+    )
+    found: dict[str, Any] = evaluate(options)["models"]["model"]["scores"]
+    return found
+
+
+def times(model: str, guidance: float, found: list[Way], rounds: int) -> list[list[float]]:
+    """Seconds of one picture in every round, for each way."""
+
+    def call(way: Way) -> Callable[[], object]:
+        pipeline = load_pipeline(model)
+        if way.scheduler:
+            pipeline.scheduler = scheduler_named(way.scheduler, pipeline.scheduler)
+        how = {"steps": way.steps, "guidance": guidance, "interval": way.interval, "reuse": way.reuse}
+        return lambda: list(sample(pipeline, [Request("red apple", 0)], **how))
+
+    works = {"picture": [call(way) for way in found]}
+    return take_turns(works, rounds=rounds, warmup=1, device=torch.device("cpu"))["picture"]
+
+
+def table(found: list[Way], scored: list[dict[str, Any]], seconds: list[list[float]]) -> str:
+    lines = [
+        "| pictures | Fréchet distance | CLIP score | R@1 | seconds a picture | times as fast | Pareto |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    medians = [Interval.of(own).median for own in seconds]
+    values = [one["frechet_distance"]["value"] for one in scored]
+    for number, (way, one) in enumerate(zip(found, scored, strict=True)):
+        faster = Interval.of([many / own for many, own in zip(seconds[0], seconds[number], strict=True)])
+        beaten = any(medians[k] < medians[number] and values[k] <= values[number] for k in range(len(found)))
+        cells = [str(way), *(_cell(one[score]) for score in SCORES), f"{medians[number]:.3f}"]
+        cells += [f"{faster.median:.2f} ({faster.low:.2f} to {faster.high:.2f})", "" if beaten else "yes"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality_speed"))
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--interval", type=float, nargs=2, default=(0.3, 5.0))
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    quiet_libraries()
+    how, made_by = drawing(given.model), provenance()
+    found = ways(how.steps, tuple(given.interval))
+    scored = [scores(given.model, way, given.runs) for way in found]
+    seconds = times(given.model, how.guidance, found, given.rounds)
+    shown = table(found, scored, seconds)
+    settings = (
+        f"{given.model}, guidance {how.guidance:g}, the 75 held-out prompts with 95 % intervals; times of one picture, "
+        f"{given.rounds} rounds in turns, {torch.get_num_threads()} threads."
+    )
+    versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
+    machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_text(given.out / "quality_speed.md", f"{shown}\n\n{settings}\n\n{machine}\n")
+    record = {str(way): {"scores": one, "seconds": own} for way, one, own in zip(found, scored, seconds, strict=True)}
+    write_text(given.out / "quality_speed.json", json.dumps({"ways": record, **made_by}, indent=2) + "\n")
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
