@@ -251,6 +251,27 @@ def test_the_same_command_makes_no_picture_again(done: Run, v1_folder: Path, pic
     assert mtimes(made) == before
 
 
+def test_the_frechet_distance_has_its_interval_by_influence_or_by_resamples(
+    done: Run, pictures: Path, tmp_path: Path
+) -> None:
+    reference = copy_pictures(HELD_OUT, tmp_path / "reference", 12)
+    out = tmp_path / "scores"
+    words = ("evaluate", f"mine={pictures}", "--reference", reference, *QUICK, "--out", out, "--json")
+    found, pages = {}, {}
+    for way in ("influence", "bootstrap"):
+        result = done(*words, *([] if way == "influence" else ["--intervals", way])).json
+        assert result["protocol"]["intervals"] == way
+        found[way], pages[way] = result["models"]["mine"]["scores"], (out / "report.html").read_text()
+    assert [scores["frechet_distance"]["by"] for scores in found.values()] == list(found)
+    assert found["influence"]["clip_score"] == found["bootstrap"]["clip_score"]
+    assert found["influence"]["clip_score"]["by"] == "bootstrap"
+    distances = [scores["frechet_distance"] for scores in found.values()]
+    assert distances[0]["value"] == pytest.approx(distances[1]["value"])
+    assert distances[0]["deviation"] > 0
+    assert "by its influence function" in pages["influence"]
+    assert "by its influence function" not in pages["bootstrap"]
+
+
 def test_another_model_joins_those_that_were_drawn(
     done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -550,7 +571,7 @@ def test_a_killed_evaluation_ends_with_the_same_digits(
 
 
 def estimate(value: float, resampled: Tensor, seeds: tuple[float, ...] = ()) -> Estimate:
-    return Estimate(value, float(resampled.std()), seeds, resampled)
+    return Estimate(value, (resampled - resampled.mean()) / (len(resampled) - 1) ** 0.5, seeds)
 
 
 def test_what_two_models_share_does_not_blur_their_difference() -> None:

@@ -146,6 +146,8 @@ class Inception(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         """Features of pixels in [-1, 1] with shape (B, 3, 299, 299)."""
+        if x.device.type == "cpu":  # with channels innermost it takes half as long there (docs/log.md)
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))

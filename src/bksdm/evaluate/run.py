@@ -24,7 +24,7 @@ from bksdm.common.runs import check_free, digest, open_run, provenance, write_te
 from bksdm.common.tables import listed
 from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.blocks import Blocks
-from bksdm.evaluate.networks import FEATURES, PLAIN, Networks
+from bksdm.evaluate.networks import PLAIN, Networks
 from bksdm.evaluate.output_error import output_errors
 from bksdm.evaluate.protocol import Protocol, check_counts
 from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
@@ -32,7 +32,6 @@ from bksdm.evaluate.report import Row, write_evaluation
 from bksdm.evaluate.scores import differences
 from bksdm.evaluate.scoring import Scoring
 from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
-from bksdm.evaluate.statistics import Gaussian
 from bksdm.evaluate.worth import worth
 from bksdm.families import family_of
 from bksdm.generate.run import check, numbered
@@ -49,7 +48,7 @@ from bksdm.models.pipelines import (
 )
 from bksdm.options import EvaluateOptions, GenerateOptions
 
-_MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "latency", "json")
+_MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "intervals", "latency", "json")
 _SAID = (
     "reference",
     "prompts",
@@ -60,6 +59,7 @@ _SAID = (
     "seed",
     "precision",
     "resamples",
+    "intervals",
 )
 
 
@@ -69,9 +69,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     Returns:
         What `scores.json` holds. Under `models`, for every model by its short name: how many `pictures`, which of
         them are `of_one_colour`, with how many `steps` and what `guidance` it drew, what it costs, and `scores`,
-        name -> `value`, standard error `deviation`, 95 % interval `low` to `high`, and the values by `seeds`. Under
-        `reference` the scores of the real pictures themselves. Under `differences`, for every two
-        models and every score, whether they differ by more than chance (`real`).
+        name -> `value`, standard error `deviation`, 95 % interval `low` to `high`, the values by `seeds`, and what the
+        standard error is `by`, bootstrap or influence. Under `reference` the scores of the real pictures themselves.
+        Under `differences`, for every two models and every score, whether they differ by more than chance (`real`).
 
     Raises:
         InputError: An option, a model or the data are unfit; see the message.
@@ -107,7 +107,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     real = _real(protocol, networks, reference, out)
     seen = {name: _look(name, source, protocol, networks, out) for name, source in sources.items()}
     if group.main:
-        scoring = Scoring(protocol.scores, networks, real, prompts, distractors, options.resamples)
+        scoring = Scoring(protocol.scores, networks, real, prompts, distractors, options.resamples, options.intervals)
         _write(options, protocol, scoring, sources, seen, reference)
     group.wait()
     return dict(json.loads((out / "scores.json").read_text(encoding="utf-8")))
@@ -270,10 +270,9 @@ def _write(
     estimates = {}
     for name, source in sources.items():
         repeats = options.images_per_prompt if isinstance(source, Drawn) else 1
-        estimates[name] = scoring.of_pictures(name, source, seen[name], repeats, errors.get(name))
-        rows = seen[name].rows(FEATURES)
-        if rows and "frechet_distance" in protocol.scores:
-            Gaussian.of(rows).save(_folder(options, name) / "statistics.npz")
+        if gaussian := scoring.statistics(seen[name]):
+            gaussian.save(_folder(options, name) / "statistics.npz")
+        estimates[name] = scoring.of_pictures(name, source, seen[name], gaussian, repeats, errors.get(name))
     lacking = [name for name in protocol.scores if all(name not in found for found in estimates.values())]
     if lacking:
         say(f"without {', '.join(lacking)}: the pictures have no captions, or the reference has no pictures")

@@ -2,13 +2,13 @@
 
 A score is a function of weights: how often every picture is counted. Ones give its value, the weights of
 a bootstrap over prompts its standard error, and the pictures of one seed each the band from seed to seed.
-Two models that drew the same prompts from the same seeds are resampled together, so what their
-difference owes to the prompts cancels.
+Where its derivative by the weights is known, that stands for the resamples. Two models that drew the same
+prompts from the same seeds are resampled together, so what their difference owes to the prompts cancels.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -21,18 +21,42 @@ from bksdm.evaluate.statistics import (
     Rows,
     bootstrap_weights,
     frechet_distances,
+    frechet_influences,
     inception_scores,
     kernel_distances,
     precision_and_recall,
     torch_fidelity_order,
     weighted_means,
 )
+from bksdm.options import Intervals
 
 _CHUNK = 1024
 _SPLITS = 10
 _Z = 1.96  # standard errors to either side of a 95 % interval
 
 Weighted = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Frechet:
+    """Fréchet distance to the reference (arXiv 1706.08500), whose derivative by the weights is known.
+
+    Attributes:
+        rows: Features with shape (N, D).
+        own: Their statistics.
+        reference: Statistics of the real pictures.
+    """
+
+    rows: Rows
+    own: Gaussian
+    reference: Gaussian
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        return frechet_distances(self.rows, self.reference, weights)
+
+    def influences(self) -> tuple[Tensor, Tensor]:
+        """The distance, and its derivative by every picture's weight, with shape (N,), where all weights are 1."""
+        return frechet_influences(self.rows, self.own, self.reference)
 
 
 @dataclass(frozen=True)
@@ -56,23 +80,27 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """A score with its uncertainty.
 
     Attributes:
         value: Over all pictures.
-        deviation: Standard error, by the bootstrap over prompts; the interval is the value and 1.96 of it to
-            either side. Resampled distances lie higher than the value (fewer different pictures), so their spread
-            is used and not their quantiles.
+        parts: The standard error in parts, one a resample or one a prompt, whose squares add up to its own. What two
+            models share cancels in the difference of theirs.
         seeds: The score of each set of pictures with one seed a prompt, where there are several sets.
-        resampled: The score of every resample, with shape (R,).
+        by: What gave the standard error.
     """
 
     value: float
-    deviation: float
+    parts: Tensor
     seeds: tuple[float, ...] = ()
-    resampled: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
+    by: Intervals = "bootstrap"
+
+    @property
+    def deviation(self) -> float:
+        """Standard error over prompts; the interval is the value and 1.96 of it to either side."""
+        return float(self.parts.norm())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -91,6 +119,7 @@ class Estimate:
             "low": low,
             "high": high,
             "seeds": list(self.seeds),
+            "by": self.by,
         }
 
 
@@ -101,10 +130,12 @@ class Resampling:
     Attributes:
         weights: Shape (1 + R + S, N): ones, R resamples, and S sets with one seed a prompt.
         resamples: R.
+        units: The prompt, by number from 0, of every picture, with shape (N,).
     """
 
     weights: Tensor
     resamples: int
+    units: Tensor
 
     @classmethod
     def of(
@@ -113,7 +144,7 @@ class Resampling:
         """Weights for N pictures.
 
         Arguments:
-            units: The prompt, by number, of every picture; all pictures of a prompt are drawn together.
+            units: The prompt, by number from 0, of every picture; all pictures of a prompt are drawn together.
             resamples: R.
             seed: Of the bootstrap. The same units and seed give the same weights.
             repeats: Pictures of every prompt, which follow each other.
@@ -125,17 +156,38 @@ class Resampling:
         if repeats > 1:
             number = torch.arange(len(units)) % repeats
             weights.append(torch.stack([number == repeat for repeat in range(repeats)]).double())
-        return cls(torch.cat(weights).to(device), resamples)
+        return cls(torch.cat(weights).to(device), resamples, torch.tensor(units, device=device))
 
     def estimate(self, score: Weighted) -> Estimate:
-        """The score with its uncertainty."""
+        """The score with its uncertainty by the bootstrap.
+
+        Resampled distances lie higher than the value (fewer different pictures), so their spread is used and not
+        their quantiles.
+        """
         values = score(self.weights).double().cpu()
         resampled = values[1 : 1 + self.resamples]
+        apart = resampled - resampled.mean()
         return Estimate(
             value=float(values[0]),
-            deviation=float(resampled.std()) if self.resamples > 1 else 0.0,
+            parts=apart / (self.resamples - 1) ** 0.5 if self.resamples > 1 else torch.zeros(1),
             seeds=tuple(values[1 + self.resamples :].tolist()),
-            resampled=resampled,
+        )
+
+    def by_influence(self, score: Frechet) -> Estimate:
+        """The score with its uncertainty by the infinitesimal jackknife: the bootstrap's of its linear part, exactly.
+
+        Counts of the U prompts that a bootstrap draws have the covariance 1 - 1 / U on the diagonal and -1 / U beside
+        it, so the variance is the sum of the squares of the prompts' derivatives, from their mean. Source: Efron, The
+        Jackknife, the Bootstrap and Other Resampling Plans, 1982, chapter 6.
+        """
+        value, influences = score.influences()
+        prompts = influences.new_zeros(int(self.units.max()) + 1).index_add(0, self.units, influences)
+        sets = self.weights[1 + self.resamples :]
+        return Estimate(
+            value=float(value),
+            parts=(prompts - prompts.mean()).cpu(),
+            seeds=tuple(score(sets).tolist()) if len(sets) else (),
+            by="influence",
         )
 
 
@@ -175,14 +227,15 @@ def differences(models: Mapping[str, Mapping[str, Estimate]], order: Sequence[st
     for (first, ours), (second, theirs) in combinations(models.items(), 2):
         for name in ours.keys() & theirs.keys():
             a, b = ours[name], theirs[name]
-            spread = float((b.resampled - a.resampled).std()) if len(a.resampled) > 1 else 0.0
-            found.append(Difference(name, first, second, b.value - a.value, spread, max(a.band, b.band)))
+            found.append(Difference(name, first, second, b.value - a.value, _between(a, b), max(a.band, b.band)))
     return sorted(found, key=lambda item: order.index(item.score))
 
 
-def frechet(rows: Rows, reference: Gaussian) -> Weighted:
-    """Fréchet distance to the reference (arXiv 1706.08500)."""
-    return lambda weights: frechet_distances(rows, reference, weights)
+def _between(a: Estimate, b: Estimate) -> float:
+    """Standard error of the difference; models with other numbers of prompts share none."""
+    if len(a.parts) != len(b.parts):
+        return math.hypot(a.deviation, b.deviation)
+    return float((b.parts - a.parts).norm())
 
 
 def kernel(rows: Rows, reference: Rows) -> Weighted:
@@ -243,7 +296,7 @@ def retrieval_hits(images: Rows, captions: Sequence[str], pool: Mapping[str, Ten
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Fréchet distance of features (N, D) and (M, D) at hand."""
-    return _value(frechet(features, Gaussian.of(reference)), len(features))
+    return float(frechet_distances(features, Gaussian.of(reference), torch.ones(1, len(features))))
 
 
 def clip_score(images: Tensor, texts: Tensor) -> float:
@@ -254,10 +307,6 @@ def clip_score(images: Tensor, texts: Tensor) -> float:
 def retrieval_r1(images: Tensor, captions: Sequence[str], pool: Mapping[str, Tensor], among: int) -> float:
     """Share of pictures whose own caption fits best among `among`; see `retrieval_hits`."""
     return float(retrieval_hits(images, captions, pool, among).mean())
-
-
-def _value(score: Weighted, count: int) -> float:
-    return float(score(torch.ones(1, count, dtype=torch.float64))[0])
 
 
 def _together(*rows: Rows) -> Iterator[tuple[Tensor, ...]]:

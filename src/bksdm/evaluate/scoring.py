@@ -4,19 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from bksdm.common.progress import bar
-from bksdm.evaluate.blocks import BlockRows, Blocks
+from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.networks import FEATURES, IMAGE, LOGITS, TEXT, Networks
 from bksdm.evaluate.reference import RealFeatures
 from bksdm.evaluate.scores import (
     KINDS,
     Estimate,
+    Frechet,
     Resampling,
     Weighted,
     cosines,
-    frechet,
     inception,
     kernel,
     mean_of,
@@ -24,6 +25,8 @@ from bksdm.evaluate.scores import (
     retrieval_hits,
 )
 from bksdm.evaluate.sources import Source
+from bksdm.evaluate.statistics import Gaussian
+from bksdm.options import Intervals
 
 RETRIEVAL_AMONG = 100
 _BOOTSTRAP = 0  # its seed; that of the pictures is an option
@@ -40,6 +43,7 @@ class Scoring:
         prompts: The prompts that models draw.
         distractors: Captions that join those of pictures and reference in the pool of the retrieval.
         resamples: Of the bootstrap.
+        intervals: What gives that of the Fréchet distance.
     """
 
     scores: Sequence[str]
@@ -48,9 +52,23 @@ class Scoring:
     prompts: Sequence[str]
     distractors: Sequence[str]
     resamples: int
+    intervals: Intervals
+
+    def statistics(self, blocks: Blocks) -> Gaussian | None:
+        """Mean and covariance of pictures' features, where the Fréchet distance compares them."""
+        rows = blocks.rows(FEATURES)
+        if not rows or "frechet_distance" not in self.scores:
+            return None
+        return Gaussian.of(rows, torch.ones(len(rows), device=self._device))
 
     def of_pictures(
-        self, name: str, source: Source, blocks: Blocks, repeats: int = 1, errors: Tensor | None = None
+        self,
+        name: str,
+        source: Source,
+        blocks: Blocks,
+        gaussian: Gaussian | None = None,
+        repeats: int = 1,
+        errors: Tensor | None = None,
     ) -> dict[str, Estimate]:
         """Scores of one model's pictures.
 
@@ -58,6 +76,7 @@ class Scoring:
             name: Of the model, for the bar.
             source: The pictures.
             blocks: Their features.
+            gaussian: Their `statistics`.
             repeats: Pictures of every prompt, which follow each other.
             errors: Distance of the model's outputs from the teacher's, one a real picture.
         """
@@ -76,8 +95,11 @@ class Scoring:
                 elif score == "output_error":
                     if errors is not None and of_real:
                         found[score] = of_real.estimate(mean_of(errors))
-                elif weighted := self._weighted(score, features, blocks, source.captions):
-                    found[score] = own.estimate(weighted)
+                elif weighted := self._weighted(score, blocks, source.captions, gaussian):
+                    if isinstance(weighted, Frechet) and self.intervals == "influence":
+                        found[score] = own.by_influence(weighted)
+                    else:
+                        found[score] = own.estimate(weighted)
                 progress.advance()
         return {score: found[score] for score in KINDS if score in found}
 
@@ -113,18 +135,22 @@ class Scoring:
         return self._resampling(units(self.real.captions, count)) if count else None
 
     def _resampling(self, drawn: Sequence[int], repeats: int = 1) -> Resampling:
-        device = self.networks.device if self.networks.device.type == "cuda" else "cpu"  # MPS has no float64
-        return Resampling.of(drawn, self.resamples, _BOOTSTRAP, repeats, device)
+        return Resampling.of(drawn, self.resamples, _BOOTSTRAP, repeats, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        device = self.networks.device
+        return device if device.type == "cuda" else torch.device("cpu")  # MPS has no float64
 
     def _weighted(
-        self, score: str, features: BlockRows | None, blocks: Blocks, captions: Sequence[str] | None
+        self, score: str, blocks: Blocks, captions: Sequence[str] | None, own: Gaussian | None
     ) -> Weighted | None:
         """A score of all pictures together, or None where something that it needs is not there."""
-        if score == "frechet_distance" and features and self.real.gaussian:
-            return frechet(features, self.real.gaussian)
+        features, logits, images, texts = (blocks.rows(name) for name in (FEATURES, LOGITS, IMAGE, TEXT))
+        if score == "frechet_distance" and features and own and self.real.gaussian:
+            return Frechet(features, own, self.real.gaussian)
         if score == "kernel_distance" and features and self.real.rows:
             return kernel(features, self.real.rows)
-        logits, images, texts = (blocks.rows(name) for name in (LOGITS, IMAGE, TEXT))
         if score == "inception_score" and logits:
             return inception(logits)
         if score == "clip_score" and images and texts:

@@ -2,7 +2,7 @@ r"""Scores of sets of pictures, with their uncertainty.
 
 Every score takes weights $w$ with shape (R, N), how often each of the N pictures counts, and returns R values: ones
 give the score itself, rows of `bootstrap_weights` what it would have been for other prompts. Features are read in
-blocks and never held whole, and everything is computed in float64, where the weights are.
+blocks and never held whole, unless they are fewer than D, and everything is computed in float64, where the weights are.
 """
 
 import zipfile
@@ -64,10 +64,7 @@ class Gaussian:
         """
         row = torch.ones(len(rows)) if weights_row is None else weights_row
         row = _checked(row[None], len(rows))[0]
-        total = row.sum()
-        if total < 2:
-            raise InputError(f"statistics of {int(total)} pictures have no covariance; give two or more")
-        mean = _sum(weight @ block for block, weight in _drawn_blocks(rows, row)) / total
+        total, mean = _total_and_mean(rows, row)
         apart = ((block - mean, weight) for block, weight in _drawn_blocks(rows, row))
         scatter = _sum(block.T @ (block * weight[:, None]) for block, weight in apart)
         return cls(mean, scatter / (total - 1), round(float(total)))
@@ -121,10 +118,9 @@ class Gaussian:
             InputError: The two are of another feature size.
         """
         _check_size(len(self.mean), len(other.mean))
-        mean, covariance, root = (value.to(self.mean.device) for value in (other.mean, other.covariance, other.root))
+        root = other.root.to(self.mean.device)
         eigenvalues: Tensor = torch.linalg.eigvalsh(root @ self.covariance @ root)
-        traces = self.covariance.trace() + covariance.trace() - 2 * eigenvalues.clamp(min=0).sqrt().sum()
-        return (self.mean - mean).square().sum() + traces
+        return _distance(self.mean, self.covariance.trace(), other, _roots(eigenvalues))
 
 
 def frechet_distances(rows: Rows, reference: Gaussian, weights: Tensor) -> Tensor:
@@ -132,6 +128,9 @@ def frechet_distances(rows: Rows, reference: Gaussian, weights: Tensor) -> Tenso
 
     A resample has fewer different pictures than the set, so its distance is larger on average: take from resamples
     their spread and not their percentiles (`docs/decisions/0009-scores-take-weights.md`).
+
+    Fewer pictures than features span no more than themselves, and the eigenvalues are those of a matrix with a row a
+    picture in place of a row a feature.
 
     Arguments:
         rows: Features with shape (N, D).
@@ -146,7 +145,41 @@ def frechet_distances(rows: Rows, reference: Gaussian, weights: Tensor) -> Tenso
     """
     weights = _checked(weights, len(rows))
     _check_size(_size(rows), len(reference.mean))
-    return torch.stack([Gaussian.of(rows, row).distance(reference) for row in weights])
+    return torch.stack([_frechet_distance(rows, reference, row) for row in weights])
+
+
+def frechet_influences(rows: Rows, own: Gaussian, reference: Gaussian) -> tuple[Tensor, Tensor]:
+    r"""The Fréchet distance of N rows to a reference, and its derivative by the weight of every row, where all are 1.
+
+    With $u_i = x_i - \mu$ and the matrix $A$ that carries the one Gaussian to the other,
+    $A = \Sigma'^{1/2} (\Sigma'^{1/2} \Sigma \Sigma'^{1/2})^{-1/2} \Sigma'^{1/2}$,
+
+    $$ \frac{\partial d}{\partial w_i} = \frac{2 (\mu - \mu') \cdot u_i}{N}
+       + \frac{|u_i|^2 - u_i^T A u_i - tr(\Sigma - A \Sigma)}{N - 1} $$
+
+    A singular root is inverted on its support, which other weights of the same pictures leave as it is; so the
+    derivative exists for fewer pictures than features too. Source of $A$: Olkin and Pukelsheim, 1982.
+
+    Arguments:
+        rows: Features with shape (N, D).
+        own: Their statistics.
+        reference: Statistics of the real pictures.
+
+    Returns:
+        The distance, a scalar, and derivatives with shape (N,).
+
+    Raises:
+        InputError: The reference is of another feature size.
+    """
+    _check_size(len(own.mean), len(reference.mean))
+    roots, carrier = _carrier(rows, own, reference)
+    trace, shift = own.covariance.trace(), own.mean - reference.mean.to(own.mean.device)
+    found = []
+    for _, block in _blocks(rows, own.mean.device):
+        apart = block - own.mean
+        stretch = apart.square().sum(dim=1) - (apart @ carrier).square().sum(dim=1) - (trace - roots.sum())
+        found.append(2 * apart @ shift / len(rows) + stretch / (len(rows) - 1))
+    return _distance(own.mean, trace, reference, roots), torch.cat(found)
 
 
 def kernel_distances(rows: Rows, reference_rows: Rows, weights: Tensor) -> Tensor:
@@ -352,6 +385,64 @@ def _drawn_blocks(rows: Rows, row: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         weight = row[where]
         drawn = weight > 0
         yield block[drawn], weight[drawn]
+
+
+def _total_and_mean(rows: Rows, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the weights, and the weighted mean.
+
+    Raises:
+        InputError: There are fewer than two pictures.
+    """
+    total = row.sum()
+    if total < 2:
+        raise InputError(f"statistics of {int(total)} pictures have no covariance; give two or more")
+    return total, _sum(weight @ block for block, weight in _drawn_blocks(rows, row)) / total
+
+
+def _mean_and_factor(rows: Rows, row: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The weighted mean of few rows, and $F$ with a row for each that counts, where $\Sigma = F^T F$."""
+    total, mean = _total_and_mean(rows, row)
+    apart = [(block - mean) * (weight / (total - 1)).sqrt()[:, None] for block, weight in _drawn_blocks(rows, row)]
+    return mean, torch.cat(apart)
+
+
+def _frechet_distance(rows: Rows, reference: Gaussian, row: Tensor) -> Tensor:
+    if int((row > 0).sum()) >= len(reference.mean):
+        return Gaussian.of(rows, row).distance(reference)
+    mean, factor = _mean_and_factor(rows, row)
+    eigenvalues = torch.linalg.eigvalsh(factor @ reference.covariance.to(row.device) @ factor.T)
+    return _distance(mean, factor.square().sum(), reference, _roots(eigenvalues))
+
+
+def _carrier(rows: Rows, own: Gaussian, reference: Gaussian) -> tuple[Tensor, Tensor]:
+    r"""The roots whose sum is $tr (\Sigma \Sigma')^{1/2}$, and C with shape (D, K) where $A = C C^T$.
+
+    With $\Sigma = F^T F$ and $F \Sigma' F^T = P \Lambda P^T$ it is $A = \Sigma' F^T P \Lambda^{-3/2} P^T F \Sigma'$.
+    """
+    device = own.mean.device
+    if len(rows) < len(own.mean):
+        _, factor = _mean_and_factor(rows, torch.ones(len(rows), dtype=torch.float64, device=device))
+        seen, power = reference.covariance.to(device) @ factor.T, -3 / 2
+        eigenvalues, vectors = torch.linalg.eigh(factor @ seen)
+    else:
+        seen, power = reference.root.to(device), -1 / 2
+        eigenvalues, vectors = torch.linalg.eigh(seen @ own.covariance @ seen)
+    roots = _roots(eigenvalues)
+    support = roots > 0
+    return roots, seen @ (vectors[:, support] * roots[support] ** power)
+
+
+def _roots(eigenvalues: Tensor) -> Tensor:
+    """Of rising eigenvalues, with zero for what rounding alone may have made: its root would be a million times it."""
+    eigenvalues = eigenvalues.clamp(min=0)
+    least = torch.finfo(eigenvalues.dtype).eps * len(eigenvalues) * eigenvalues[-1]
+    return torch.where(eigenvalues > least, eigenvalues, 0).sqrt()
+
+
+def _distance(mean: Tensor, trace: Tensor, reference: Gaussian, roots: Tensor) -> Tensor:
+    """The Fréchet distance from the mean and the trace of the covariance, and the eigenvalues of the root."""
+    shift = mean - reference.mean.to(mean.device)
+    return shift.square().sum() + trace + reference.covariance.trace().to(mean.device) - 2 * roots.sum()
 
 
 def _sum(parts: Iterator[Tensor]) -> Tensor:

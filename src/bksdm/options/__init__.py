@@ -6,7 +6,7 @@ Only a verb's own function reads them; what it calls takes plain arguments. A ro
 from bksdm.options.adapt import AdaptOptions
 from bksdm.options.data import PrepareOptions
 from bksdm.options.distill import DecoderOptions, DistillOptions, LcmOptions, Taps
-from bksdm.options.evaluate import BenchmarkOptions, EvaluateOptions
+from bksdm.options.evaluate import BenchmarkOptions, EvaluateOptions, Intervals
 from bksdm.options.export import ExportFormat, ExportOptions, PushOptions
 from bksdm.options.generate import DemoOptions, GenerateOptions, Runtime
 from bksdm.options.personalize import FidelityOptions, PersonalizeOptions
@@ -29,6 +29,7 @@ __all__ = [
     "ExportOptions",
     "FidelityOptions",
     "GenerateOptions",
+    "Intervals",
     "LcmOptions",
     "PersonalizeOptions",
     "Precision",

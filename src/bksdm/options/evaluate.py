@@ -5,6 +5,8 @@ from typing import Literal
 
 from bksdm.options.shared import Precision, Printing, Seeded, Sparing, own_first
 
+Intervals = Literal["influence", "bootstrap"]
+
 
 @own_first
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class EvaluateOptions(Seeded, Sparing):
         batch_size: Pictures at a time, at most 64.
         keep_pictures: Keep all pictures; else only those that the report shows.
         resamples: Resamples of the bootstrap over prompts.
+        intervals: What gives the Fréchet distance's interval, its derivative by the weight of every picture (influence)
+            or, as for the other scores, resamples (bootstrap).
         latency: Timed pictures of every model, for the plot of quality against latency; 0 for none.
         decoder: Folder or Hub id of an AutoencoderTiny that decodes in the place of each model's own; 'emoji' for its.
         precision: Type of the weights.
@@ -55,6 +59,7 @@ class EvaluateOptions(Seeded, Sparing):
     scheduler: str | None = None
     keep_pictures: bool = True
     resamples: int = 200
+    intervals: Intervals = "influence"
     latency: int = 3
     decoder: str | None = None
     precision: Precision = "auto"
