@@ -77,7 +77,7 @@ def times(model: str, guidance: float, found: list[Way], rounds: int) -> list[li
         pipeline = load_pipeline(model)
         if way.scheduler:
             pipeline.scheduler = scheduler_named(way.scheduler, pipeline.scheduler)
-        how = {"steps": way.steps, "guidance": guidance, "interval": way.interval, "reuse": way.reuse}
+        how: dict[str, Any] = {"steps": way.steps, "guidance": guidance, "interval": way.interval, "reuse": way.reuse}
         return lambda: list(sample(pipeline, [Request("red apple", 0)], **how))
 
     works = {"picture": [call(way) for way in found]}
