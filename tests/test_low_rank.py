@@ -12,7 +12,8 @@ from torch import Tensor
 from bksdm.common.devices import keep_in
 from bksdm.families import family_of_pipeline
 from bksdm.models.adapters.training import add_lora, every_layer, merged_weights
-from bksdm.models.pipelines import denoiser, load_denoiser_config
+from bksdm.models.configs import load_denoiser_config
+from bksdm.models.pipelines import denoiser
 from tiny_flow import BUILDS, inputs
 from verbs import Run, done_here, read_lines
 
