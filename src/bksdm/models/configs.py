@@ -55,7 +55,11 @@ def load_denoiser_config(model: str | Path) -> dict[str, Any]:
 def load_structure(model: str | Path) -> dict[str, Any]:
     """As `load_denoiser_config`, but of a published single file only what its names and shapes tell.
 
-    Those leave out nothing that is counted or drawn, and diffusers would read the whole file to say the same.
+    Those leave out nothing that is counted or drawn but whether one of version 2 draws 512 or 768 pixels; the first is
+    taken. diffusers would read the whole file.
+
+    Raises:
+        InputError: As `load_denoiser_config`.
     """
     path = local(model)
     if path is None or path.is_dir():

@@ -14,7 +14,7 @@ from bksdm.families.unet.depth import DOWN, UP, listed
 from bksdm.families.unet.structure import ADDED, UNetShape, why_not
 
 # What the entries that are read here are where a config does not say.
-_READ = {
+READ = {
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": None,
@@ -34,9 +34,9 @@ _READ = {
     "projection_class_embeddings_input_dim": None,
 }
 # Those that change no count, whatever they say.
-_IDLE = ("sample_size", "upcast_attention")
+IDLE = ("sample_size", "upcast_attention")
 # Those that are reckoned with as diffusers has them by default, and not otherwise.
-_USUAL = {
+USUAL = {
     "center_input_sample": False,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
@@ -71,8 +71,8 @@ _USUAL = {
 
 def layers(config: Config, size: tuple[int, int], tokens: int) -> list[Layer] | None:
     """See `Family.layers_of`."""
-    given = _READ | said(config)
-    if not all(key in _READ or key in _IDLE or (key in _USUAL and _USUAL[key] == given[key]) for key in given):
+    given = READ | said(config)
+    if not all(key in READ or key in IDLE or (key in USUAL and USUAL[key] == given[key]) for key in given):
         return None
     if why_not(given) or not are_sizes(*size, tokens):
         return None
