@@ -4,8 +4,8 @@
 
 Every command runs in a process of its own, from the sources of each commit in turn, so that all meet what else the
 machine does. Of several rounds the least CPU time counts (of user and system together), and the largest resident set.
-A round before them compiles what Python keeps compiled, as an installed package has it. Beside them: Python alone, and
-jsonargparse with one option, which no verb can go below.
+Before that, all is compiled that Python keeps compiled, as an installed package has it. Beside them: Python alone, and
+jsonargparse with one option, which no verb can go below. A dash is what an earlier commit refuses.
 """
 
 import argparse
@@ -46,8 +46,8 @@ class Spent:
         return f"{self.seconds:.2f} s, {self.mebibytes:.0f} MiB"
 
 
-def spent(words: Sequence[str], source: Path, compiled: Path) -> Spent:
-    """What a process of Python with these words takes."""
+def spent(words: Sequence[str], source: Path, compiled: Path) -> Spent | None:
+    """What a process of Python with these words takes; None where it fails."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(source / "src"), "PYTHONPYCACHEPREFIX": str(compiled), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
@@ -56,7 +56,7 @@ def spent(words: Sequence[str], source: Path, compiled: Path) -> Spent:
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(words)} of {source} ended with {process.returncode}")
+        return None
     return Spent(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
@@ -123,19 +123,23 @@ def main() -> None:
 
 def measured(asked: dict[str, list[str]], sources: dict[str, Path], compiled: Path, rounds: int) -> list[str]:
     """A line of the table for every command."""
+    for source in sources.values():
+        spent(["-c", "import bksdm.distill.run, bksdm.evaluate.run, bksdm.pruning.describe"], source, compiled)
+        spent(["-m", "bksdm", "prune", "--help"], source, compiled)
     rows = []
     for name, words in asked.items():
-        cells = []
-        for turn in range(1 + rounds):
-            round_ = [spent(words, source, compiled / str(number)) for number, source in enumerate(sources.values())]
-            cells += [round_] if turn else []
-        best = [
-            Spent(min(one.seconds for one in own), max(one.mebibytes for one in own))
-            for own in zip(*cells, strict=True)
-        ]
-        rows.append(f"| {name} | " + " | ".join(map(str, best)) + " |")
+        turns = [[spent(words, source, compiled) for source in sources.values()] for _ in range(rounds)]
+        rows.append(f"| {name} | " + " | ".join(map(least, zip(*turns, strict=True))) + " |")
         print(rows[-1], file=sys.stderr)
     return rows
+
+
+def least(turns: Sequence[Spent | None]) -> str:
+    """A cell of the table."""
+    done = [one for one in turns if one]
+    if not done:
+        return "-"
+    return str(Spent(min(one.seconds for one in done), max(one.mebibytes for one in done)))
 
 
 if __name__ == "__main__":
