@@ -29,7 +29,8 @@ from bksdm.evaluate.run import evaluate
 from bksdm.families import derive, family_of
 from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.block_controlnet import inherited
-from bksdm.models.pipelines import denoiser, load_denoiser_config, load_pipeline, quiet_libraries
+from bksdm.models.configs import load_denoiser_config
+from bksdm.models.pipelines import denoiser, load_pipeline, quiet_libraries
 from bksdm.options import EvaluateOptions, PruneOptions, QuickstartOptions, SensitivityOptions
 from bksdm.pruning.run import prune
 from bksdm.pruning.sensitivity.run import sensitivity

@@ -7,7 +7,8 @@ from bksdm.distill import plan
 from bksdm.distill.data import open_data
 from bksdm.distill.pair import Formats
 from bksdm.families import derive
-from bksdm.models.pipelines import denoiser, load_denoiser_config, text_encoders
+from bksdm.models.configs import load_denoiser_config
+from bksdm.models.pipelines import denoiser, text_encoders
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import read_recipe
 

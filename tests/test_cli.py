@@ -12,9 +12,12 @@ from pathlib import Path
 import docstring_parser
 import pytest
 import yaml
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from bksdm import cli
 from bksdm.common.errors import InputError
+from bksdm.export.ldm import write_single_file
 from bksdm.options import DescribeOptions, DistillOptions, GenerateOptions
 from published import FACTS, RECIPES, UNETS, XL, XL_FACTS
 from verbs import Run
@@ -81,21 +84,34 @@ def test_the_version_is_the_packages(done: Run) -> None:
     assert done("--version").out.strip() == version("bksdm")
 
 
+HEAVY = {"torch", "diffusers", "transformers"}
+
+
+def imported(*words: object) -> set[str]:
+    """Names of the packages that a process with these words imports, at their top."""
+    result = python("-X", "importtime", *words)
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines if line.startswith("import time:")}
+
+
 @pytest.mark.parametrize("words", [["-c", "import bksdm.cli"], ["-m", "bksdm", "--help"], ["-m", "bksdm", "--version"]])
 def test_the_front_door_opens_without_the_heavy_libraries(words: list[str]) -> None:
-    result = python("-X", "importtime", *words)
-    assert result.returncode == 0
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
-    assert "bksdm" in imported
-    assert not imported & {"torch", "diffusers", "transformers", "numpy", "PIL"}
+    found = imported(*words)
+    assert "bksdm" in found
+    assert not found & {*HEAVY, "numpy", "PIL", "jsonargparse"}
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_the_options_of_a_verb_are_parsed_without_torch(verb: str) -> None:
-    code = f"import sys; from bksdm import cli; cli.parse(cli.VERBS[{verb!r}][0], {verb!r}, ['--print_config'])"
-    result = python("-X", "importtime", "-c", code)
-    assert result.returncode == 0
-    assert not [line for line in result.stderr.splitlines() if line.endswith((" torch", " diffusers"))]
+def test_the_options_of_a_verb_are_shown_and_parsed_without_torch(verb: str) -> None:
+    code = f"""if True:
+        import contextlib
+        from bksdm import cli
+        for flag in ("--help", "--print_config"):
+            with contextlib.suppress(SystemExit):
+                cli.parse(cli.VERBS[{verb!r}][0], {verb!r}, [flag])
+        """
+    assert not imported("-c", code) & {*HEAVY, "numpy", "PIL"}
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -354,6 +370,51 @@ def test_describe_reads_no_weights(done: Run, v1_folder: Path, bare: Path) -> No
     assert done("describe", v1_folder, "--json").json["unet"]["params"] < 1e7
     assert sorted(path.name for path in bare.rglob("*") if path.is_file()) == ["config.json"]
     assert done("describe", bare).code == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe"),
+    [
+        (UNETS["v1"], "small"),
+        (XL, "vega"),
+        ({"_class_name": "FluxTransformer2DModel"}, "half"),
+        ({"_class_name": "Flux2Transformer2DModel"}, "half"),
+        ({"_class_name": "ZImageTransformer2DModel"}, "half"),
+    ],
+    ids=["sd", "sdxl", "flux", "flux2", "z-image"],
+)
+def test_a_config_is_described_without_torch(config: dict, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = imported("-m", "bksdm", "describe", tmp_path, "--recipe", recipe)
+    assert not found & {*HEAVY, "numpy", "PIL", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("model", ["emoji", "emoji-flow"])
+def test_a_folder_is_described_without_torch(model: str) -> None:
+    assert not imported("-m", "bksdm", "describe", model) & {*HEAVY, "numpy", "PIL", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["ours", "published"])
+def test_a_single_file_is_described_without_torch(
+    done: Run, v1_folder: Path, v1_teacher: DiffusionPipeline, tmp_path: Path, header: bool
+) -> None:
+    file = tmp_path / "whole.safetensors"
+    write_single_file(v1_teacher, file)
+    if not header:
+        save_file(load_file(file), file)
+    assert not imported("-m", "bksdm", "describe", file) & HEAVY
+    described, whole = (done("describe", model, "--json").json for model in (file, v1_folder))
+    assert described["unet"]["params"] == whole["unet"]["params"]
+
+
+def test_a_teacher_is_pruned_without_what_others_need(v1_folder: Path, tmp_path: Path) -> None:
+    found = imported("-m", "bksdm", "prune", v1_folder, "--recipe", "small", "--out", tmp_path / "student")
+    assert not found & {"matplotlib", "tensorboard", "datasets", "pyarrow", "gradio", "onnx", "openvino", "lycoris"}
+
+
+def test_what_draws_charts_comes_in_when_there_is_one() -> None:
+    verbs = "import bksdm.distill.run, bksdm.evaluate.run, bksdm.pruning.sensitivity.run, bksdm.quickstart.run"
+    assert not imported("-c", verbs) & {"matplotlib", "tensorboard"}
 
 
 # Failures

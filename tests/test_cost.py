@@ -1,7 +1,10 @@
-"""Parameters and multiply-accumulates: the published counts, and an independent counter's."""
+"""Parameters and multiply-accumulates: the published counts, an independent counter's, and those of built networks."""
 
+import inspect
+from collections.abc import Callable
 from functools import cache
 
+import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,9 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import published
 from bksdm.common.errors import InputError
+from bksdm.families import FAMILIES, derive, family_claiming
+from bksdm.families.layers import Layer
+from bksdm.families.recipe import load_recipe
+from bksdm.families.stack.family import StackFamily
+from bksdm.families.unet import layers as unet_layers
+from bksdm.pruning import built
 from bksdm.pruning.cost import UNetCost, unet_cost
 from published import FACTS, RECIPES, STUDENTS, TEACHERS, UNETS
-from tiny_models import XL_UNET, added_conditions
+from tiny_flow import FLUX2_TRANSFORMER, FLUX_TRANSFORMER, Z_TRANSFORMER
+from tiny_models import TWO_STAGES, XL_TWO_STAGES, XL_UNET, added_conditions
 
 TOKENS = 77
 MODULES = {"convolution", "addmm", "mm"}
@@ -140,3 +150,125 @@ def test_a_context_width_for_every_stage_may_be_listed() -> None:
     whole = config("v1", "whole")
     listed = whole | {"cross_attention_dim": [whole["cross_attention_dim"]] * 4}
     assert unet_cost(listed) == unet_cost(whole)
+
+
+# From the config alone, as from the network
+
+FLUX = {"_class_name": "FluxTransformer2DModel", **FLUX_TRANSFORMER, "num_layers": 2, "num_single_layers": 3}
+FLUX2 = {"_class_name": "Flux2Transformer2DModel", **FLUX2_TRANSFORMER, "num_layers": 2, "num_single_layers": 3}
+Z = {"_class_name": "ZImageTransformer2DModel", **Z_TRANSFORMER, "n_layers": 3}
+KNOWN = {
+    "two stages": TWO_STAGES,
+    "no middle": TWO_STAGES | {"mid_block_type": None},
+    "a middle of one ResNet": TWO_STAGES | {"mid_block_type": "UNetMidBlock2D"},
+    "heads that do not fill the width": TWO_STAGES | {"attention_head_dim": 3},
+    "heads for each stage": TWO_STAGES | {"attention_head_dim": [2, 4]},
+    "one width of captions a stage": TWO_STAGES | {"cross_attention_dim": [32, 32]},
+    "captions alone": TWO_STAGES | {"only_cross_attention": True},
+    "captions alone in one stage": TWO_STAGES | {"only_cross_attention": [True, False]},
+    "channels of a mask": TWO_STAGES | {"in_channels": 9},
+    "odd sides": TWO_STAGES | {"sample_size": [5, 9]},
+    "one latent": TWO_STAGES | {"sample_size": 1},
+    "uneven layers": XL_UNET | {"layers_per_block": [1, 3, 2]},
+    "a depth for each attention": XL_UNET
+    | {
+        "transformer_layers_per_block": [1, [1, 2], 3],
+        "reverse_transformer_layers_per_block": [[1, 2, 4], 1, 1],
+    },
+    "notes, and what they mark as left out": TWO_STAGES
+    | {"_class_name": "UNet2DConditionModel", "act_fn": "gelu", "_use_default_values": ["act_fn", "out_channels"]},
+    "sdxl": XL_TWO_STAGES,
+    "flux": FLUX,
+    "flux without guidance, of odd lengths": FLUX | {"guidance_embeds": False, "_sample_size": [2, 6]},
+    "flux that is told": FLUX | {"guidance_embeds": True},
+    "dev": FLUX2 | {"_sample_size": [7, 5]},
+    "klein": FLUX2 | {"guidance_embeds": False, "mlp_ratio": 2.3},
+    "z-image, filled up": Z | {"_sample_size": [6, 10], "n_refiner_layers": 1},
+    "a wide z-image": Z | {"dim": 288, "n_heads": 18, "_sample_size": 8},
+}
+# Whatever else diffusers can build, and what it cannot.
+ODD = {
+    "scale and shift": TWO_STAGES | {"resnet_time_scale_shift": "scale_shift"},
+    "a time embedding of its own": TWO_STAGES | {"time_embedding_dim": 48},
+    "Fourier features": TWO_STAGES | {"time_embedding_type": "fourier"},
+    "another activation": TWO_STAGES | {"act_fn": "gelu"},
+    "a wide first kernel": TWO_STAGES | {"conv_in_kernel": 5},
+    "two attentions": TWO_STAGES | {"dual_cross_attention": True, "cross_attention_dim": 32},
+    "boxes": TWO_STAGES | {"attention_type": "gated"},
+    "downsamplers without padding": TWO_STAGES | {"downsample_padding": 0},
+    "what is not known yet": TWO_STAGES | {"something_of_tomorrow": 1},
+    "layers of no size": TWO_STAGES | {"block_out_channels": [16, True]},
+    "a flux that turns all heads": FLUX | {"axes_dims_rope": [4, 4, 4]},
+    "a flux of squares": FLUX | {"patch_size": 2},
+    "a z-image without norms": Z | {"qk_norm": False},
+    "a z-image of more patches": Z | {"all_patch_size": [2, 4], "all_f_patch_size": [1, 1]},
+}
+
+
+def sorted_layers(layers: list[Layer] | None) -> list[tuple]:
+    assert layers is not None, "it had to be built"
+    return sorted((one.path, sorted(one.tensors.items()), one.places, one.products) for one in layers)
+
+
+def both_ways(config: dict, tokens: int) -> tuple[list[tuple], list[tuple]]:
+    family = family_claiming(config)
+    size = family.latent_sides(config)
+    found = family.layers_of(config, size, tokens)
+    return sorted_layers(found), sorted_layers(built.layers(config, size, tokens))
+
+
+@every_unet_of_both_families
+def test_a_config_tells_every_layer_of_a_unet(version: str, recipe: str) -> None:
+    found, seen = both_ways(config(version, recipe), TOKENS)
+    assert found == seen
+
+
+def test_a_config_that_a_recipe_gives_tells_every_layer() -> None:
+    made = derive(load_recipe("comfy"), config("xl", "whole")).student_config
+    found, seen = both_ways(made, TOKENS)
+    assert found == seen
+
+
+@pytest.mark.parametrize("unet", KNOWN.values(), ids=KNOWN)
+def test_a_config_tells_every_layer(unet: dict) -> None:
+    found, seen = both_ways(unet, tokens=13)
+    assert found == seen
+
+
+@pytest.mark.parametrize("kind", ["FluxTransformer2DModel", "Flux2Transformer2DModel", "ZImageTransformer2DModel"])
+def test_a_config_that_says_nothing_tells_the_published_transformer(kind: str) -> None:
+    found, seen = both_ways({"_class_name": kind}, tokens=512)
+    assert found == seen
+
+
+def outcome(count: Callable[[], int]) -> int | str:
+    try:
+        return count()
+    except InputError as refusal:
+        return str(refusal)
+
+
+@pytest.mark.parametrize("unet", ODD.values(), ids=ODD)
+def test_what_is_not_reckoned_with_is_built(unet: dict) -> None:
+    size = (8, 8)
+    assert family_claiming(unet).layers_of(unet, size, TOKENS) is None
+    seen = outcome(lambda: sum(layer.params for layer in built.layers(unet, size, TOKENS)))
+    assert outcome(lambda: unet_cost(unet, size).params) == seen
+
+
+def defaults(kind: str) -> dict:
+    """What a network of diffusers is where its config does not say."""
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+@pytest.mark.parametrize("family", [one for one in FAMILIES if isinstance(one, StackFamily)], ids=lambda one: one.name)
+def test_what_a_transformer_is_by_default_is_what_diffusers_says(family: StackFamily) -> None:
+    assert family.defaults == defaults(family.networks[family.denoiser])
+
+
+def test_what_a_unet_is_by_default_is_what_diffusers_says() -> None:
+    usual = defaults("UNet2DConditionModel")
+    required = ("block_out_channels", "down_block_types", "up_block_types")
+    told = {name: value for name, value in unet_layers.READ.items() if name not in required} | unet_layers.USUAL
+    assert told == {name: usual[name] for name in usual if name not in (*required, *unet_layers.IDLE)}

@@ -42,7 +42,7 @@ from bksdm.evaluate.scores import (
 from bksdm.evaluate.sources import named
 from bksdm.evaluate.table import csv_table, text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import load_denoiser_config
+from bksdm.models.configs import load_denoiser_config
 from bksdm.options import EvaluateOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.run import prune_unet

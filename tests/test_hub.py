@@ -6,8 +6,9 @@ import pytest
 
 from bksdm.common.errors import InputError
 from bksdm.common.hub import is_id, nearest
+from bksdm.models.configs import load_denoiser_config
 from bksdm.models.decoder import load_decoder
-from bksdm.models.pipelines import load_denoiser_config, load_pipeline
+from bksdm.models.pipelines import load_pipeline
 from hub_cache import in_hub_cache
 from verbs import Run
 

@@ -23,16 +23,9 @@ from bksdm.export.ldm import original_tensors, why_not, write_single_file
 from bksdm.export.run import export
 from bksdm.families import derive, difference, family_of, family_of_pipeline, readers
 from bksdm.families.recipe import Config, Recipe, load_recipe
-from bksdm.models.pipelines import (
-    check_folder,
-    context_tokens,
-    load_config,
-    load_denoiser_config,
-    load_pipeline,
-    save_pipeline,
-    tokenizers,
-)
-from bksdm.models.single_file import read_contents
+from bksdm.models.configs import context_tokens, load_config, load_denoiser_config
+from bksdm.models.contents import read_contents
+from bksdm.models.pipelines import check_folder, load_pipeline, save_pipeline, tokenizers
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import prune_unet, read_recipe, with_denoiser
 from comfy import taken_for

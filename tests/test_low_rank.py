@@ -14,7 +14,8 @@ from bksdm.distill.conditions import as_type
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.training import add_lora, every_layer, merged_weights
-from bksdm.models.pipelines import denoiser, load_denoiser_config
+from bksdm.models.configs import load_denoiser_config
+from bksdm.models.pipelines import denoiser
 from bksdm.pruning.taps import Features
 from tiny_flow import BUILDS, inputs
 from tiny_models import V1_UNET, build_pipeline

@@ -20,7 +20,8 @@ from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.export import run
 from bksdm.generate.demo import Drawer, Wish, draw
 from bksdm.generate.sampling import Request, sample, sample_latents
-from bksdm.models.pipelines import load_config, load_denoiser_config, load_pipeline, save_pipeline
+from bksdm.models.configs import load_config, load_denoiser_config
+from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options import DemoOptions, DistillOptions, ExportOptions, PersonalizeOptions, PrepareOptions
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view

@@ -11,7 +11,8 @@ from bksdm.common.errors import InputError
 from bksdm.export.ldm import write_single_file
 from bksdm.families import derive, recipes_between
 from bksdm.families.recipe import Recipe, load_recipe
-from bksdm.models.pipelines import load_denoiser_config, load_pipeline
+from bksdm.models.configs import load_denoiser_config
+from bksdm.models.pipelines import load_pipeline
 from bksdm.pruning.run import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
 from hub_cache import in_hub_cache
 from published import STUDENTS, TEACHERS, UNETS, XL, student_config

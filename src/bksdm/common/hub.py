@@ -1,19 +1,25 @@
-"""What a name stands for: a path on this machine, or an id on the Hugging Face Hub."""
+"""What a name stands for: a path on this machine, or an id on the Hugging Face Hub.
+
+Its library takes a while to import, and a path does not need it.
+"""
 
 import difflib
 import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from bksdm.common.errors import InputError, one_line
 
-HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError)
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _KEPT = ("model_index.json", "config.json")  # one of which every model has
 _MOST_NEAR = 3
+
+
+def hub_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What is raised where the Hub does not have something, or cannot be asked, and others to catch with it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    return HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, ConnectionError, *others
 
 
 def is_id(name: str | Path) -> bool:
@@ -23,6 +29,8 @@ def is_id(name: str | Path) -> bool:
     """
     if not _reads_as_id(name):
         return False
+    from huggingface_hub import try_to_load_from_cache
+
     cached = (try_to_load_from_cache(str(name), file) for file in _KEPT)
     return not Path(name).parent.is_dir() or any(isinstance(file, str) for file in cached)
 
@@ -33,9 +41,11 @@ def _reads_as_id(name: str | Path) -> bool:
 
 def fetched(name: str, file: str) -> Path | None:
     """A file of what lies on the Hub; None where there is no such file, or where it cannot be had now."""
+    from huggingface_hub import hf_hub_download
+
     try:
         return Path(hf_hub_download(name, file))
-    except (*HUB_ERRORS, OSError):
+    except hub_errors(OSError):
         return None
 
 

@@ -1,21 +1,23 @@
 """Self-contained HTML pages: templates, pictures inside the page, and curves as SVG."""
 
+from __future__ import annotations
+
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from bksdm.common.assets import asset
 from bksdm.common.runs import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID_ROWS = 16
 _COLUMNS = 4
@@ -41,6 +43,9 @@ def curves(lines: Lines, panels: Mapping[str, Sequence[str]], linear: Sequence[s
         panels: Title -> names of the values in it; what no record has is left out.
         linear: Titles of the panels that are not logarithmic.
     """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - half a second, and a run draws once if at all
+    from matplotlib.ticker import LogFormatter  # noqa: PLC0415
+
     shown = lines[:: max(1, math.ceil(len(lines) / _POINTS))]
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -75,6 +80,8 @@ def shown(count: int) -> range:
 
 def style() -> AbstractContextManager[None]:
     """How figures are drawn and saved here; the same values give the same SVG."""
+    import matplotlib as mpl  # noqa: PLC0415
+
     return mpl.rc_context({"svg.hashsalt": "bksdm", "font.size": 9})
 
 

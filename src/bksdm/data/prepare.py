@@ -27,6 +27,7 @@ from bksdm.data.prepared import Prepared, is_prepared, write_index, write_shard
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
+from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import (
     caption_length,
     check_multiple,
@@ -34,7 +35,6 @@ from bksdm.models.pipelines import (
     check_resolution,
     config_size,
     cutting,
-    load_denoiser_config,
     load_pipeline,
     network_digest,
     pixels_a_side,

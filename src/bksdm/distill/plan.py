@@ -35,14 +35,8 @@ from bksdm.distill.loop import optimize
 from bksdm.distill.pair import Formats, Pair, changes_captions, learner
 from bksdm.families import family_of
 from bksdm.families.recipe import Config, Pruning
-from bksdm.models.pipelines import (
-    context_tokens,
-    denoiser,
-    load_config,
-    load_denoiser_config,
-    load_scheduler_config,
-    text_encoders,
-)
+from bksdm.models.configs import context_tokens, load_config, load_denoiser_config, load_scheduler_config
+from bksdm.models.pipelines import denoiser, text_encoders
 from bksdm.models.single_file import build_scheduler
 from bksdm.options import DistillOptions
 

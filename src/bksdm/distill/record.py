@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from bksdm.common.progress import say
 from bksdm.common.runs import read_lines, write_text
 
@@ -28,6 +26,8 @@ class Record:
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - much to import, for the one that writes
+
         self._metrics = metrics
         kept = [line for line in read_metrics(metrics) if line["step"] <= step]
         write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))

@@ -20,7 +20,8 @@ from bksdm.distill.pair import Pair, changes_captions, check_formats
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
-from bksdm.models.pipelines import check_ready, denoiser, drawing, drawing_defaults, load_denoiser_config, tokenizing
+from bksdm.models.configs import load_denoiser_config
+from bksdm.models.pipelines import check_ready, denoiser, drawing, drawing_defaults, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.run import checked_pruning, with_denoiser
 from bksdm.runtime.defaults import Defaults

@@ -18,13 +18,13 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import HUB_ERRORS, is_id, missing
+from bksdm.common.hub import hub_errors, is_id, missing
 from bksdm.data.pictures import to_pixels
 from bksdm.models.pipelines import tokenizing
 
 _BATCH = 64
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-LOADING_ERRORS = (*HUB_ERRORS, SafetensorError, OSError, ValueError, KeyError, RuntimeError)
+LOADING_ERRORS = hub_errors(SafetensorError, OSError, ValueError, KeyError, RuntimeError)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
 """The page of an evaluation: table, pictures by prompt and model, and quality against what a model costs."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 from bksdm.common.page import svg, write_page, write_png
 from bksdm.common.runs import write_text
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell, columns, csv_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COSTS = {
     "params": ("U-Net parameters, million", 1e-6),
@@ -55,6 +59,8 @@ def quality(result: Mapping[str, Any]) -> Figure | None:
     if not models or not titles:
         return None
     height = 2.4 * len(titles)
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as in `page`
+
     figure = Figure(figsize=(10.4, height))
     figure.subplots_adjust(0.08, 0.55 / height, 0.99, 1 - 0.15 / height, wspace=0.25, hspace=0.35)
     grid = figure.subplots(len(titles), len(costs), squeeze=False, sharey="row")

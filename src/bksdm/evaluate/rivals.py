@@ -22,16 +22,9 @@ from bksdm.families.family import Told
 from bksdm.generate.exported import export_facts, is_exported, open_exported, sample_exported
 from bksdm.generate.runtimes import converted
 from bksdm.generate.sampling import Request, sample
+from bksdm.models.configs import context_tokens, load_denoiser_config
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import (
-    check_text_to_image,
-    context_tokens,
-    denoiser,
-    image_size,
-    load_denoiser_config,
-    text_encoders,
-    tokenizing,
-)
+from bksdm.models.pipelines import check_text_to_image, denoiser, image_size, text_encoders, tokenizing
 from bksdm.pruning.cost import UNetCost, unet_cost
 from bksdm.runtime.defaults import Interval
 from bksdm.runtime.pipeline import Pipeline

@@ -6,8 +6,8 @@ from typing import Any
 from bksdm.common.devices import choose_device, choose_precision
 from bksdm.evaluate.benchmark import whole_pictures
 from bksdm.evaluate.rivals import Drawing, TorchRival
+from bksdm.models.configs import context_tokens, load_denoiser_config
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import context_tokens, load_denoiser_config
 from bksdm.options import Precision
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults

@@ -23,8 +23,8 @@ from bksdm.common.runs import replace_file
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
 from bksdm.families.single_file import Place
+from bksdm.models.contents import KEY, TOKENIZER_FILES, packed
 from bksdm.models.pipelines import said
-from bksdm.models.single_file import KEY, TOKENIZER_FILES, packed
 from bksdm.runtime.defaults import Defaults
 
 

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 
 from bksdm.common.assets import EMBEDDED, asset
 from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import HUB_ERRORS
+from bksdm.common.hub import hub_errors
 from bksdm.common.runs import replace_folder, write_text
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
@@ -157,7 +157,7 @@ def _license_of(teacher: str) -> str | None:
     else:
         try:
             file = Path(hf_hub_download(teacher, _CARD))
-        except (*HUB_ERRORS, OSError):
+        except hub_errors(OSError):
             return None
     if not file.is_file():
         return None
@@ -220,7 +220,7 @@ def _upload(options: PushOptions, folder: Path) -> str:
     try:
         api.create_repo(options.repo, private=options.private, exist_ok=True)
         return str(api.upload_folder(repo_id=options.repo, folder_path=folder, commit_message="bksdm push"))
-    except (*HUB_ERRORS, OSError) as error:
+    except hub_errors(OSError) as error:
         reason = one_line(error)
         raise InputError(
             f"the Hub did not take {options.repo} ({reason}); what would go there is whole in {folder}: sign in with "

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bksdm.common.errors import InputError
-from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.common.hub import hub_errors, is_id, missing, not_on_hub
+from bksdm.models.configs import load_contents
 from bksdm.models.parts import PAPERS, copy_papers, copy_part, find_weights, plain_name, write_index
-from bksdm.models.pipelines import load_contents, load_pipeline, part_names
+from bksdm.models.pipelines import load_pipeline, part_names
 from bksdm.pruning.run import RECIPE_FILE
 from bksdm.runtime.defaults import SAMPLING_FILE
 
@@ -44,7 +45,7 @@ def pickled(model: str) -> Path:
         raise missing("model", model, "a folder, a .ckpt file or a hub id (OWNER/NAME)")
     try:
         return Path(snapshot_download(model, allow_patterns=list(_WANTED)))
-    except (*HUB_ERRORS, OSError) as error:
+    except hub_errors(OSError) as error:
         raise not_on_hub("model", model, error) from error
 
 

@@ -3,12 +3,11 @@
 Everything above asks here, by a denoiser's config or by a pipeline, and knows no family by name.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any
-
-from diffusers import DiffusionPipeline
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family
@@ -22,6 +21,10 @@ from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.stack.refused import REFUSED
 from bksdm.families.units import Names, Removals, Unit
 from bksdm.families.zimage import ZImage
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
 
 # The last takes what no other does, and CLIP alone.
 FAMILIES: tuple[Family, ...] = (

@@ -3,20 +3,16 @@
 Nothing outside `families/` asks which family it is. A new one is a package here, and a line in `families.FAMILIES`.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import diffusers
-import torch
-import transformers
-from diffusers import DiffusionPipeline, SchedulerMixin
-from tokenizers import Encoding
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from bksdm.common.errors import InputError
+from bksdm.families.layers import Layer
 from bksdm.families.noise import ForwardProcess, NoiseSchedule
 from bksdm.families.originals import Joined
 from bksdm.families.reader import Reader
@@ -25,7 +21,12 @@ from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.units import Names, Removals, Unit
 from bksdm.runtime.defaults import Defaults, Interval
 
-Told = dict[str, Tensor]  # by name: what a denoiser is told besides noisy latents and their timestep
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+    from tokenizers import Encoding
+    from torch import Tensor, nn
+
+Told: TypeAlias = "dict[str, Tensor]"  # by name: what a denoiser is told besides noisy latents and their timestep
 Shapes = dict[str, tuple[int, ...]]
 Timesteps = Literal["even", "logit_normal"]
 _FEW_STEPS = (
@@ -60,14 +61,14 @@ class Frame:
     size: tuple[int, int]
 
     @classmethod
-    def fitted(cls, original: tuple[int, int], size: tuple[int, int]) -> "Frame":
+    def fitted(cls, original: tuple[int, int], size: tuple[int, int]) -> Frame:
         """Of the middle of a picture, as much of it as has the wanted shape."""
         scale = max(size[0] / original[0], size[1] / original[1])
         top, left = (round((scale * whole - part) / 2) for whole, part in zip(original, size, strict=True))
         return cls(original, (top, left), size)
 
     @classmethod
-    def whole(cls, size: tuple[int, int]) -> "Frame":
+    def whole(cls, size: tuple[int, int]) -> Frame:
         """Of a picture of which nothing was scaled or cut."""
         return cls(size, (0, 0), size)
 
@@ -225,6 +226,13 @@ class Family(ABC):
         """Whether its pipelines draw pictures of the size that such a denoiser was made for unless told otherwise."""
         return True
 
+    def layers_of(self, config: Config, size: tuple[int, int], tokens: int) -> list[Layer] | None:  # noqa: ARG002
+        """All that a denoiser consists of, for latents of this height and width and captions of so many tokens.
+
+        None where the config says anything that is not reckoned with here, so that it has to be built to be counted.
+        """
+        return None
+
     def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
         """What is known of programs and a denoiser with this config."""
         return []
@@ -254,6 +262,8 @@ class Family(ABC):
 
     def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
         """The tokens of a caption from what each tokenizer makes of it; see `token_shape`."""
+        import torch
+
         return torch.tensor([one.ids for one in encodings]).squeeze(0)
 
     @abstractmethod
@@ -266,9 +276,9 @@ class Family(ABC):
 
     def without_caption(self, pipeline: DiffusionPipeline, empty: Told) -> Told:
         """What guidance tells it where there is no caption, given empty prompts as `embedded` has them."""
-        return (
-            empty if self.embeds_empty(pipeline) else {name: torch.zeros_like(value) for name, value in empty.items()}
-        )
+        if self.embeds_empty(pipeline):
+            return empty
+        return {name: value.new_zeros(value.shape) for name, value in empty.items()}
 
     def of_frame(self, frame: Frame) -> Told:  # noqa: ARG002
         """What it is told of a picture, of one sample."""
@@ -389,8 +399,15 @@ class Family(ABC):
 
     def network_class(self, name: str) -> Any:
         """The class of one of its networks."""
+        import diffusers
+
         kind = self.networks[name]
-        return getattr(diffusers, kind, None) or getattr(transformers, kind)
+        found = getattr(diffusers, kind, None)
+        if found is None:
+            import transformers
+
+            found = getattr(transformers, kind)
+        return found
 
     def build(self, config: Config, name: str | None = None) -> Any:
         """A network with this config, without weights of any worth: the one of this name, or the denoiser."""

@@ -7,14 +7,18 @@ Levels are drawn evenly, or as $1 / (1 + e^{-u})$ for a standard normal u, more 
 2403.03206, section 3.1), and are shifted then: $s' = k s / (1 + (k - 1) s)$, more of them noisy where k is above 1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from bksdm.common.randomness import Draws
 from bksdm.families.noise import Corrupted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bksdm.common.randomness import Draws
 
 _T = 1000
 
@@ -42,6 +46,8 @@ class FlowSchedule:
 
     def grid(self, count: int, height: int, width: int) -> Tensor:
         """0, then `count` timesteps up to 1000, even before they are shifted for latents of this height and width."""
+        import torch
+
         return _T * _shifted(torch.arange(count + 1, dtype=torch.float64) / count, self.shift(height, width)).float()
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:

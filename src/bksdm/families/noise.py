@@ -4,15 +4,18 @@ $z_t = \sqrt{\bar\alpha_t}\, z_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon$ (Ho et al
 $\epsilon$, or the velocity $\sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1 - \bar\alpha_t}\, z_0$ (Salimans and Ho, 2022).
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from __future__ import annotations
 
-import numpy as np
-from diffusers import DDPMScheduler, SchedulerMixin
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from bksdm.common.errors import InputError
-from bksdm.common.randomness import Draws
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+    from torch import Tensor
+
+    from bksdm.common.randomness import Draws
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -60,12 +63,14 @@ class NoiseSchedule:
     prediction_type: PredictionType = "epsilon"
 
     @classmethod
-    def from_scheduler(cls, scheduler: SchedulerMixin) -> "NoiseSchedule":
+    def from_scheduler(cls, scheduler: SchedulerMixin) -> NoiseSchedule:
         """The schedule that a pipeline's scheduler stands for.
 
         Raises:
             InputError: The scheduler has no such process, or predicts something else than noise or velocity.
         """
+        from diffusers import DDPMScheduler
+
         if "beta_schedule" not in scheduler.config:
             raise InputError(
                 f"scheduler {type(scheduler).__name__} cannot be retrained by, for it adds noise by sigmas of its own; "
@@ -87,6 +92,8 @@ class NoiseSchedule:
 
     def level(self, timestep: float) -> float:
         r"""The noise level $\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$, between timesteps that of a straight line."""
+        import numpy as np
+
         levels = (1 / self.alphas_cumprod.double() - 1).sqrt().numpy()
         return float(np.interp(timestep, np.arange(len(levels)), levels))
 

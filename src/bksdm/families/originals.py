@@ -1,11 +1,14 @@
 """What original checkpoints call the layers of a denoiser, one of which may be several in diffusers."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Joined:
 
     def made(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """A tensor of the layer, of those of diffusers by name."""
+        import torch
+
         whole = torch.cat([tensors[part] for part in self.parts]) if len(self.parts) > 1 else tensors[self.parts[0]]
         return torch.cat(whole.chunk(2)[::-1]) if self.turned else whole
 

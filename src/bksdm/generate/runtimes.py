@@ -25,6 +25,7 @@ from bksdm.generate.exported import export_facts, is_exported, open_exported, sa
 from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.adapters.lora import Lora, merge_lora
 from bksdm.models.adapters.lora_files import check_made_for
+from bksdm.models.configs import load_denoiser_config, load_scheduler_config
 from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.pipelines import (
     check_drawing,
@@ -33,8 +34,6 @@ from bksdm.models.pipelines import (
     fingerprint,
     has_safety_checker,
     image_size,
-    load_denoiser_config,
-    load_scheduler_config,
     pixels_of_a_token,
     say_hidden,
     scheduler_config,

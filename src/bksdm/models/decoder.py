@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError
-from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.common.hub import hub_errors, is_id, missing, not_on_hub
 from bksdm.common.runs import files_digest
 from bksdm.families.recipe import Config
 from bksdm.models.pipelines import load_network, load_pipeline, with_parts
@@ -166,5 +166,5 @@ def _folder(decoder: str | Path) -> Path:
         raise missing("decoder", decoder, _DECODERS)
     try:
         return Path(snapshot_download(str(decoder), allow_patterns=["config.json", "*.safetensors"]))
-    except (*HUB_ERRORS, OSError) as error:
+    except hub_errors(OSError) as error:
         raise not_on_hub("decoder", str(decoder), error) from error

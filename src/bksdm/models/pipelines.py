@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import shutil
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,21 +23,32 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Encoding
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
-from bksdm.common.assets import EMBEDDED, asset
 from bksdm.common.devices import PRECISIONS
 from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import HUB_ERRORS, is_id, missing, not_on_hub
+from bksdm.common.hub import hub_errors, not_on_hub
 from bksdm.common.progress import say
 from bksdm.common.runs import files_digest, replace_folder, write_text
 from bksdm.data.pictures import Size, sides
 from bksdm.families import FAMILIES, family_claiming, family_of, family_of_class, family_of_pipeline
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config
+from bksdm.models.configs import (
+    UNPICKLED,
+    check_safetensors,
+    config_of,
+    conversion,
+    family_of_model,
+    load_contents,
+    load_denoiser_config,
+    load_index,
+    local,
+    read_json,
+)
 from bksdm.models.parts import (
     Tensors,
     copy_papers,
@@ -49,7 +59,7 @@ from bksdm.models.parts import (
     rewrite_weights,
     write_weights,
 )
-from bksdm.models.single_file import Contents, read_contents, read_pipeline, unread
+from bksdm.models.single_file import read_pipeline, unread
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.schedulers import LEFT_OUT, told
 from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
@@ -59,13 +69,9 @@ _NETWORKS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.n
 _TOKENIZERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.tokenizers))
 _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
 _ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
-_DENOISERS = tuple(dict.fromkeys(family.denoiser for family in reversed(FAMILIES)))
-_TRANSFORMER = ("Transformer2DModel", "DiT2DModel")
 _FIRST = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of digests that older runs wrote
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
-_UNPICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _COPY = "copy the whole pipeline"
-_MODELS = "a folder, a .safetensors file, a hub id (OWNER/NAME) or 'emoji'"
 
 
 def load_pipeline(
@@ -135,7 +141,7 @@ def _loading(model: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (*HUB_ERRORS, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except hub_errors(OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {model} cannot be loaded: {one_line(error, 300)}") from error
 
 
@@ -154,31 +160,19 @@ def located(model: str | Path) -> Path:
     Raises:
         InputError: There is no such model, or it has no safetensors.
     """
-    path = _local(model)
+    path = local(model)
     if path is not None:
         return path
     for variant in (None, "fp16"):
         try:
             return Path(DiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
-        except (*HUB_ERRORS, OSError, ValueError) as error:
+        except hub_errors(OSError, ValueError) as error:
             reason = error.__cause__ or error
-            if isinstance(reason, HUB_ERRORS):
+            if isinstance(reason, hub_errors()):
                 raise not_on_hub("model", str(model), reason) from error
             if "variant=" not in str(error):  # it is not that files of this variant are lacking
                 raise InputError(f"model {model} cannot be loaded: {one_line(error, 300)}") from error
-    raise InputError(f"model {model} has no safetensors for some of its parts; {_conversion(model)}")
-
-
-def load_contents(file: str | Path) -> Contents:
-    """What a single-file checkpoint says about itself; no weights are read.
-
-    Raises:
-        InputError: It is not there, damaged, no safetensors file or no Stable Diffusion checkpoint.
-    """
-    path = _local(Path(file))
-    assert path is not None  # a Path is never taken for a hub id
-    _check_safetensors(path)
-    return read_contents(path)
+    raise InputError(f"model {model} has no safetensors for some of its parts; {conversion(model)}")
 
 
 def _folder(
@@ -210,7 +204,7 @@ def _open_folder(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
     others = [name for name in family.networks if name != family.denoiser]
     networks = {name: _emptied(path / name, family.network_class(name), arguments) for name in others}
     denoiser, tensors = _unread(path / family.denoiser, family)
-    optional = dict.fromkeys(_OTHERS.keys() & dict(_parts(_read_json(path / "model_index.json"))).keys())
+    optional = dict.fromkeys(_OTHERS.keys() & dict(_parts(read_json(path / "model_index.json"))).keys())
     return _around(path, family, networks | optional | {family.denoiser: denoiser}, arguments), tensors
 
 
@@ -259,7 +253,7 @@ def fingerprint(model: str | Path) -> str | None:
 
     None for a model on the hub, whose id and revision are its own.
     """
-    path = _local(model)
+    path = local(model)
     if path is None:
         return None
     parts = dict.fromkeys((*_FIRST, *_EXPORTED, *_NETWORKS, *_TOKENIZERS))
@@ -273,11 +267,11 @@ def drawing_defaults(model: str | Path) -> Defaults | None:
     Raises:
         InputError: There is no such model, or what it says means nothing here.
     """
-    path = _local(model)
+    path = local(model)
     if path is None:
         try:
             return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent, _usual(model))
-        except (*HUB_ERRORS, OSError) as error:
+        except hub_errors(OSError) as error:
             if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
                 _say_unknown(str(model), type(error).__name__, _usual(model))
             return None
@@ -417,15 +411,6 @@ def check_ready(verb: str, *models: str, options: Mapping[str, Any] | None = Non
                 raise InputError(f"model {model} is of {family.name}, for which there is no {what} yet")
 
 
-def family_of_model(model: str | Path) -> Family:
-    """As the index of MODEL's folder says, or else its denoiser.
-
-    Raises:
-        InputError: There is no such model, or its family is not known.
-    """
-    return family_of_class(load_index(model).get("_class_name")) or family_of(load_denoiser_config(model))
-
-
 def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     """Refuse a U-Net of another family than its pipeline, and networks that do not go together.
 
@@ -437,7 +422,7 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     if networks[family.denoiser] is None:
         with torch.device("meta"):
             networks[family.denoiser] = family.build(load_denoiser_config(model))
-    configs = {name: _config_of(network) for name, network in networks.items()}
+    configs = {name: config_of(network) for name, network in networks.items()}
     denoiser = configs[family.denoiser]
     if not family.claims(denoiser):
         raise InputError(f"model {model} is a {family.pipeline} around a U-Net of {family_of(denoiser).name}; {_COPY}")
@@ -452,11 +437,6 @@ def remark_on(teacher: DiffusionPipeline) -> None:
     remark = family_of_pipeline(teacher).remark(*configs)
     if remark:
         say(remark)
-
-
-def _config_of(network: Any) -> Config:
-    config = network.config
-    return config if isinstance(config, Mapping) else config.to_dict()
 
 
 def denoiser(pipeline: DiffusionPipeline) -> Any:
@@ -511,7 +491,7 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) ->
     Raises:
         InputError: It is of another kind, incomplete or damaged, or its weights are not safetensors.
     """
-    found = _read_json(folder / "config.json").get("_class_name")
+    found = read_json(folder / "config.json").get("_class_name")
     if found != kind.__name__:
         raise InputError(f"{folder} holds {found}; give the folder of {kind.__name__}")
     _check_weights(folder, folder)
@@ -523,51 +503,12 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) ->
         raise InputError(f"{folder} cannot be loaded: {one_line(error, 300)}") from error
 
 
-def load_denoiser_config(model: str | Path) -> dict[str, Any]:
-    """The config of MODEL's denoiser; no weights are read. A folder may hold no more than that config.
-
-    Raises:
-        InputError: There is no such model, or it has no such config.
-    """
-    path = _local(model)
-    if path is None:
-        path = _config_on_hub(str(model))
-    elif path.is_dir():
-        places = [path / name / "config.json" for name in _DENOISERS] + [path / "config.json"]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise InputError(
-                f"{path} has no {' or '.join(f'{name}/config.json' for name in _DENOISERS)}; give a diffusers pipeline "
-                f"folder"
-            )
-        path = found
-    elif path.suffix == ".safetensors":
-        return load_config(path, load_contents(path).family.denoiser)
-    config = _read_json(path)
-    if "block_out_channels" not in config and not str(config.get("_class_name")).endswith(_TRANSFORMER):
-        raise InputError(f"{path} is not the config of a U-Net or a transformer (it has no block_out_channels)")
-    return config
-
-
-def _config_on_hub(model: str) -> Path:
-    """The config of the denoiser of a model on the Hub."""
-    for name in _DENOISERS:
-        try:
-            return Path(hf_hub_download(model, f"{name}/config.json"))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) or name == _DENOISERS[-1]:
-                raise not_on_hub("model", model, error) from error
-        except (*HUB_ERRORS, OSError) as error:
-            raise not_on_hub("model", model, error) from error
-    raise AssertionError
-
-
 def _unread(folder: Path, family: Family) -> tuple[Any, Tensors]:
     """A denoiser on the meta device, and its tensors, each read when it is asked for."""
     weights = find_weights(folder)
     assert weights, "the folder was checked"
     with torch.device("meta"):
-        denoiser = family.build(_read_json(folder / "config.json"))
+        denoiser = family.build(read_json(folder / "config.json"))
     wanted, tensors = denoiser.state_dict(), Tensors(weights)
     _check_complete(folder, wanted.keys() - tensors.keys())
     for name, tensor in wanted.items():
@@ -595,50 +536,6 @@ def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
     return {name: half_format([path], part.prefix) or torch.float32 for name, part in parts.items()}
 
 
-def load_config(model: str | Path, part: str) -> dict[str, Any]:
-    """The config of a network of MODEL, by the name of its folder; no weights are read.
-
-    Raises:
-        InputError: There is no such model, or it has no such network.
-    """
-    path = _local(model)
-    if path is None:
-        try:
-            return _read_json(Path(hf_hub_download(str(model), f"{part}/config.json")))
-        except (*HUB_ERRORS, OSError) as error:
-            raise not_on_hub("model", str(model), error) from error
-    if path.is_dir():
-        return _read_json(path / part / "config.json")
-    contents = load_contents(path)
-    if not contents.is_stock:
-        return contents.configs[part]
-    return dict(_config_of(getattr(load_pipeline(path), part)))
-
-
-def load_scheduler_config(model: str | Path) -> dict[str, Any] | None:
-    """What the scheduler_config.json of a local MODEL says, or its single file; None where there is none.
-
-    Raises:
-        InputError: There is no such model, or the file cannot be read.
-    """
-    path = _local(model)
-    if path is not None and path.is_file():
-        return load_contents(path).scheduler
-    file = path / "scheduler" / "scheduler_config.json" if path else None
-    return _read_json(file) if file and file.is_file() else None
-
-
-def context_tokens(model: str | Path) -> int:
-    """How many tokens of a caption MODEL's denoiser is told; as is usual of its family where MODEL does not say."""
-    path = _local(model)
-    if path is not None and path.is_file():
-        contents = load_contents(path)
-        return contents.family.caption_length(contents.configs[contents.family.encoders[0]])
-    family = family_of(load_denoiser_config(model))
-    file = path / family.encoders[0] / "config.json" if path else None
-    return family.caption_length(_read_json(file) if file and file.is_file() else {})
-
-
 def check_folder(path: Path) -> Family:
     """Refuse a folder that is not a whole pipeline with safetensors weights.
 
@@ -650,11 +547,11 @@ def check_folder(path: Path) -> Family:
     """
     for name in part_names(path):
         _check_weights(path / name, path)
-    family = _family(path, _read_json(path / "model_index.json"))
+    family = _family(path, read_json(path / "model_index.json"))
     for name in (*family.networks, *family.tokenizers, "scheduler"):
         if not (path / name).is_dir():
             config = path / family.denoiser / "config.json"
-            reason = family.why_not(_read_json(config)) if config.is_file() else None
+            reason = family.why_not(read_json(config)) if config.is_file() else None
             raise InputError(f"{path} has no folder {name}{f': {reason}' if reason else ''}; give a whole pipeline")
     for name in family.tokenizers:
         _check_tokenizer(path / name)
@@ -683,7 +580,7 @@ def part_names(path: Path) -> list[str]:
     index = path / "model_index.json"
     if not index.is_file():
         raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
-    values = _read_json(index)
+    values = read_json(index)
     networks = _family(path, values).networks
     for name, kind in _parts(values):
         if len(kind) != 2:
@@ -782,7 +679,7 @@ def _copy_parts(
 ) -> None:
     """The papers and parts of where the pipeline came from, and its own parts that changed."""
     copy_papers(origin.folder, folder)
-    index = _read_json(origin.folder / "model_index.json")
+    index = read_json(origin.folder / "model_index.json")
     named = dict(_parts(index))
     for name in named:
         if name not in origin.changed:
@@ -876,13 +773,6 @@ def config_size(unet: Config, factor: int) -> Size:
     return height if height == width else (height, width)
 
 
-def load_index(model: str | Path) -> dict[str, Any]:
-    """The `model_index.json` of a local MODEL; empty where it has none, or is on the hub."""
-    path = _local(model)
-    index = path / "model_index.json" if path and path.is_dir() else None
-    return _read_json(index) if index and index.is_file() else {}
-
-
 def pixels_of_a_token(pipeline: DiffusionPipeline) -> int:
     """Of which heights and widths of pictures in pixels are multiples."""
     return pixels_a_side(pipeline) * isqrt(family_of_pipeline(pipeline).latents_of_a_token)
@@ -960,35 +850,13 @@ def _encoding(
     return lambda text: encoded(prompted(text), encode, words)
 
 
-def _local(model: str | Path) -> Path | None:
-    """The path of a local MODEL, or None where it can only be a hub id."""
-    if str(model) in EMBEDDED:
-        return asset(str(model), "model")
-    path = Path(model).expanduser()
-    if path.is_file() and path.suffix in _UNPICKLED:
-        raise InputError(f"{path} is a pickle, which can run code and is not loaded; {_conversion(path, 'ldm')}")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise InputError(f"{path} is not a .safetensors file or a folder; other files are not loaded")
-    if path.exists():
-        return path
-    if not is_id(model):
-        raise missing("model", model, _MODELS)
-    return None
-
-
-def _conversion(model: str | Path, to: str = "diffusers") -> str:
-    """What to do about a MODEL that is pickled."""
-    out = "NEW.safetensors" if to == "ldm" else "NEW"
-    return f"convert it, once, by bksdm export {model} --to {to} --unpickle --out {out}"
-
-
 def _check_weights(folder: Path, model: Path) -> None:
     weights = find_weights(folder)
     for file in weights.files if weights else ():
-        _check_safetensors(file)
-    pickled = [file for file in sorted(folder.iterdir()) if file.suffix in _UNPICKLED]
+        check_safetensors(file)
+    pickled = [file for file in sorted(folder.iterdir()) if file.suffix in UNPICKLED]
     if pickled and not weights:
-        mend = _conversion(model) if find_weights(folder, "bin") else "convert it to safetensors"
+        mend = conversion(model) if find_weights(folder, "bin") else "convert it to safetensors"
         raise InputError(f"{pickled[0]} is a pickle, which can run code and is not loaded; {mend}")
     if not weights and folder.name in _NETWORKS:
         raise InputError(f"{folder} has no weights (*.safetensors); copy the whole pipeline")
@@ -1001,21 +869,3 @@ def _check_tokenizer(folder: Path) -> None:
         raise InputError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy the whole pipeline")
     if "tokenizer_config.json" not in has:
         raise InputError(f"{folder} has no tokenizer_config.json; copy the whole pipeline")
-
-
-def _check_safetensors(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError, struct.error) as error:
-        raise InputError(f"{file} is cut short or damaged ({one_line(error, 300)}); copy or make it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({one_line(error, 300)})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return values

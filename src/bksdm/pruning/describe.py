@@ -9,7 +9,7 @@ from typing import Any
 from bksdm.families import derive, family_of, readers
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Pruning, Recipe, Stage, load_recipe
-from bksdm.models.pipelines import context_tokens, load_denoiser_config
+from bksdm.models.configs import context_tokens, load_structure
 from bksdm.pruning.cost import TOKENS, UNetCost, unet_cost
 
 _DEEP = re.compile(r"A\d")
@@ -92,7 +92,7 @@ def describe(model: str | Path, recipe: Recipe | str | Path | None = None) -> De
     """
     if isinstance(recipe, (str, Path)):
         recipe = load_recipe(recipe)
-    return describe_config(load_denoiser_config(model), recipe, context_tokens(model))
+    return describe_config(load_structure(model), recipe, context_tokens(model))
 
 
 def describe_config(config: dict[str, Any], recipe: Recipe | None = None, tokens: int = TOKENS) -> Description:

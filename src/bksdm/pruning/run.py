@@ -18,15 +18,14 @@ from bksdm.common.runs import check_free, digest, run_files
 from bksdm.families import derive, difference, family_of, family_of_pipeline, recipes_between
 from bksdm.families.recipe import Config, Pruning, Recipe, load_recipe, published_recipes
 from bksdm.models.card import drawing_call, model_card
+from bksdm.models.configs import context_tokens, load_contents
 from bksdm.models.parts import Tensors
 from bksdm.models.pipelines import (
     Origin,
-    context_tokens,
     denoiser,
     drawing_defaults,
     fingerprint,
     formats_of,
-    load_contents,
     open_pipeline,
     remark_on,
     save_pipeline,

@@ -1,20 +1,25 @@
 """Flux.1: double-stream blocks for picture and caption apart, then single-stream blocks for both together."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-import torch
-from tokenizers import Encoding
-from torch import Tensor, nn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told, few_steps
+from bksdm.families.layers import Layer, embedding, linear, norm, products
 from bksdm.families.recipe import Config
 from bksdm.families.stack.flux import TwoStacks, original_names
+from bksdm.families.stack.layers import joint_attention, of_two_stacks
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
 from bksdm.runtime.defaults import Defaults
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from torch import Tensor, nn
+
 _CLIP_TOKENS = 77
+_TIME_CHANNELS = 256  # by which noise level and guidance are told
 
 
 class Flux(TwoStacks):
@@ -30,6 +35,19 @@ class Flux(TwoStacks):
         "vae": "AutoencoderKL",
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "T5EncoderModel",
+    }
+    defaults = {  # noqa: RUF012
+        "patch_size": 1,
+        "in_channels": 64,
+        "out_channels": None,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": False,
+        "axes_dims_rope": (16, 56, 56),
     }
     usual = Defaults(28, 3.5)
     signs = ("pooled_projection_dim", "num_single_layers")
@@ -74,6 +92,41 @@ class Flux(TwoStacks):
         },
     )
 
+    def runs(self, whole: Config, size: tuple[int, int]) -> bool:
+        squares = whole["in_channels"] % 4 == 0 and all(side % 2 == 0 for side in size)
+        return of_two_stacks(whole, "pooled_projection_dim", axes=3) and squares
+
+    def consists_of(self, whole: Config, size: tuple[int, int], tokens: int) -> Iterator[Layer]:
+        width, head, picture = self.width(whole), whole["attention_head_dim"], size[0] * size[1] // 4
+        both = picture + tokens
+        yield linear("x_embedder", whole["in_channels"], width, picture)
+        yield linear("context_embedder", whole["joint_attention_dim"], width, tokens)
+        for name, takes in {
+            "timestep": _TIME_CHANNELS,
+            **({"guidance": _TIME_CHANNELS} if whole["guidance_embeds"] else {}),
+            "text": whole["pooled_projection_dim"],
+        }.items():
+            yield from embedding(f"time_text_embed.{name}_embedder", takes, width)
+        for number in range(whole["num_layers"]):
+            block = f"transformer_blocks.{number}"
+            yield from joint_attention(f"{block}.attn", width, head, picture, tokens)
+            for end, places in (("", picture), ("_context", tokens)):
+                yield linear(f"{block}.norm1{end}.linear", width, 6 * width)
+                yield linear(f"{block}.ff{end}.net.0.proj", width, 4 * width, places)
+                yield linear(f"{block}.ff{end}.net.2", 4 * width, width, places)
+        for number in range(whole["num_single_layers"]):
+            block = f"single_transformer_blocks.{number}"
+            yield linear(f"{block}.norm.linear", width, 3 * width)
+            for name in "qkv":
+                yield linear(f"{block}.attn.to_{name}", width, width, both)
+            for name in "qk":
+                yield norm(f"{block}.attn.norm_{name}", head, bias=False)
+            yield products(f"{block}.attn", both, both, width)
+            yield linear(f"{block}.proj_mlp", width, 4 * width, both)
+            yield linear(f"{block}.proj_out", 5 * width, width, both)
+        yield linear("norm_out.linear", width, 2 * width)
+        yield linear("proj_out", width, whole["in_channels"], picture)
+
     def latent_channels(self, config: Config) -> int:
         return super().latent_channels(config) // 4  # four latents are a token
 
@@ -115,6 +168,8 @@ class Flux(TwoStacks):
         return (_CLIP_TOKENS + length,)
 
     def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        import torch
+
         return torch.tensor([token for one in encodings for token in one.ids])
 
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
@@ -137,6 +192,8 @@ class Flux(TwoStacks):
         return {"guidance_scale": guidance}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+        import torch
+
         packed = patchified(latents)
         height, width = packed.shape[2:]
         count, context = len(latents), told["context"]

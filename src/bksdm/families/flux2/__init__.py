@@ -1,20 +1,25 @@
 """FLUX.2: as Flux.1, with one modulation for all blocks of a kind; `dev` is told how to guide, `klein` is not."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-import torch
-from tokenizers import Encoding
-from torch import Tensor, nn
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told, few_steps
+from bksdm.families.layers import Layer, embedding, linear, norm, products
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names
+from bksdm.families.stack.layers import are_numbers, joint_attention, of_two_stacks
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
 from bksdm.families.stack.texts import chat, hidden_states, marked
 from bksdm.runtime.defaults import Defaults
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from torch import Tensor, nn
 
 _USUAL_STEPS = 50
 
@@ -31,6 +36,22 @@ class Flux2(TwoStacks):
         "transformer": "Flux2Transformer2DModel",
         "vae": "AutoencoderKLFlux2",
         "text_encoder": "Mistral3ForConditionalGeneration",
+    }
+    defaults = {  # noqa: RUF012
+        "patch_size": 1,
+        "in_channels": 128,
+        "out_channels": None,
+        "num_layers": 8,
+        "num_single_layers": 48,
+        "attention_head_dim": 128,
+        "num_attention_heads": 48,
+        "joint_attention_dim": 15360,
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": 3.0,
+        "axes_dims_rope": (32, 32, 32, 32),
+        "rope_theta": 2000,
+        "eps": 1e-6,
+        "guidance_embeds": True,
     }
     usual = Defaults(_USUAL_STEPS, 4.0)
     signs = ("timestep_guidance_channels",)
@@ -73,12 +94,45 @@ class Flux2(TwoStacks):
         """Models are told apart by whether they are told how to guide."""
         return super().claims(config) and self._structure.whole(config)["guidance_embeds"] == self.guided
 
+    def runs(self, whole: Config, size: tuple[int, int]) -> bool:  # noqa: ARG002
+        numbers = are_numbers(whole["mlp_ratio"], whole["rope_theta"], whole["eps"])
+        return of_two_stacks(whole, "timestep_guidance_channels", axes=4) and numbers
+
+    def consists_of(self, whole: Config, size: tuple[int, int], tokens: int) -> Iterator[Layer]:
+        """None of them has a bias."""
+        width, head, picture = self.width(whole), whole["attention_head_dim"], size[0] * size[1]
+        both, inner = picture + tokens, int(width * whole["mlp_ratio"])
+        layer = partial(linear, bias=False)
+        yield layer("x_embedder", whole["in_channels"], width, picture)
+        yield layer("context_embedder", whole["joint_attention_dim"], width, tokens)
+        for name in ("timestep", "guidance") if whole["guidance_embeds"] else ("timestep",):
+            path = f"time_guidance_embed.{name}_embedder"
+            yield from embedding(path, whole["timestep_guidance_channels"], width, bias=False)
+        for stream in ("img", "txt"):
+            yield layer(f"double_stream_modulation_{stream}.linear", width, 6 * width)
+        yield layer("single_stream_modulation.linear", width, 3 * width)
+        for number in range(whole["num_layers"]):
+            block = f"transformer_blocks.{number}"
+            yield from joint_attention(f"{block}.attn", width, head, picture, tokens, bias=False)
+            for end, places in (("", picture), ("_context", tokens)):
+                yield layer(f"{block}.ff{end}.linear_in", width, 2 * inner, places)
+                yield layer(f"{block}.ff{end}.linear_out", inner, width, places)
+        for number in range(whole["num_single_layers"]):
+            attention = f"single_transformer_blocks.{number}.attn"
+            yield layer(f"{attention}.to_qkv_mlp_proj", width, 3 * width + 2 * inner, both)
+            for name in "qk":
+                yield norm(f"{attention}.norm_{name}", head, bias=False)
+            yield products(attention, both, both, width)
+            yield layer(f"{attention}.to_out", width + inner, width, both)
+        yield layer("norm_out.linear", width, 2 * width)
+        yield layer("proj_out", width, whole["in_channels"], picture)
+
     def channels_of(self, vae: Config) -> int:
         return 4 * super().channels_of(vae)
 
     def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:  # noqa: ARG002
         """As its pipelines have it for their usual number of steps."""
-        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu  # noqa: PLC0415 - as above it
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
         return float(compute_empirical_mu(tokens, _USUAL_STEPS))
 
@@ -104,10 +158,14 @@ class Flux2(TwoStacks):
 
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """Three layers' hidden states side by side."""
+        import torch
+
         found, _ = hidden_states(encoders[0], input_ids)
         return {"context": torch.cat([found[layer] for layer in self.layers], dim=-1)}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+        import torch
+
         height, width = latents.shape[2:]
         count, context = len(latents), told["context"]
         texts = torch.zeros(context.shape[1], 4, device=latents.device, dtype=latents.dtype)

@@ -1,12 +1,10 @@
 """Stable Diffusion 1.x and 2.x: a U-Net that is told a caption, embedded by one text encoder."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import diffusers
-from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from bksdm.families.family import Denoiser, Told
 from bksdm.families.recipe import Config
@@ -14,6 +12,10 @@ from bksdm.families.single_file import FileShapes, Layout, Part, Vocabulary
 from bksdm.families.unet import names, structure, text_names
 from bksdm.families.unet.depth import listed
 from bksdm.families.unet.family import UNetFamily
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
 
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 _SCHEDULER = {
@@ -73,6 +75,8 @@ class StableDiffusion(UNetFamily):
         return whole and config["mid_block_type"] == "UNetMidBlock2DCrossAttn"
 
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
+        import diffusers
+
         optional = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
         needs_checker = like.get("requires_safety_checker", parts.get("safety_checker") is not None)
         return getattr(diffusers, kind)(**optional | dict(parts), requires_safety_checker=needs_checker)

@@ -4,13 +4,10 @@ The numbers are the size of the picture before it was scaled, the corner where i
 (arXiv 2307.01952, section 2.2).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-import diffusers
-import torch
-from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Frame, Shapes, Told, few_steps
@@ -19,6 +16,10 @@ from bksdm.families.single_file import FileShapes, Layout, Part, Vocabulary
 from bksdm.families.unet import names, structure, text_names
 from bksdm.families.unet.depth import Depths, listed
 from bksdm.families.unet.family import UNetFamily
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
 
 _NUMBERS = structure.NUMBERS
 _CONDITIONER = "conditioner.embedders."
@@ -105,6 +106,8 @@ class StableDiffusionXL(UNetFamily):
 
     def embedded(self, encoders: Sequence[nn.Module], input_ids: Tensor) -> Told:
         """The last hidden states but one of both text encoders side by side, and the second's pooled embedding."""
+        import torch
+
         found = [
             encoder(ids, output_hidden_states=True)
             for encoder, ids in zip(encoders, input_ids.unbind(dim=1), strict=True)
@@ -116,6 +119,8 @@ class StableDiffusionXL(UNetFamily):
         return not pipeline.config.get("force_zeros_for_empty_prompt", True)
 
     def of_frame(self, frame: Frame) -> Told:
+        import torch
+
         return {"time_ids": torch.tensor([*frame.original, *frame.corner, *frame.size], dtype=torch.float32)}
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
@@ -139,6 +144,8 @@ class StableDiffusionXL(UNetFamily):
         return widths | ({"mid_block": config["block_out_channels"][-1]} if config.get("mid_block_type", True) else {})
 
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
+        import diffusers
+
         optional = dict.fromkeys(("feature_extractor", "image_encoder"))
         zeros = like.get("force_zeros_for_empty_prompt", True)
         return getattr(diffusers, kind)(**optional | dict(parts), force_zeros_for_empty_prompt=zeros)

@@ -1,25 +1,28 @@
 """What transformers that are stacks of blocks answer alike."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from typing import Any, ClassVar
-
-import diffusers
-import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family, Timesteps
 from bksdm.families.flow import FlowSchedule
+from bksdm.families.layers import Layer, are_sizes, said
 from bksdm.families.originals import Joined, joined_layers, original_tensors
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.stack.structure import Stack, Stacks
 from bksdm.families.units import Names, Removals, Unit
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, SchedulerMixin
+    from torch import Tensor, nn
 
 SIDES = "_sample_size"  # of a config: begins so that diffusers keeps it and asks nothing of it
 
@@ -29,6 +32,7 @@ class StackFamily(Family):
 
     Attributes:
         stacks: Its blocks.
+        defaults: What its network is in diffusers where a config does not say.
         signs: Entries that its config alone has, by which one without a class is known.
         originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
         original_others: Tensors that are of no such layer, by their names there.
@@ -57,6 +61,7 @@ class StackFamily(Family):
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)
     latents_of_a_token = 4
     stacks: ClassVar[tuple[Stack, ...]]
+    defaults: ClassVar[Config]
     signs: ClassVar[tuple[str, ...]]
     originals: ClassVar[Mapping[str, Joined]]
     original_others: ClassVar[Mapping[str, str]]
@@ -64,7 +69,15 @@ class StackFamily(Family):
 
     @cached_property
     def _structure(self) -> Stacks:
-        return Stacks(self.network_class(self.denoiser), self.stacks)
+        return Stacks(self.stacks, self.defaults)
+
+    @abstractmethod
+    def runs(self, whole: Config, size: tuple[int, int]) -> bool:
+        """Whether a network that is all this runs on latents of this height and width, as far as is known here."""
+
+    @abstractmethod
+    def consists_of(self, whole: Config, size: tuple[int, int], tokens: int) -> Iterator[Layer]:
+        """Its layers, where it runs."""
 
     def width(self, config: Config) -> int:
         """Channels of its hidden states."""
@@ -100,6 +113,11 @@ class StackFamily(Family):
     def difference(self, wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
         return self._structure.difference(wanted, found)
 
+    def layers_of(self, config: Config, size: tuple[int, int], tokens: int) -> list[Layer] | None:
+        whole = self._structure.whole(said(config))
+        known = whole.keys() == self.defaults.keys() and not self.why_not(whole) and are_sizes(*size, tokens)
+        return list(self.consists_of(whole, size, tokens)) if known and self.runs(whole, size) else None
+
     def skip_connections(self, config: Config) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
@@ -111,6 +129,8 @@ class StackFamily(Family):
 
         Blocks for both apart give the caption first, and their attentions the picture.
         """
+        import torch
+
         if isinstance(output, tuple):
             caption, picture = reversed(output[:2]) if "Attention" in type(module).__name__ else output[:2]
             return torch.cat([caption, picture], dim=1) if captions else picture
@@ -158,6 +178,8 @@ class StackFamily(Family):
         return found
 
     def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> FlowSchedule:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             raise InputError(
                 f"scheduler {type(scheduler).__name__} is none of flow matching, by which this model learnt; use one "
@@ -174,7 +196,7 @@ class StackFamily(Family):
 
     def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:
         """The shift that its pipelines ask a scheduler for, for pictures of so many tokens."""
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: PLC0415 - a second of imports
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         return float(calculate_shift(tokens, *(scheduler[name] for name in names)))
@@ -197,4 +219,6 @@ class StackFamily(Family):
         return self._structure.depths(config) == usual
 
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:  # noqa: ARG002
+        import diffusers
+
         return getattr(diffusers, kind)(**parts)

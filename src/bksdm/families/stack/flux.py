@@ -1,15 +1,18 @@
 """What Flux.1 and FLUX.2 answer alike: two stacks, and guidance that some of them were taught."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bksdm.families.family import Denoiser
 from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.structure import Stack
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ONE_STREAM = {
     "img": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -72,4 +75,6 @@ class TwoStacks(StackFamily):
         """What a denoiser is told of guidance, with shape (B,): the usual; None where it was not taught any."""
         if not self.taught_guidance(denoiser.config):
             return None
+        import torch
+
         return torch.full((len(latents),), self.usual.guidance, device=latents.device)

@@ -1,7 +1,11 @@
 """Latents as the tokens of transformers: squares of 2 by 2."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def patchified(latents: Tensor) -> Tensor:
@@ -30,6 +34,8 @@ def from_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def positions(height: int, width: int, axes: int, like: Tensor) -> Tensor:
     """Row and column of every token, in the second and third of `axes` numbers: (h w, axes)."""
+    import torch
+
     places = torch.zeros(height, width, axes, device=like.device, dtype=like.dtype)
     places[..., 1] = torch.arange(height, device=like.device)[:, None]
     places[..., 2] = torch.arange(width, device=like.device)

@@ -7,18 +7,20 @@ in the second. Halving DiT-XL by it gave a Fréchet distance of 7.4 after equal 
 21 to 26 (TinyFusion, arXiv 2412.01199, table 1, which calls it the pattern of BK-SDM).
 """
 
-import inspect
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bksdm.families.recipe import Blocks, Config, Pruning, Recipe, Stage, Tap, kept_numbers, unfit
 from bksdm.families.units import Names, Removals, Unit
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _FIRST = "the first block of a stack stays"
 
@@ -44,14 +46,19 @@ class Stack:
 
 @dataclass(frozen=True)
 class Stacks:
-    """The stacks of a class of networks, in the order in which the data passes them."""
+    """The stacks of a network.
 
-    kind: type[nn.Module]
+    Attributes:
+        all: In the order in which the data passes them.
+        defaults: What the network is where its config does not say.
+    """
+
     all: tuple[Stack, ...]
+    defaults: Config
 
     def whole(self, config: Config) -> dict[str, Any]:
         """A config with what it leaves out."""
-        return _defaults(self.kind) | dict(config)
+        return {**self.defaults, **config}
 
     def depths(self, config: Config) -> dict[str, int]:
         """How many blocks each stack has, by its path."""
@@ -154,9 +161,8 @@ class Stacks:
 
     def difference(self, wanted: Config, found: Config) -> tuple[str, Any, Any] | None:
         """Name and both values of an entry in which two configs differ; each may leave out its defaults."""
-        defaults = _defaults(self.kind)
-        for key, value in (defaults | dict(wanted)).items():
-            own = found.get(key, defaults.get(key, value))
+        for key, value in self.whole(wanted).items():
+            own = found.get(key, self.defaults.get(key, value))
             one, other = ([*item] if isinstance(item, (list, tuple)) else item for item in (value, own))
             if one != other and not key.startswith("_"):
                 return key, value, own
@@ -165,6 +171,8 @@ class Stacks:
     @contextmanager
     def bypassed(self, network: nn.Module, units: Iterable[Unit]) -> Iterator[nn.Module]:
         """The network without these of its blocks inside the block; what leaves the block is as it was."""
+        from torch import nn
+
         gone = {path for unit in units for path in unit.paths}
         whole = {stack.path: network.get_submodule(stack.path) for stack in self.all}
         try:
@@ -205,9 +213,3 @@ def _until(kept: Sequence[int], depth: int) -> Iterator[int]:
 
 def _name(path: str, block: int) -> str:
     return f"{path} {block}"
-
-
-def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
-    """What a network of diffusers is where its config does not say."""
-    found = inspect.signature(kind.__init__).parameters.values()
-    return {item.name: item.default for item in found if item.default is not inspect.Parameter.empty}

@@ -1,24 +1,28 @@
 """What Stable Diffusion and SDXL answer alike."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
-
-from diffusers import SchedulerMixin
-from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family, Shapes
+from bksdm.families.layers import Layer
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
-from bksdm.families.unet import bypass, names, sparing, structure
+from bksdm.families.unet import names, structure
 from bksdm.families.unet import units as unet_units
 from bksdm.families.unet.depth import listed
+from bksdm.families.unet.layers import layers
 from bksdm.families.unet.readers import readers
 from bksdm.families.units import Names, Removals, Unit
 from bksdm.runtime.defaults import Interval
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+    from torch import nn
 
 
 class UNetFamily(Family):
@@ -61,11 +65,18 @@ class UNetFamily(Family):
         return structure.skip_connections(config)
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
-        return bypass.bypassed(denoiser, units)
+        from bksdm.families.unet.bypass import bypassed
+
+        return bypassed(denoiser, units)
+
+    def layers_of(self, config: Config, size: tuple[int, int], tokens: int) -> list[Layer] | None:
+        return layers(config, size, tokens)
 
     def sparing(
         self, denoiser: Any, scheduler: SchedulerMixin, interval: Interval | None, reuse: int | None
     ) -> AbstractContextManager[object]:
+        from bksdm.families.unet import sparing
+
         spared = ExitStack()
         if interval is not None:  # first, so that what is kept is of the samples that are left
             spared.enter_context(sparing.guided_within(denoiser, NoiseSchedule.from_scheduler(scheduler), interval))
@@ -80,6 +91,8 @@ class UNetFamily(Family):
         return readers(config)
 
     def attend(self, denoiser: Any, *, plainly: bool) -> None:
+        from diffusers.models.attention_processor import AttnProcessor
+
         if plainly:
             denoiser.set_attn_processor(AttnProcessor())
         else:

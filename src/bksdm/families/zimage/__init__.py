@@ -1,19 +1,28 @@
 """Z-Image: two blocks each refine picture and caption, then one stack of blocks takes both together."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-import torch
-from tokenizers import Encoding
-from torch import Tensor, nn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.layers import Layer, are_sizes, linear, norm, products
 from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
+from bksdm.families.stack.layers import are_numbers, has_sizes, turns
 from bksdm.families.stack.structure import Stack
 from bksdm.families.stack.texts import chat, has_no_data, hidden_states, marked
 from bksdm.runtime.defaults import Defaults
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from torch import Tensor, nn
+
+
+_TIME_CHANNELS, _TIME_INNER = 256, 1024  # of the embedding of noise levels
+_MULTIPLE = 32  # of tokens
+_AXES = 3  # by which the place of a token is told
 
 
 class ZImage(StackFamily):
@@ -30,6 +39,24 @@ class ZImage(StackFamily):
         "text_encoder": "Qwen3Model",
     }
     stacks = (Stack("layers", "n_layers", "attention"),)
+    defaults = {  # noqa: RUF012
+        "all_patch_size": (2,),
+        "all_f_patch_size": (1,),
+        "in_channels": 16,
+        "dim": 3840,
+        "n_layers": 30,
+        "n_refiner_layers": 2,
+        "n_heads": 30,
+        "n_kv_heads": 30,
+        "norm_eps": 1e-5,
+        "qk_norm": True,
+        "cap_feat_dim": 2560,
+        "siglip_feat_dim": None,
+        "rope_theta": 256.0,
+        "t_scale": 1000.0,
+        "axes_dims": [32, 48, 48],
+        "axes_lens": [1024, 512, 512],
+    }
     signs = ("cap_feat_dim", "t_scale")
     inputs = ("in_channels", "cap_feat_dim", "all_patch_size")
     encoders = ("text_encoder",)
@@ -63,6 +90,43 @@ class ZImage(StackFamily):
 
     def width(self, config: Config) -> int:
         return int(self._structure.whole(config)["dim"])
+
+    def runs(self, whole: Config, size: tuple[int, int]) -> bool:
+        return (
+            are_sizes(*(whole[name] for name in ("in_channels", "dim", "n_heads", "cap_feat_dim")))
+            and are_numbers(*(whole[name] for name in ("norm_eps", "rope_theta", "t_scale")))
+            and type(whole["n_refiner_layers"]) is int
+            and [whole["all_patch_size"], whole["all_f_patch_size"]] in ([[2], [1]], [(2,), (1,)])
+            and whole["qk_norm"] is True
+            and whole["dim"] % whole["n_heads"] == 0
+            and turns(whole["axes_dims"], _AXES, whole["dim"] // whole["n_heads"])
+            and has_sizes(whole["axes_lens"], _AXES)
+            and all(side % 2 == 0 for side in size)
+        )
+
+    def consists_of(self, whole: Config, size: tuple[int, int], tokens: int) -> Iterator[Layer]:
+        """Picture and caption are filled up to a multiple of tokens each."""
+        width, told = whole["dim"], min(whole["dim"], _TIME_CHANNELS)
+        picture, caption = (-(-count // _MULTIPLE) * _MULTIPLE for count in (size[0] * size[1] // 4, tokens))
+        squares = 4 * whole["in_channels"]
+        yield Layer("", {"x_pad_token": (1, width), "cap_pad_token": (1, width)})
+        yield linear("all_x_embedder.2-1", squares, width, picture)
+        yield norm("cap_embedder.0", whole["cap_feat_dim"], bias=False)
+        yield linear("cap_embedder.1", whole["cap_feat_dim"], width, caption)
+        yield linear("t_embedder.mlp.0", _TIME_CHANNELS, _TIME_INNER)
+        yield linear("t_embedder.mlp.2", _TIME_INNER, told)
+        for stack, count, places in (
+            ("noise_refiner", whole["n_refiner_layers"], picture),
+            ("context_refiner", whole["n_refiner_layers"], caption),
+            ("layers", whole["n_layers"], picture + caption),
+        ):
+            for number in range(count):
+                block = f"{stack}.{number}"
+                yield from _block(block, width, width // whole["n_heads"], places)
+                if stack != "context_refiner":
+                    yield linear(f"{block}.adaLN_modulation.0", told, 4 * width)
+        yield linear("all_final_layer.2-1.adaLN_modulation.1", told, width)
+        yield linear("all_final_layer.2-1.linear", width, squares, picture + caption)
 
     def why_not(self, config: Config) -> str | None:
         if config.get("siglip_feat_dim"):
@@ -106,6 +170,8 @@ class ZImage(StackFamily):
 
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """It is told how far the picture is, and answers with what the way back is."""
+        import torch
+
         context = told["context"]
         lengths = [len(one) if has_no_data(one) else int(one.bool().sum()) for one in told["mask"]]
         output = denoiser(
@@ -115,3 +181,17 @@ class ZImage(StackFamily):
             return_dict=False,
         )[0]
         return -torch.stack(output).squeeze(2)
+
+
+def _block(block: str, width: int, head: int, places: int) -> Iterator[Layer]:
+    """A block without what tells it the noise level."""
+    attention, inner = f"{block}.attention", int(width / 3 * 8)
+    for name in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
+        yield norm(f"{block}.{name}", width, bias=False)
+    for name in "qk":
+        yield norm(f"{attention}.norm_{name}", head, bias=False)
+    for name in ("to_q", "to_k", "to_v", "to_out.0"):
+        yield linear(f"{attention}.{name}", width, width, places, bias=False)
+    yield products(attention, places, places, width)
+    for name, takes, gives in (("w1", width, inner), ("w2", inner, width), ("w3", width, inner)):
+        yield linear(f"{block}.feed_forward.{name}", takes, gives, places, bias=False)

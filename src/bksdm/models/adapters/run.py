@@ -33,8 +33,9 @@ from bksdm.models.adapters.lora_files import check_made_for, lora_files, read_lo
 from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
 from bksdm.models.adapters.t2i_adapter import check_scale, widths_of
 from bksdm.models.adapters.words import check_widths, read_words, write_words
+from bksdm.models.configs import load_config, load_denoiser_config
 from bksdm.models.parts import copy_part
-from bksdm.models.pipelines import check_ready, load_config, load_denoiser_config
+from bksdm.models.pipelines import check_ready
 from bksdm.options import AdaptOptions
 from bksdm.pruning.run import as_list, checked_pruning
 

@@ -1,12 +1,15 @@
 """The page and the chart of a sensitivity analysis: bars along the U-Net, from the input to the output."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bksdm.common.page import style, svg, write_page, write_png
 from bksdm.pruning.sensitivity.outcome import TITLES, Sensitivity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLOURS = {"down": "#2563eb", "mid": "#7c3aed", "innermost": "#c026d3", "up": "#0d9488", "block": "#2563eb"}
 _LOGARITHMIC = 100  # ratio of the ends from which bars are drawn on a logarithmic scale
@@ -49,6 +52,9 @@ def write_sensitivity_report(found: Sensitivity, out: Path, *, teacher: str, dat
 def _chart(found: Sensitivity) -> Figure:
     """One row of bars for every score; bars of units that no recipe removes are hatched."""
     names = [_short(unit.name) for unit in found.units]
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as in `page`
+    from matplotlib.patches import Patch  # noqa: PLC0415
+
     figure = Figure(figsize=(10.4, 1.2 + 1.9 * len(found.scores)), layout="constrained")
     rows = figure.subplots(len(found.scores), 1, squeeze=False, sharex=True)[:, 0]
     removed = found.choice.removed if found.choice else frozenset()

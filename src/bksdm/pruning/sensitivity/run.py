@@ -24,15 +24,14 @@ from bksdm.families.recipe import Config
 from bksdm.families.units import Unit
 from bksdm.generate.run import check
 from bksdm.generate.sampling import scheduler_named
+from bksdm.models.configs import context_tokens, load_denoiser_config
 from bksdm.models.pipelines import (
     check_ready,
     check_text_to_image,
-    context_tokens,
     cutting,
     denoiser,
     drawing,
     fingerprint,
-    load_denoiser_config,
     load_pipeline,
 )
 from bksdm.options import GenerateOptions, SensitivityOptions
