@@ -30,6 +30,7 @@ from bksdm.models.pipelines import (
     check_drawing,
     check_folder,
     cutting,
+    family_of_model,
     fingerprint,
     has_safety_checker,
     image_size,
@@ -42,6 +43,7 @@ from bksdm.models.pipelines import (
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.run import recipe_of
+from bksdm.runtime.flow import why_no_flow
 from bksdm.runtime.schedulers import why_unknown, with_scheduler
 
 CONVERTED = ("openvino", "onnx")
@@ -53,6 +55,7 @@ _ARITHMETIC: dict[Precision, str] = {"auto": "f32", "fp32": "f32", "bf16": "bf16
 _CONVERSION = {"openvino": (20.0, 0.2), "onnx": (60.0, 0.2)}
 _NOT_LOCAL = "the model is on the hub, and only local ones are converted"
 _NOT_INSTALLED = "no faster runtime is installed; pip install 'bksdm[openvino]' has one"
+_NOT_MEASURED = "how fast other runtimes are with models of this kind was not measured"
 _PRODUCT = 1024
 
 
@@ -155,6 +158,7 @@ def choose(
     if precision not in ("auto", "fp32"):
         return Choice("torch", "a precision is asked for")
     alone = "no other runtime has the model's safety checker" if has_safety_checker(model) else None
+    alone = alone or (_NOT_MEASURED if family_of_model(model).by_flow else None)
     alone = alone or _torch_alone(model, scheduler)
     if alone:
         return Choice("torch", alone)
@@ -172,8 +176,9 @@ def _torch_alone(model: str, scheduler: str | None) -> str | None:
     own = load_scheduler_config(model)
     if own is None:
         return None
+    unknown = why_no_flow if family_of_model(model).by_flow else why_unknown
     asked = own if scheduler is None else with_scheduler(own, scheduler)
-    return why_unknown(own) or why_unknown(asked)
+    return unknown(own) or unknown(asked)
 
 
 def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told, few_steps
+from bksdm.families.graph import Graph, text_graph
 from bksdm.families.recipe import Config
 from bksdm.families.stack.flux import TwoStacks, original_names
+from bksdm.families.stack.graph import TOKENS
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
 from bksdm.runtime.defaults import Defaults
 
@@ -43,6 +45,7 @@ class Flux(TwoStacks):
         "text_encoder": ("lora_te1_", "lora_te_"),
         "text_encoder_2": ("lora_te2_", "lora_te3_"),
     }
+    unsaid = ("time_shift_type",)  # where openvino-genai is told of the usual one, it shifts as for FLUX.2
     adapters = ("LoRA", "ControlNet")
     controlnet = "FluxControlNetModel"
     originals = original_names(
@@ -136,18 +139,22 @@ class Flux(TwoStacks):
             raise InputError("Flux.1 was taught guidance and takes no negative prompt; leave it out")
         return {"guidance_scale": guidance}
 
-    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
-        packed = patchified(latents)
-        height, width = packed.shape[2:]
-        count, context = len(latents), told["context"]
-        output = denoiser(
-            hidden_states=as_tokens(packed),
-            timestep=(timesteps / 1000).expand(count).to(latents.dtype),
-            guidance=self.guidance(denoiser, latents),
-            pooled_projections=told["text_embeds"],
-            encoder_hidden_states=context,
-            txt_ids=torch.zeros(context.shape[1], 3, device=latents.device, dtype=latents.dtype),
-            img_ids=positions(height, width, 3, latents),
-            return_dict=False,
-        )[0]
+    def asked(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> dict[str, Tensor]:
+        packed, context = patchified(latents), told["context"]
+        return {
+            "hidden_states": as_tokens(packed),
+            "timestep": (timesteps / 1000).expand(len(latents)).to(latents.dtype),
+            "encoder_hidden_states": context,
+            "pooled_projections": told["text_embeds"],
+            "txt_ids": torch.zeros(context.shape[1], 3, device=latents.device, dtype=latents.dtype),
+            "img_ids": positions(packed, 3),
+            **self.guidance(denoiser, latents),
+        }
+
+    def answered(self, output: Tensor, latents: Tensor) -> Tensor:
+        height, width = (side // 2 for side in latents.shape[2:])
         return unpatchified(from_tokens(output, height, width))
+
+    def text_graphs(self, encoders: Sequence[Any], batch_size: int) -> list[Graph]:
+        (clip, t5), (pooled, hidden) = encoders, self.text_outputs
+        return [text_graph(clip, pooled, batch_size), text_graph(t5, hidden, batch_size, TOKENS)]

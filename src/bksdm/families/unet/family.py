@@ -1,19 +1,21 @@
 """What Stable Diffusion and SDXL answer alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Family, Shapes
+from bksdm.families.graph import Graph
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.unet import bypass, names, structure
 from bksdm.families.unet import units as unet_units
 from bksdm.families.unet.depth import listed
+from bksdm.families.unet.graph import unet_graph
 from bksdm.families.unet.readers import readers
 from bksdm.families.units import Names, Removals, Unit
 
@@ -62,6 +64,12 @@ class UNetFamily(Family):
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, listed(config["cross_attention_dim"], 1)[0])}
+
+    def graph(self, denoiser: Any, latents: Tensor, encoders: Sequence[Any]) -> Graph:
+        return unet_graph(denoiser, self, latents, encoders[0].config.max_position_embeddings)
+
+    def latents_a_side(self, config: Config) -> int:
+        return int(2 ** (len(config["block_out_channels"]) - 1))
 
     def readers(self, config: Config) -> list[Reader]:
         return readers(config)

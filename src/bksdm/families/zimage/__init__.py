@@ -1,5 +1,6 @@
 """Z-Image: two blocks each refine picture and caption, then one stack of blocks takes both together."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,17 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 
 from bksdm.families.family import Denoiser, Shapes, Told
+from bksdm.families.graph import Graph
 from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
+from bksdm.families.stack.graph import reader_graph
 from bksdm.families.stack.structure import Stack
 from bksdm.families.stack.texts import chat, has_no_data, hidden_states, marked
+from bksdm.families.zimage.graph import zimage_graph
 from bksdm.runtime.defaults import Defaults
+
+_THINKS = "{%- set enable_thinking = true %}"
 
 
 class ZImage(StackFamily):
@@ -91,6 +97,12 @@ class ZImage(StackFamily):
     def prompted(self, tokenizer: Any, caption: str) -> str:
         return chat(tokenizer, caption, thinks=True)
 
+    def tokenizer_for_readers(self, tokenizer: Any) -> Any:
+        """openvino-genai asks its chat for no thoughts, as FLUX.2's; diffusers leaves room for them."""
+        made = copy.deepcopy(tokenizer)
+        made.chat_template = _THINKS + tokenizer.chat_template
+        return made
+
     def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
         return marked(encodings[0])
 
@@ -115,3 +127,11 @@ class ZImage(StackFamily):
             return_dict=False,
         )[0]
         return -torch.stack(output).squeeze(2)
+
+    def graph(self, denoiser: Any, latents: Tensor, encoders: Sequence[Any]) -> Graph:  # noqa: ARG002
+        return zimage_graph(denoiser, latents)
+
+    def text_graphs(self, encoders: Sequence[Any], batch_size: int) -> list[Graph]:
+        """The last hidden states but one, called the last as in optimum."""
+        (reader,) = encoders
+        return [reader_graph(reader, {"last_hidden_state": -2}, batch_size)]
