@@ -34,6 +34,8 @@ def write(source: Source, folder: Path) -> None:
     write_layout(source.pipeline, folder)
     family = family_of_pipeline(source.pipeline)
     _write_scheduler(source.pipeline.scheduler, folder, family.unsaid)
+    if source.sampling and source.sampling.sigmas is not None:
+        say("openvino-genai draws by even noise levels, and not by those that this model has learnt; bksdm does")
     own = tokenizers(source.pipeline)
     for name, tokenizer, length in zip(family.tokenizers, own, family.token_lengths(own), strict=True):
         write_tokenizer(family.tokenizer_for_readers(tokenizer), folder / name / TOKENIZER_FILE, length)
