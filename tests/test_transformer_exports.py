@@ -19,6 +19,7 @@ from bksdm.export.components import Component, components
 from bksdm.export.layout import component_folder, write_layout
 from bksdm.export.parity import TorchNetworks
 from bksdm.families import family_of_pipeline
+from bksdm.generate.runtimes import _NOT_MEASURED, Choice, choose, open_drawer
 from bksdm.models.pipelines import load_pipeline, scheduler_config, tokenizing
 from bksdm.runtime.flow import even_mu, fitted_mu, flow_way, why_no_flow
 from bksdm.runtime.folder import open_folder
@@ -200,6 +201,14 @@ def test_generate_draws_from_the_folder_what_it_draws_from_the_student(
         done("generate", model, "--prompt", CAPTIONS[1], "--steps", 2, "--device", "cpu", "--out", out)
     ours, torchs = (np.asarray(Image.open(tmp_path / name / "00000.png")).astype(int) for name in ("ours", "torchs"))
     assert np.abs(ours - torchs).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["z"], indirect=True)
+def test_auto_stays_with_torch_and_other_schedulers_are_refused(student: Path) -> None:
+    asked = torch.device("cpu"), "auto", None
+    assert choose(str(student), *asked, None, 1) == Choice("torch", _NOT_MEASURED)
+    with pytest.raises(InputError, match="DDIMScheduler is not known here for flow matching"):
+        open_drawer(str(student), "openvino", *asked[:2], scheduler="DDIMScheduler")
 
 
 def test_noise_levels_that_were_learnt_go_along(folder: Path, pipeline: DiffusionPipeline, tmp_path: Path) -> None:
