@@ -30,12 +30,13 @@ from torch import Tensor
 from bksdm.common.runs import provenance, write_text
 from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.export.calibration import Step, denoising_steps
-from bksdm.export.components import UNET, Axis, Component, Denoiser, components
+from bksdm.export.components import UNET, Component, components
 from bksdm.export.formats import Source
 from bksdm.export.parity import check_parity
 from bksdm.export.to_openvino import FORMAT, MODEL_FILE, beside, save_graph, to_graph, write_graph
 from bksdm.families import derive, family_of
 from bksdm.families.recipe import load_recipe
+from bksdm.families.unet.graph import unet_graph
 from bksdm.models.pipelines import image_size, load_pipeline, quiet_libraries
 from bksdm.options import PruneOptions
 from bksdm.pruning.run import prune
@@ -85,11 +86,10 @@ def convert(precision: str, work: Path) -> None:
     file = work / precision / MODEL_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     if precision == "fp32":
-        sides = {0: Axis("batch"), 2: Axis("height", 8), 3: Axis("width", 8)}
-        axes = {"sample": sides, "timestep": {}, "encoder_hidden_states": {0: Axis("batch")}}
-        unet = full_size()
-        network = Denoiser(unet, family_of(unet.config), ("context",))
-        write_graph(Component(UNET, network, inputs(), ("out_sample",), axes, ""), file, precision, [])
+        unet, given = full_size(), inputs()
+        tokens = given["encoder_hidden_states"].shape[1]
+        graph = unet_graph(unet, family_of(unet.config), given["sample"], tokens)
+        write_graph(Component.of(UNET, graph, ""), file, precision, [])
     else:
         import openvino  # noqa: PLC0415
 

@@ -225,7 +225,7 @@ def test_tensorrt_graphs_say_their_number_format(model: Path, tmp_path: Path) ->
     [
         ({"precision": "int4"}, "precision is int4, and onnx has fp32, fp16, int8"),
         ({"height": 30}, "height is 30; give a multiple of 8"),
-        ({"width": 40}, "width is 40, and this model's U-Net halves it to multiples of 16"),
+        ({"width": 40}, "width is 40, and this model's U-Net takes multiples of 16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all does not exist"),
         ({"scheduler": "Euler"}, "unknown scheduler 'Euler'; give one of"),

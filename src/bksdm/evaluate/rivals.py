@@ -250,7 +250,7 @@ class ExportedRival:
         latents = _noise(batch_size, shape).numpy()
         noisy = np.concatenate([latents, latents]) if guided else latents
         step = partial(networks.predict, noisy, _FIRST_TIMESTEP, encode())
-        decode = partial(networks.decode, (latents / pipeline.scaling_factor).astype(np.float32))
+        decode = partial(networks.decode, pipeline.scale.for_vae(latents))
         whole = _whole(partial(sample_exported, pipeline), batch_size, self.drawing, self.size)
         return dict(zip(PARTS, cast(tuple[Task, ...], (encode, step, decode, whole)), strict=True))
 

@@ -12,7 +12,7 @@ from bksdm.common.progress import bar
 from bksdm.export.formats import Source
 from bksdm.families import family_of_pipeline
 from bksdm.generate.sampling import Request, sample_latents
-from bksdm.runtime.conditions import INPUTS
+from bksdm.runtime.asks import INPUTS
 from bksdm.runtime.networks import Array
 
 PROMPTS = (

@@ -17,7 +17,7 @@ from bksdm.common.errors import InputError
 from bksdm.export.parity import Parity
 from bksdm.families.family import Family
 from bksdm.families.recipe import Recipe
-from bksdm.models.pipelines import text_encoders
+from bksdm.models.pipelines import denoiser, text_encoders
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.networks import Networks
 
@@ -87,6 +87,8 @@ class Format:
         has_scheduler: Whether an export says by which scheduler it is drawn from.
         needs_decoder: Whether it is a small decoder that an export holds, and nothing else.
         told: Names of the conditions that a denoiser in it can be told; None for all.
+        unets_alone: Why no transformer can be held, where that is so.
+        convolves: Precisions that are of convolutions alone.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
@@ -108,6 +110,8 @@ class Format:
     has_scheduler: bool = True
     needs_decoder: bool = False
     told: tuple[str, ...] | None = None
+    unets_alone: str = ""
+    convolves: tuple[str, ...] = ()
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
     memory: float = 2.0
@@ -116,17 +120,20 @@ class Format:
     def needs(self, source: Source) -> Needs:
         """An estimate, from the number of parameters."""
         pipeline = source.pipeline
-        networks = (*text_encoders(pipeline), pipeline.unet, pipeline.vae)
+        networks = (*text_encoders(pipeline), denoiser(pipeline), pipeline.vae)
         parameters = sum(p.numel() for network in networks for p in network.parameters())
         comparing = _COMPARING * source.height * source.width
         return Needs(
             int(4 * parameters * self.memory) + comparing, int(parameters * (_BYTES[source.precision] + self.scratch))
         )
 
-    def why_not_family(self, family: Family) -> str | None:
-        """Why no model of a family can be held; None where some can."""
+    def why_not_family(self, family: Family, precision: str | None = None) -> str | None:
+        """Why no model of a family can be held, in a precision if one is given; None where some can."""
         if self.name not in family.exports:
-            return f"not for {family.name} yet; export to {' or '.join(family.exports)}"
+            reason = self.unets_alone if family.denoiser == "transformer" else ""
+            return f"{reason or f'not for {family.name} yet'}; export to {' or '.join(family.exports)}"
+        if family.denoiser == "transformer" and precision in self.convolves:
+            return f"{precision} is of convolutions, and a transformer has none; give another --precision"
         told = {*family.of_caption, *family.of_picture}
         if self.told is None or told <= {*self.told}:
             return None

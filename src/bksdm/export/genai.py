@@ -1,12 +1,20 @@
-"""What stock openvino-genai makes of a folder's scheduler: it knows five, and less of them than diffusers.
+"""What stock openvino-genai makes of a folder's scheduler: it knows six, and less of them than diffusers.
 
 Tried with 2026.4.1. Of what it does not know it refuses most in words; LMS it takes for DDIM, and by LCM with anything
 but predicted noise the process ends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+_USUAL = {"time_shift_type": "exponential"}
+_FLOW_OFF = (
+    "invert_sigmas",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "stochastic_sampling",
+)
 # By scheduler, values of options that it does not draw with.
 _UNKNOWN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "PNDMScheduler": {"skip_prk_steps": (False,)},
@@ -14,6 +22,7 @@ _UNKNOWN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "LCMScheduler": {"prediction_type": ("v_prediction", "sample")},
     "EulerDiscreteScheduler": {"use_karras_sigmas": (True,), "use_exponential_sigmas": (True,)},
     "EulerAncestralDiscreteScheduler": {},
+    "FlowMatchEulerDiscreteScheduler": dict.fromkeys(_FLOW_OFF, (True,)),
 }
 
 
@@ -25,7 +34,13 @@ def genai_draws(scheduler: Mapping[str, Any]) -> bool:
     return all(scheduler.get(option) not in values for option, values in unknown.items())
 
 
-def for_genai(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that it draws by, or refuses: it refuses a DDIM that clips, as one does that does not say."""
+def for_genai(scheduler: Mapping[str, Any], unsaid: Collection[str] = ()) -> dict[str, Any]:
+    """A configuration that it draws by, or refuses: it refuses a DDIM that clips, as one does that does not say.
+
+    Arguments:
+        scheduler: The configuration.
+        unsaid: Options that are left out where the model's own configuration does so, or could.
+    """
     lms = scheduler["_class_name"] == "LMSDiscreteScheduler"
-    return {option: value for option, value in scheduler.items() if not (lms and option == "clip_sample")}
+    out = {"clip_sample"} if lms else {option for option in unsaid if scheduler.get(option) == _USUAL.get(option)}
+    return {option: value for option, value in scheduler.items() if option not in out}

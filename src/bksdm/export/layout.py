@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from transformers import CLIPTokenizer
 
 from bksdm.common.errors import InputError
 from bksdm.common.runs import write_text
@@ -25,8 +26,9 @@ def write_layout(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Write `model_index.json`, the tokenizers and the scheduler."""
     family = family_of_pipeline(pipeline)
     for name, tokenizer in zip(family.tokenizers, tokenizers(pipeline), strict=True):
-        tokenizer.save_pretrained(folder / name)
-        save_vocabulary(tokenizer, folder / name)
+        family.tokenizer_for_readers(tokenizer).save_pretrained(folder / name)
+        if isinstance(tokenizer, CLIPTokenizer):
+            save_vocabulary(tokenizer, folder / name)
     (folder / "scheduler").mkdir()
     write_scheduler(scheduler_config(pipeline.scheduler), folder)
     flags = {name: value for name, value in pipeline.config.items() if isinstance(value, bool)}
@@ -38,10 +40,8 @@ def write_layout(pipeline: DiffusionPipeline, folder: Path) -> None:
 def _classes(pipeline: DiffusionPipeline) -> dict[str, list[str]]:
     """What readers of model_index.json compare with: the networks' own classes, not those of a runtime."""
     family = family_of_pipeline(pipeline)
-    parts = {name: type(getattr(pipeline, name)) for name in (*family.networks, "scheduler")}
-    found = {name: [kind.__module__.partition(".")[0], kind.__name__] for name, kind in parts.items()}
-    found |= {name: ["transformers", "CLIPTokenizer"] for name in family.tokenizers}
-    return dict(sorted(found.items()))
+    parts = {name: type(getattr(pipeline, name)) for name in (*family.networks, *family.tokenizers, "scheduler")}
+    return {name: [kind.__module__.partition(".")[0], kind.__name__] for name, kind in sorted(parts.items())}
 
 
 def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
@@ -57,7 +57,7 @@ def write_scheduler(config: Mapping[str, Any], folder: Path) -> None:
 def why_not(source: Source) -> str | None:
     """Why the torch-free runtime could not draw with the source's scheduler; None where it can."""
     try:
-        check_scheduler(scheduler_config(source.pipeline.scheduler))
+        check_scheduler(scheduler_config(source.pipeline.scheduler), flows=family_of_pipeline(source.pipeline).by_flow)
     except InputError as error:
         return str(error)
     return None

@@ -6,7 +6,7 @@ compared: the largest difference, and the peak signal-to-noise ratio 10 log10(25
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from bksdm.distill.conditions import framed, joined, repeated
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
-from bksdm.models.pipelines import text_encoders, tokenizing
+from bksdm.models.pipelines import denoiser, pixels_a_side, text_encoders, tokenizing
 from bksdm.runtime import networks as runtime
 from bksdm.runtime.networks import Array, Networks, Tokens
 
@@ -64,7 +64,8 @@ class TorchNetworks:
 
     @torch.inference_mode()
     def predict(self, latents: Array, timestep: float, told: runtime.Told) -> Array:
-        given = self._pipeline.unet, torch.from_numpy(latents), torch.tensor(timestep), _tensors(told)
+        timesteps = torch.tensor(timestep)
+        given = denoiser(self._pipeline), torch.from_numpy(latents), timesteps, _tensors(told)
         return _array(self._family.answer(*given))
 
     @torch.inference_mode()
@@ -87,8 +88,8 @@ def check_parity(
         height, width: In pixels.
         steps: Denoising steps.
     """
-    factor = pipeline.vae_scale_factor
-    shape = (1, pipeline.vae.config.latent_channels, height // factor, width // factor)
+    factor, channels = pixels_a_side(pipeline), family_of_pipeline(pipeline).latent_channels(denoiser(pipeline).config)
+    shape = (1, channels, height // factor, width // factor)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).numpy()
     ours, theirs = (draw(pipeline, given, latents, steps) for given in (networks, TorchNetworks(pipeline)))
     return compare(ours, theirs)
@@ -98,20 +99,21 @@ def draw(
     pipeline: DiffusionPipeline, networks: Networks, latents: Array, steps: int, prompt: str = PROMPT
 ) -> NDArray[np.uint8]:
     """The picture, 8-bit with shape (1, H, W, 3), that networks make of latents (1, C, h, w) under guidance."""
-    scheduler = copy.deepcopy(pipeline.scheduler)
-    scheduler.set_timesteps(steps)
-    height, width = (side * pipeline.vae_scale_factor for side in latents.shape[2:])
+    scheduler, family, sides = copy.deepcopy(pipeline.scheduler), family_of_pipeline(pipeline), latents.shape[2:]
+    family.set_steps(scheduler, steps, sides)
+    height, width = (side * pixels_a_side(pipeline) for side in sides)
     told = _arrays(_told(pipeline, networks, prompt, (height, width)))
-    sample = torch.from_numpy(latents) * scheduler.init_noise_sigma
+    scale: Callable[..., Tensor] = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
+    sample = torch.from_numpy(latents) * getattr(scheduler, "init_noise_sigma", 1.0)
     noise = torch.Generator().manual_seed(_SEED)
     extra = {"generator": noise} if _draws(scheduler) else {}
     for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(sample, timestep).float().numpy()
+        scaled = scale(sample, timestep).float().numpy()
         both = torch.from_numpy(networks.predict(np.concatenate([scaled, scaled]), float(timestep), told))
         empty, prompted = both.chunk(2)
         guided = empty + _GUIDANCE * (prompted - empty)
         sample = scheduler.step(guided, timestep, sample, **extra).prev_sample
-    pixels = networks.decode((sample / pipeline.vae.config.scaling_factor).float().numpy())
+    pixels = networks.decode(family.unscaled(pipeline.vae, sample).float().numpy())
     scaled_pixels = np.clip(pixels / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1) * 255
     return scaled_pixels.round().astype(np.uint8)
 

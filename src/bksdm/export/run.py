@@ -19,7 +19,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.common.runs import check_free, digest, files_digest, replace_file, replace_folder, run_files, write_text
 from bksdm.data.prompts import read_prompts
-from bksdm.export.components import components
+from bksdm.export.components import components, multiple
 from bksdm.export.formats import Format, Needs, Source, format_named
 from bksdm.export.parity import Parity, check_parity
 from bksdm.export.unpickle import pickled, unpickle
@@ -28,7 +28,15 @@ from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.configs import family_of_model
 from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import check_text_to_image, drawing_defaults, fingerprint, image_size, safety_checker
+from bksdm.models.pipelines import (
+    captions,
+    check_ready,
+    check_text_to_image,
+    drawing_defaults,
+    fingerprint,
+    image_size,
+    safety_checker,
+)
 from bksdm.options import ExportOptions
 from bksdm.pruning.run import recipe_of
 from bksdm.runtime.defaults import Defaults, as_files
@@ -74,7 +82,7 @@ def export(options: ExportOptions) -> Exported:
     """
     kind = format_named(options.to)
     if not options.unpickle:
-        _check_family(options.model, kind)
+        _check_family(options, kind)
     _check(options, kind)
     if options.unpickle:
         return _unpickled(options, kind)
@@ -153,15 +161,16 @@ def _check(options: ExportOptions, kind: Format) -> None:
     kind.check_packages()
 
 
-def _check_family(model: str, kind: Format) -> None:
-    """Refuse a model of a family that a format cannot hold, before its weights are read."""
+def _check_family(options: ExportOptions, kind: Format) -> None:
+    """Refuse a model of a family that a format cannot hold as it is asked for, before its weights are read."""
     try:
-        family = family_of_model(model)
+        family = family_of_model(options.model)
     except InputError:  # which is said where it is loaded
         return
-    reason = kind.why_not_family(family)
+    reason = kind.why_not_family(family, options.precision)
     if reason:
-        raise InputError(f"model {model} cannot be exported to {kind.name}: {reason}")
+        raise InputError(f"model {options.model} cannot be exported to {kind.name}: {reason}")
+    check_ready("export", options.model, options={"decoder": options.decoder})
 
 
 def _earlier(out: Path, kind: Format, settings: Mapping[str, Any]) -> Exported | None:
@@ -208,10 +217,10 @@ def _check_source(source: Source, kind: Format, out: Path) -> None:
     reason = kind.why_not_family(family_of_pipeline(source.pipeline)) or kind.why_not(source)
     if reason:
         raise InputError(f"model {source.model} cannot be exported to {kind.name}: {reason}")
-    step = 2 ** (len(source.pipeline.unet.config.block_out_channels) - 1) * source.pipeline.vae_scale_factor
+    step, family = multiple(source.pipeline), family_of_pipeline(source.pipeline)
     for name, value in (("height", source.height), ("width", source.width)):
         if value % step:
-            raise InputError(f"{name} is {value}, and this model's U-Net halves it to multiples of {step}; give one")
+            raise InputError(f"{name} is {value}, and this model's {family.noun} takes multiples of {step}; give one")
     check_room(kind.needs(source), out)
 
 
@@ -287,6 +296,7 @@ def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path)
             for name, component in components(source.pipeline, source.height, source.width).items()
         },
         "parity": parity.to_dict() if parity else None,
+        "captions": captions(source.pipeline),
     }
     write_text(folder / EXPORT_FILE, json.dumps(values, indent=2) + "\n")
 

@@ -256,4 +256,5 @@ FORMAT = Format(
     why_not=_why_not,
     least_psnr={"fp16": 30.0, "6bit": 25.0},
     memory=3.0,
+    unets_alone="Apple's Swift runtime, for which Core ML is written here, draws none of these models",
 )

@@ -149,4 +149,5 @@ FORMAT = Format(
     fixed_size=True,
     told=("context",),
     memory=4.0,
+    unets_alone="its programs are written here for one text encoder and a U-Net",
 )

@@ -189,4 +189,5 @@ FORMAT = Format(
     why_not=why_not,
     least_psnr={"fp16": 30.0, "q8_0": 25.0},
     scratch=4.0,
+    unets_alone="stable-diffusion.cpp makes GGUF of these models itself, from the file that --to transformer writes",
 )

@@ -31,4 +31,5 @@ FORMAT = Format(
     why_not=lambda source: why_not(source.pipeline),
     least_psnr={"fp16": 30.0},
     memory=3.0,
+    unets_alone="their authors have no file of a whole pipeline, but of the transformer alone",
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bksdm.common.progress import bar
 from bksdm.export.components import Component, components, least_side
@@ -47,7 +48,8 @@ def write(source: Source, folder: Path) -> None:
 
 def write_graph(component: Component, file: Path) -> None:
     """A network as a float32 graph, with its weights in a file beside it."""
-    with _quiet():
+    # Other ways to attend promise an order in memory that their decomposition does not keep.
+    with _quiet(), sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
             component.module,
             tuple(component.inputs.values()),

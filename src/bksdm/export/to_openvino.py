@@ -8,16 +8,16 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from diffusers import SchedulerMixin
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from bksdm.common.progress import bar, say
 from bksdm.export.calibration import Step, denoising_steps
-from bksdm.export.components import Component, components, least_side
+from bksdm.export.components import UNET, Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.genai import for_genai, genai_draws
 from bksdm.export.layout import component_folder, why_not, write_layout, write_scheduler
@@ -32,10 +32,13 @@ MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
 def write(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
-    _write_scheduler(source.pipeline.scheduler, folder)
     family = family_of_pipeline(source.pipeline)
-    for name, tokenizer in zip(family.tokenizers, tokenizers(source.pipeline), strict=True):
-        write_tokenizer(tokenizer, folder / name / TOKENIZER_FILE)
+    _write_scheduler(source.pipeline.scheduler, folder, family.unsaid)
+    if source.sampling and source.sampling.sigmas is not None:
+        say("openvino-genai draws by even noise levels, and not by those that this model has learnt; bksdm does")
+    own = tokenizers(source.pipeline)
+    for name, tokenizer, length in zip(family.tokenizers, own, family.token_lengths(own), strict=True):
+        write_tokenizer(family.tokenizer_for_readers(tokenizer), folder / name / TOKENIZER_FILE, length)
     least = least_side(source.pipeline)
     networks = components(source.pipeline, least, least)
     steps = denoising_steps(source) if source.precision == "w8a8" else []
@@ -45,10 +48,10 @@ def write(source: Source, folder: Path) -> None:
             progress.advance()
 
 
-def _write_scheduler(scheduler: SchedulerMixin, folder: Path) -> None:
+def _write_scheduler(scheduler: SchedulerMixin, folder: Path, unsaid: Collection[str] = ()) -> None:
     """The scheduler so that openvino-genai draws by it or refuses it, and never by another one."""
     config = scheduler_config(scheduler)
-    write_scheduler(for_genai(config), folder)
+    write_scheduler(for_genai(config, unsaid), folder)
     if not genai_draws(config):
         say(f"openvino-genai does not draw by this {config['_class_name']}, bksdm does; --scheduler gives it another")
 
@@ -71,8 +74,9 @@ def to_graph(component: Component) -> Any:
     """A network as an OpenVINO model in float32, with the component's names and open dimensions."""
     import openvino  # noqa: PLC0415
 
-    # openvino-genai gives whole timesteps; `OpenvinoNetworks` makes room for others.
-    examples = {name: value.long() if name == "timestep" else value for name, value in component.inputs.items()}
+    # openvino-genai gives U-Nets whole timesteps; `OpenvinoNetworks` makes room for others.
+    whole = "timestep" if component.name == UNET else None
+    examples = {name: value.long() if name == whole else value for name, value in component.inputs.items()}
     model = openvino.convert_model(component.module, example_input=tuple(examples.values()))
     for port, name in zip([*model.inputs, *model.outputs], [*examples, *component.outputs], strict=True):
         port.get_tensor().set_names({name})
@@ -99,15 +103,15 @@ def save_graph(graph: Any, file: Path, precision: str, steps: list[Step]) -> Non
         openvino.save_model(graph, file, compress_to_fp16=precision != "fp32")
 
 
-def write_tokenizer(tokenizer: CLIPTokenizer, file: Path) -> None:
-    """A tokenizer as a graph from strings (B,) to `input_ids` (B, L), cut and padded to the model's length."""
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, length: int) -> None:
+    """A tokenizer as a graph from strings (B,) to `input_ids` (B, L), cut to this length, and CLIP's padded to it."""
     import openvino  # noqa: PLC0415
     import openvino_tokenizers  # noqa: PLC0415
 
+    padded = isinstance(tokenizer, CLIPTokenizer)
     with _quiet():
-        length = tokenizer.model_max_length
         graph = openvino_tokenizers.convert_tokenizer(
-            tokenizer, use_max_padding=True, truncation=True, max_length=length
+            tokenizer, use_max_padding=padded, truncation=True, max_length=length
         )
         openvino.save_model(graph, file, compress_to_fp16=False)
 
@@ -148,4 +152,5 @@ FORMAT = Format(
     why_not=why_not,
     least_psnr={"fp16": 30.0, "int8": 20.0},
     memory=2.3,
+    convolves=("w8a8",),
 )

@@ -72,4 +72,5 @@ FORMAT = Format(
     told=("context",),
     fixed_size=False,
     least_psnr=to_onnx.FORMAT.least_psnr,
+    unets_alone="its scripts are written here for one text encoder and a U-Net",
 )

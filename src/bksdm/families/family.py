@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from torch import Tensor, nn
 
+    from bksdm.families.graph import Graph
+
 Told: TypeAlias = "dict[str, Tensor]"  # by name: what a denoiser is told besides noisy latents and their timestep
 Shapes = dict[str, tuple[int, ...]]
 Timesteps = Literal["even", "logit_normal"]
@@ -108,6 +110,7 @@ class Family(ABC):
             called as the word.
         shrinks: By how much the first residual of a T2I-Adapter is smaller than latents.
         latents_of_a_token: How many of the latents that its denoiser is asked about become one.
+        unsaid: Options of its scheduler that readers are not told where they are usual, for its authors do not.
         exports: Formats that `bksdm export` writes of it.
         unready: Verbs that it does not go through yet, and options of others, such as "--lora".
         patch: Latents of its VAE to a side of one of its own.
@@ -142,6 +145,7 @@ class Family(ABC):
     lora_names: ClassVar[Literal["kohya", "diffusers"]] = "kohya"
     words: ClassVar[tuple[str, ...]] = ("",)
     shrinks: ClassVar[int] = 1
+    unsaid: ClassVar[tuple[str, ...]] = ()
     exports: ClassVar[tuple[str, ...]]
     unready: ClassVar[frozenset[str]] = frozenset()
     patch: ClassVar[int] = 1
@@ -303,10 +307,18 @@ class Family(ABC):
         factor = vae.config.scaling_factor
         return mean * factor, std * factor
 
-    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
-        """What its VAE decodes, from the latents that a pipeline gives of pictures of this size in pixels."""
+    def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
+        """What its VAE decodes, from the latents that the denoiser works on."""
         found: Tensor = latents / vae.config.scaling_factor
         return found
+
+    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
+        """What its VAE decodes, from the latents that a pipeline gives of pictures of this size in pixels."""
+        return self.unscaled(vae, latents)
+
+    def set_steps(self, scheduler: Any, steps: int, sides: tuple[int, int]) -> None:  # noqa: ARG002
+        """Let a scheduler visit as many steps as its pipelines do, for latents of this height and width."""
+        scheduler.set_timesteps(steps)
 
     def call(self, guidance: float, negative: Sequence[str] | None) -> dict[str, Any]:
         """How a pipeline is told of guidance, and of what to keep away from."""
@@ -358,6 +370,31 @@ class Family(ABC):
     @abstractmethod
     def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
         """The denoiser's output (B, C, h, w) for latents (B, C, h, w), timesteps (B,) and what it is told."""
+
+    # How do other runtimes take it?
+
+    @abstractmethod
+    def graph(self, denoiser: Any, latents: Tensor, encoders: Sequence[Any]) -> Graph:
+        """The denoiser, of which the example has these latents (B, C, h, w), beside its text encoders."""
+
+    def text_graphs(self, encoders: Sequence[Any], batch_size: int) -> list[Graph]:
+        """The text encoders, in their order."""
+        from bksdm.families.graph import text_graph
+
+        pairs = zip(encoders, self.text_outputs, strict=True)
+        return [text_graph(network, outputs, batch_size) for network, outputs in pairs]
+
+    @abstractmethod
+    def latents_a_side(self, config: Config) -> int:
+        """Of how many latents the sides of a picture are multiples, for a denoiser with this config."""
+
+    def told_to_decode(self, vae: Any) -> dict[str, Any]:  # noqa: ARG002
+        """What readers look for in the config of the decoder besides that of its VAE."""
+        return {}
+
+    def tokenizer_for_readers(self, tokenizer: Any) -> Any:
+        """A tokenizer of its pipeline as readers of an export take it."""
+        return tokenizer
 
     # Where does it lie in a single file?
 

@@ -58,6 +58,7 @@ def sample_exported(
     width: int | None = None,
     image: Image.Image | None = None,
     strength: float = 0.8,
+    sigmas: Sequence[float] | None = None,
 ) -> Iterator[list[Image.Image]]:
     """Yield the pictures of `requests`, as `bksdm.generate.sampling.sample` does, whose arguments these are.
 
@@ -75,6 +76,7 @@ def sample_exported(
         width=width,
         image=None if image is None else np.asarray(image.convert("RGB")),
         strength=strength,
+        sigmas=sigmas,
     )
     for pictures in batches:
         yield [Image.fromarray(picture) for picture in pictures]

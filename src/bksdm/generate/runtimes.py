@@ -25,7 +25,7 @@ from bksdm.generate.exported import export_facts, is_exported, open_exported, sa
 from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.adapters.lora import Lora, merge_lora
 from bksdm.models.adapters.lora_files import check_made_for
-from bksdm.models.configs import load_denoiser_config, load_scheduler_config
+from bksdm.models.configs import family_of_model, load_denoiser_config, load_scheduler_config
 from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.pipelines import (
     check_drawing,
@@ -41,6 +41,7 @@ from bksdm.models.pipelines import (
 from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
 from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.run import recipe_of
+from bksdm.runtime.flow import why_no_flow
 from bksdm.runtime.schedulers import why_unknown, with_scheduler
 
 CONVERTED = ("openvino", "onnx")
@@ -52,6 +53,7 @@ _ARITHMETIC: dict[Precision, str] = {"auto": "f32", "fp32": "f32", "bf16": "bf16
 _CONVERSION = {"openvino": (20.0, 0.2), "onnx": (60.0, 0.2)}
 _NOT_LOCAL = "the model is on the hub, and only local ones are converted"
 _NOT_INSTALLED = "no faster runtime is installed; pip install 'bksdm[openvino]' has one"
+_NOT_MEASURED = "how fast other runtimes are with models of this kind was not measured"
 _PRODUCT = 1024
 
 
@@ -156,6 +158,7 @@ def choose(
     if precision not in ("auto", "fp32"):
         return Choice("torch", "a precision is asked for")
     alone = "no other runtime has the model's safety checker" if has_safety_checker(model) else None
+    alone = alone or (_NOT_MEASURED if family_of_model(model).by_flow else None)
     alone = alone or _torch_alone(model, scheduler)
     if alone:
         return Choice("torch", alone)
@@ -173,8 +176,9 @@ def _torch_alone(model: str, scheduler: str | None) -> str | None:
     own = load_scheduler_config(model)
     if own is None:
         return None
+    unknown = why_no_flow if family_of_model(model).by_flow else why_unknown
     asked = own if scheduler is None else with_scheduler(own, scheduler)
-    return why_unknown(own) or why_unknown(asked)
+    return unknown(own) or unknown(asked)
 
 
 def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:

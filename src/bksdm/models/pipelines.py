@@ -71,6 +71,7 @@ _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIP
 _ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
 _FIRST = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of digests that older runs wrote
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
+_CAPTION = "\ue000"  # in no caption
 _COPY = "copy the whole pipeline"
 
 
@@ -812,6 +813,16 @@ def cutting(model: DiffusionPipeline | CLIPTokenizer) -> Callable[[str], str]:
     """A function from a caption to its end that `tokenizing` cuts off, at most; nothing where all of it fits."""
     _, encoders = _encoders(model)
     return lambda text: max((beyond(*encode(text)) for encode in encoders), key=len)
+
+
+def captions(pipeline: DiffusionPipeline) -> list[dict[str, Any]]:
+    """Of each tokenizer of a pipeline, how many tokens it gives, and what is written before and behind a caption."""
+    family, own = family_of_pipeline(pipeline), tokenizers(pipeline)
+    found = []
+    for tokenizer, length in zip(own, family.token_lengths(own), strict=True):
+        before, after = family.prompted(tokenizer, _CAPTION).split(_CAPTION)
+        found.append({"length": length, "before": before, "after": after})
+    return found
 
 
 def caption_length(pipeline: DiffusionPipeline) -> int:

@@ -44,7 +44,7 @@ def _make(options: argparse.Namespace) -> None:
         if lost := pipeline.tokenizer.cut_off(prompt):
             print(f"the model reads no more than the beginning of the prompt; cut off: {lost!r}", file=sys.stderr)
     how = pipeline.defaults.chosen(options.steps, options.guidance, options.guidance_interval)
-    if options.negative_prompt and how.guidance <= 1:
+    if options.negative_prompt and pipeline.guidance(how.guidance) is None:
         print(f"the negative prompt changes nothing at guidance {how.guidance:g}", file=sys.stderr)
     (pictures,) = pipeline.sample(
         [options.prompt],

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
-from bksdm.runtime.conditions import INPUTS, Conditions
+from bksdm.runtime.conditions import Conditions
 from bksdm.runtime.networks import Array, Tokens, Told
 
 
@@ -71,18 +71,19 @@ class FolderNetworks(ABC):
         return Conditions.of(self._folder)
 
     def encode(self, tokens: Tokens) -> Told:
-        given = tokens[:, None] if tokens.ndim == 2 else tokens
         found: dict[str, list[Array]] = {}
-        for number, (name, outputs) in enumerate(self._conditions.outputs.items()):
-            made = self._run(name, {"input_ids": given[:, number]}, tuple(outputs.values()))
-            for condition, value in zip(outputs, made, strict=True):
+        for name, outputs, given in self._conditions.given(tokens):
+            kept = [(condition, output) for condition, several in outputs.items() for output in several]
+            made = self._run(name, given, [output for _, output in kept])
+            for (condition, _), value in zip(kept, made, strict=True):
                 found.setdefault(condition, []).append(value)
-        return {condition: np.concatenate(values, axis=-1) for condition, values in found.items()}
+        joined = {condition: np.concatenate(values, axis=-1) for condition, values in found.items()}
+        return joined | self._conditions.of_tokens(tokens)
 
     def predict(self, latents: Array, timestep: float, told: Told) -> Array:
-        given = {"sample": latents, "timestep": np.array(timestep)}
-        given |= {INPUTS.get(name, name): value for name, value in told.items()}
-        return self._run("unet", given, ("out_sample",))[0]
+        asks = self._conditions.asks
+        (output,) = self._run(asks.denoiser, asks.inputs(latents, timestep, told), (asks.output,))
+        return asks.answer(output, latents)
 
     def decode(self, latents: Array) -> Array:
         return self._run("vae_decoder", {"latent_sample": latents}, ("sample",))[0]
@@ -111,7 +112,7 @@ class FolderNetworks(ABC):
 
 def _as_declared(name: str, value: NDArray[Any], declared: Input) -> NDArray[Any]:
     """A value in the number format and, for a timestep, the shape that a network declares."""
-    if name == "timestep":
+    if name == "timestep" and value.ndim == 0:
         number = float(value)
         if declared.dtype.kind in "iu" and not number.is_integer():
             raise InputError(

@@ -16,16 +16,16 @@ class Networks(Protocol):
     def encode(self, tokens: Tokens) -> Told:
         """What captions give, such as `context` with shape (B, L, D), by their tokens.
 
-        These have shape (B, L), or (B, N, L) where there are N text encoders.
+        These have shape (B, L), where those of several text encoders lie side by side or, as many of each, (B, N, L).
         """
         ...
 
     def predict(self, latents: Array, timestep: float, told: Told) -> Array:
-        """The U-Net's output for noisy latents with shape (B, C, h, w) at one timestep and what it is told of B."""
+        """The denoiser's answer for noisy latents with shape (B, C, h, w) at one timestep and what it is told of B."""
         ...
 
     def decode(self, latents: Array) -> Array:
-        """Pixels with shape (B, 3, H, W), about -1 to 1, of latents (B, C, h, w) divided by the scaling factor."""
+        """Pixels with shape (B, 3, H, W), about -1 to 1, of latents (B, C, h, w) as the VAE gives them."""
         ...
 
     def moments(self, pixels: Array) -> Array:

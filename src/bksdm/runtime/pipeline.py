@@ -4,9 +4,8 @@ Noise, guidance and the order of random numbers are those of diffusers' pipeline
 picture.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,14 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
 from bksdm.runtime.conditions import Conditions
-from bksdm.runtime.defaults import Defaults
+from bksdm.runtime.defaults import Defaults, Interval
+from bksdm.runtime.flow import FlowEuler, flow_way
+from bksdm.runtime.kinds import Flow, Scale
 from bksdm.runtime.networks import Array, Networks, Told
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.schedulers import trajectory
 from bksdm.runtime.tokens import Tokenizers
+from bksdm.runtime.trajectory import Trajectory
 
 Pixels = NDArray[np.uint8]
 _LOG_VARIANCE = (-30.0, 20.0)
@@ -33,7 +35,7 @@ class Pipeline:
         tokenizer: Prompts to tokens, and what of them is cut off.
         scheduler: The options of scheduler_config.json.
         channels: Of the latents.
-        scaling_factor: By which latents of the VAE are multiplied for the U-Net.
+        scale: How latents of the VAE become those of the denoiser.
         factor: Pixels along a side of one latent.
         multiple: Of which heights and widths in pixels are multiples.
         height: In pixels, where none is asked for.
@@ -41,13 +43,14 @@ class Pipeline:
         fixed: Whether the networks take no other height and width.
         defaults: What the model draws best with.
         conditions: What the networks are told.
+        flow: What is particular to a model that learnt by flow matching; None for others.
     """
 
     networks: Networks
     tokenizer: Tokenizers
     scheduler: Mapping[str, Any]
     channels: int
-    scaling_factor: float
+    scale: Scale
     factor: int
     multiple: int
     height: int
@@ -55,6 +58,7 @@ class Pipeline:
     fixed: bool = False
     defaults: Defaults = field(default_factory=Defaults)
     conditions: Conditions = field(default_factory=Conditions)
+    flow: Flow | None = None
 
     def sample(
         self,
@@ -71,6 +75,7 @@ class Pipeline:
         image: Pixels | None = None,
         strength: float = 0.8,
         latents: Array | None = None,
+        sigmas: Sequence[float] | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Iterator[Pixels]:
         """Yield pictures with shape (B, H, W, 3), a batch at a time, in order.
@@ -90,17 +95,21 @@ class Pipeline:
             image: Start from this picture with shape (H, W, 3) (SDEdit, arXiv 2108.01073) instead of from noise.
             strength: Share of the denoising that is done anew with `image`, in (0, 1].
             latents: Standard normal latents with shape (N, C, h, w) to start from instead of those of the seeds.
+            sigmas: Of flow matching: the noise level that each step begins at, before the scheduler shifts it; the
+                model's own by default, or even ones.
             on_step: Called after every step with the number of steps that are done and that of all, in this batch.
 
         Raises:
             InputError: An argument is unfit, or a network gives numbers that are not finite; see the message.
         """
         how = self.defaults.chosen(steps, guidance, interval)
+        how = how if sigmas is None else replace(how, sigmas=tuple(sigmas))
         chosen = range(len(prompts)) if seeds is None else seeds
         size = self._size(height, width, image)
         shape = (self.channels, size[0] // self.factor, size[1] // self.factor)
         self._check(prompts, chosen, batch_size, latents, image, shape)
-        trajectory(self.scheduler, how.steps, strength if image is not None else 1.0)
+        self._check_flow(negative_prompt, image, how)
+        self._way(how, shape, strength if image is not None else 1.0)
         return self._batches(
             prompts, chosen, how, batch_size, negative_prompt, shape, image, strength, latents, on_step
         )
@@ -120,31 +129,43 @@ class Pipeline:
     ) -> Iterator[Pixels]:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
-            guided = how.guidance > 1
-            told = self.told(prompts[batch], negative_prompt if guided else None, shape[1:])
+            guidance = self.guidance(how.guidance)
+            told = self.told(prompts[batch], None if guidance is None else negative_prompt, shape[1:])
+            if self.flow and self.flow.told:
+                told["guidance"] = np.full(len(prompts[batch]), how.guidance, np.float32)
             draws = _Draws(seeds[batch], shape)
             if image is None:
-                way = trajectory(self.scheduler, how.steps)
+                way = self._way(how, shape)
                 given = draws() if latents is None else np.asarray(latents[batch], dtype=np.float32)
                 sample = given * way.noise_scale
             else:
-                way = trajectory(self.scheduler, how.steps, strength)
-                clean = self._latents(image, draws)
-                sample = way.noisy(clean, draws())
+                clean, begun = self._latents(image, draws), trajectory(self.scheduler, how.steps, strength)
+                way, sample = begun, begun.noisy(clean, draws())
             alone = {name: value[-len(draws) :] for name, value in told.items()}
-            low, high = how.interval or (0.0, math.inf)
             for number, timestep in enumerate(way.timesteps, 1):
-                if guided and low <= way.level(timestep) <= high:
-                    output = self._guided(way.scaled(sample), float(timestep), told, how.guidance)
+                if guidance is not None and _within(how.interval, way, timestep):
+                    output = self._guided(way.scaled(sample), float(timestep), told, guidance)
                 else:
                     output = self.networks.predict(way.scaled(sample), float(timestep), alone)
                 sample = way.step(output, sample, draws)
                 if on_step is not None:
                     on_step(number, len(way.timesteps))
-            _check_finite(sample, "U-Net")
-            pixels = self.networks.decode(sample / self.scaling_factor)
+            _check_finite(sample, self.conditions.asks.noun)
+            pixels = self.networks.decode(self.scale.for_vae(sample))
             _check_finite(pixels, "decoder")
             yield to_bytes(pixels)
+
+    def guidance(self, scale: float) -> float | None:
+        """The g of e_0 + g (e_c - e_0), by the guidance scale; None where there is one call."""
+        if self.flow:
+            return self.flow.second_call(scale)
+        return scale if scale > 1 else None
+
+    def _way(self, how: Defaults, shape: Sequence[int], strength: float = 1.0) -> Trajectory | FlowEuler:
+        """From noise to pictures of latents with shape (C, h, w)."""
+        if self.flow is None:
+            return trajectory(self.scheduler, how.steps, strength)
+        return flow_way(self.scheduler, how.steps, self.flow.tokens(*shape[1:]), self.flow.mu, how.sigmas)
 
     def told(self, prompts: Sequence[str], negative_prompt: str | None, sides: Sequence[int]) -> Told:
         """What the U-Net is told of pictures.
@@ -174,7 +195,7 @@ class Pipeline:
         """Draws from the VAE's posterior for one picture, scaled for the U-Net."""
         mean, log_variance = np.split(self.networks.moments(from_bytes(image)), 2, axis=1)
         spread = np.exp(0.5 * np.clip(log_variance, *_LOG_VARIANCE))
-        return np.asarray(self.scaling_factor * (mean + spread * draws()), dtype=np.float32)
+        return self.scale.scaled(mean + spread * draws())
 
     def _size(self, height: int | None, width: int | None, image: Pixels | None) -> tuple[int, int]:
         own = (self.height, self.width) if image is None else (image.shape[0], image.shape[1])
@@ -187,6 +208,16 @@ class Pipeline:
         if image is not None and size != own:
             raise InputError(f"the image is {own[1]}x{own[0]} and not {size[1]}x{size[0]}; resize it first")
         return size
+
+    def _check_flow(self, negative_prompt: str, image: Pixels | None, how: Defaults) -> None:
+        if self.flow is None:
+            return
+        if image is not None:
+            raise InputError(f"{self.flow.name} does not start from a picture here; leave out the image")
+        if how.interval is not None:
+            raise InputError(f"{self.flow.name} has no guidance_interval here; leave it out")
+        if negative_prompt and not self.flow.negative:
+            raise InputError(f"{self.flow.name} takes no negative prompt; leave it out")
 
     def _check(
         self,
@@ -207,6 +238,13 @@ class Pipeline:
             raise InputError("both latents and an image are given; give one of them")
         if latents is not None and latents.shape != (len(prompts), *shape):
             raise InputError(f"latents have shape {latents.shape}; give {(len(prompts), *shape)}")
+
+
+def _within(interval: Interval | None, way: Trajectory | FlowEuler, timestep: float) -> bool:
+    """Whether guidance is given at a timestep; `Pipeline.sample` refuses intervals in flow matching."""
+    if interval is None or isinstance(way, FlowEuler):
+        return True
+    return interval[0] <= way.level(timestep) <= interval[1]
 
 
 class _Draws:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bksdm.common.errors import InputError
+from bksdm.runtime.flow import why_no_flow
 from bksdm.runtime.sigma_samplers import Euler, EulerAncestral, Heun, Lms
 from bksdm.runtime.solvers import DpmSolver, UniPc
 from bksdm.runtime.timestep_samplers import Ddim, Ddpm, Lcm, Pndm
@@ -27,15 +28,21 @@ SCHEDULERS: Mapping[str, type[Trajectory]] = {
 LEFT_OUT = "_use_default_values"  # diffusers' name for options that a model's own configuration leaves out
 
 
-def check_scheduler(config: Mapping[str, Any]) -> None:
+def check_scheduler(config: Mapping[str, Any], *, flows: bool = False) -> None:
     """Refuse a scheduler that is not known here, or an option of it.
+
+    Arguments:
+        config: Of scheduler_config.json.
+        flows: Whether it is for flow matching.
 
     Raises:
         InputError: Naming it, and a scheduler that the same configuration gives and that is known.
     """
-    reason = why_unknown(config)
+    reason = why_no_flow(config) if flows else why_unknown(config)
     if reason is None:
         return
+    if flows:
+        raise InputError(f"{reason}; use torch")
     known = [name for name in SCHEDULERS if why_unknown(with_scheduler(config, name)) is None]
     mend = f"give --scheduler with one of {', '.join(known)}" if known else "no scheduler here can do it; use torch"
     raise InputError(f"{reason}; {mend}")

@@ -1,4 +1,4 @@
-"""Prompts to tokens as CLIP's text encoder takes them, by the tokenizers library alone."""
+"""Prompts to tokens as text encoders take them, by the tokenizers library alone."""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -68,14 +68,16 @@ def beyond(prompt: str, found: "Encoding") -> str:
 
 
 class Tokenizer:
-    """What `CLIPTokenizer(prompts, padding="max_length", truncation=True)` gives."""
+    """What a tokenizer of transformers gives for `(prompts, padding="max_length", truncation=True)`."""
 
-    def __init__(self, folder: Path, length: int) -> None:
+    def __init__(self, folder: Path, length: int, around: tuple[str, str] = ("", ""), *, marks: bool = False) -> None:
         """Read `tokenizer.json` and `tokenizer_config.json`.
 
         Arguments:
             folder: Where they are.
             length: Tokens that the text encoder takes, with those at start and end.
+            around: What is written before and behind a prompt.
+            marks: Whether tokens that pad are below zero: n is -1 - n there.
 
         Raises:
             InputError: The library or a file is missing, or a file cannot be read.
@@ -97,11 +99,14 @@ class Tokenizer:
             raise InputError(f"{file} has no token {pad!r} to fill up with; export the model again")
         self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding(length=length, pad_id=number, pad_token=pad)
+        self._around, self._marks = around, marks
         self._words = saved_words([token.content for token in self._tokenizer.get_added_tokens_decoder().values()])
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Tokens with shape (B, L) of B prompts."""
-        return np.array([self._encoded(prompt)[1].ids for prompt in prompts], dtype=np.int64)
+        found = [self._encoded(prompt)[1] for prompt in prompts]
+        ids = np.array([one.ids for one in found], dtype=np.int64)
+        return np.where(np.array([one.attention_mask for one in found]) == 1, ids, ~ids) if self._marks else ids
 
     def cut_off(self, prompt: str) -> str:
         """The end of a prompt that the text encoder does not see; nothing where it sees all."""
@@ -112,19 +117,19 @@ class Tokenizer:
         return hidden_words(self._words, lambda word: self._tokenizer.encode(word).tokens)
 
     def _encoded(self, prompt: str) -> tuple[str, "Encoding"]:
-        return encoded(prompt, self._tokenizer.encode, self._words)
+        before, after = self._around
+        return encoded(before + prompt + after, self._tokenizer.encode, self._words)
 
 
 class Tokenizers:
-    """Those of all text encoders of a model; tokens of N have shape (B, N, L), and of one (B, L)."""
+    """Those of all text encoders of a model, whose tokens lie side by side: (B, L)."""
 
     def __init__(self, each: Sequence[Tokenizer]) -> None:
         self._each = each
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Tokens of B prompts."""
-        found = np.stack([tokenizer(prompts) for tokenizer in self._each], axis=1)
-        return found[:, 0] if len(self._each) == 1 else found
+        return np.concatenate([tokenizer(prompts) for tokenizer in self._each], axis=1)
 
     def cut_off(self, prompt: str) -> str:
         """The end of a prompt that a text encoder does not see, at most; nothing where they see all."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from torch import Tensor, nn
 
+    from bksdm.families.graph import Graph
+
 _CLIP_TOKENS = 77
 _TIME_CHANNELS = 256  # by which noise level and guidance are told
 
@@ -61,6 +63,7 @@ class Flux(TwoStacks):
         "text_encoder": ("lora_te1_", "lora_te_"),
         "text_encoder_2": ("lora_te2_", "lora_te3_"),
     }
+    unsaid = ("time_shift_type",)  # where openvino-genai is told of the usual one, it shifts as for FLUX.2
     adapters = ("LoRA", "ControlNet")
     controlnet = "FluxControlNetModel"
     originals = original_names(
@@ -191,20 +194,27 @@ class Flux(TwoStacks):
             raise InputError("Flux.1 was taught guidance and takes no negative prompt; leave it out")
         return {"guidance_scale": guidance}
 
-    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+    def asked(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> dict[str, Tensor]:
         import torch
 
-        packed = patchified(latents)
-        height, width = packed.shape[2:]
-        count, context = len(latents), told["context"]
-        output = denoiser(
-            hidden_states=as_tokens(packed),
-            timestep=(timesteps / 1000).expand(count).to(latents.dtype),
-            guidance=self.guidance(denoiser, latents),
-            pooled_projections=told["text_embeds"],
-            encoder_hidden_states=context,
-            txt_ids=torch.zeros(context.shape[1], 3, device=latents.device, dtype=latents.dtype),
-            img_ids=positions(height, width, 3, latents),
-            return_dict=False,
-        )[0]
+        packed, context = patchified(latents), told["context"]
+        return {
+            "hidden_states": as_tokens(packed),
+            "timestep": (timesteps / 1000).expand(len(latents)).to(latents.dtype),
+            "encoder_hidden_states": context,
+            "pooled_projections": told["text_embeds"],
+            "txt_ids": torch.zeros(context.shape[1], 3, device=latents.device, dtype=latents.dtype),
+            "img_ids": positions(packed, 3),
+            **self.guidance(denoiser, latents),
+        }
+
+    def answered(self, output: Tensor, latents: Tensor) -> Tensor:
+        height, width = (side // 2 for side in latents.shape[2:])
         return unpatchified(from_tokens(output, height, width))
+
+    def text_graphs(self, encoders: Sequence[Any], batch_size: int) -> list[Graph]:
+        (clip, t5), (pooled, hidden) = encoders, self.text_outputs
+        from bksdm.families.graph import text_graph
+        from bksdm.families.stack.graph import TOKENS
+
+        return [text_graph(clip, pooled, batch_size), text_graph(t5, hidden, batch_size, TOKENS)]

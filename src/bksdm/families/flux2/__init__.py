@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bksdm.common.errors import InputError
 from bksdm.families.family import Denoiser, Shapes, Told, few_steps
@@ -13,13 +13,15 @@ from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.layers import are_numbers, joint_attention, of_two_stacks
-from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions
+from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
 from bksdm.families.stack.texts import chat, hidden_states, marked
 from bksdm.runtime.defaults import Defaults
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from torch import Tensor, nn
+
+    from bksdm.families.graph import Graph
 
 _USUAL_STEPS = 50
 
@@ -84,6 +86,7 @@ class Flux2(TwoStacks):
         },
     )
     usual_sides = (64, 64)
+    exports: ClassVar[tuple[str, ...]] = ("transformer",)
     unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
     patch = 2
     latents_of_a_token = 1
@@ -130,11 +133,11 @@ class Flux2(TwoStacks):
     def channels_of(self, vae: Config) -> int:
         return 4 * super().channels_of(vae)
 
-    def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:  # noqa: ARG002
-        """As its pipelines have it for their usual number of steps."""
+    def mu(self, scheduler: Mapping[str, Any], tokens: int, steps: int | None = None) -> float:  # noqa: ARG002
+        """As its pipelines have it, if nothing is said for their usual number of steps."""
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-        return float(compute_empirical_mu(tokens, _USUAL_STEPS))
+        return float(compute_empirical_mu(tokens, steps or _USUAL_STEPS))
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, self._structure.whole(config)["joint_attention_dim"])}
@@ -143,6 +146,10 @@ class Flux2(TwoStacks):
         """By the running mean and variance of its channels."""
         center, spread = _statistics(vae, mean)
         return (patchified(mean) - center) / spread, patchified(std) / spread
+
+    def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
+        center, spread = _statistics(vae, latents)
+        return unpatchified(latents * spread + center)
 
     def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
         """Its pipelines have undone it."""
@@ -163,23 +170,40 @@ class Flux2(TwoStacks):
         found, _ = hidden_states(encoders[0], input_ids)
         return {"context": torch.cat([found[layer] for layer in self.layers], dim=-1)}
 
-    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+    def asked(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> dict[str, Tensor]:
         import torch
 
-        height, width = latents.shape[2:]
         count, context = len(latents), told["context"]
         texts = torch.zeros(context.shape[1], 4, device=latents.device, dtype=latents.dtype)
         texts[:, 3] = torch.arange(len(texts), device=latents.device)
-        output = denoiser(
-            hidden_states=as_tokens(latents),
-            timestep=(timesteps / 1000).expand(count).to(latents.dtype),
-            guidance=self.guidance(denoiser, latents),
-            encoder_hidden_states=context,
-            txt_ids=texts,
-            img_ids=positions(height, width, 4, latents),
-            return_dict=False,
-        )[0]
-        return from_tokens(output, height, width)
+        return {
+            "hidden_states": as_tokens(latents),
+            "timestep": (timesteps / 1000).expand(count).to(latents.dtype),
+            "encoder_hidden_states": context,
+            "txt_ids": texts.expand(count, -1, -1),
+            "img_ids": positions(latents, 4).expand(count, -1, -1),
+            **self.guidance(denoiser, latents),
+        }
+
+    def answered(self, output: Tensor, latents: Tensor) -> Tensor:
+        return from_tokens(output, *latents.shape[2:])
+
+    def text_graphs(self, encoders: Sequence[Any], batch_size: int) -> list[Graph]:
+        """Every layer's hidden states, of which readers take three; the last are called so too."""
+        from bksdm.families.stack.graph import reader_graph
+
+        (reader,) = encoders
+        count = reader.config.num_hidden_layers + 1
+        layers = {"last_hidden_state": count - 1, **{f"hidden_states.{layer}": layer for layer in range(count)}}
+        return [reader_graph(reader, layers, batch_size)]
+
+    def told_to_decode(self, vae: Any) -> dict[str, Any]:
+        """The statistics of its channels, which optimum keeps where no weights are."""
+        return {
+            "bn_running_mean_data": vae.bn.running_mean.tolist(),
+            "bn_running_var_data": vae.bn.running_var.tolist(),
+            "bn_eps": vae.config.batch_norm_eps,
+        }
 
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,6 +220,7 @@ class Flux2Klein(Flux2):
     from_image = "Flux2KleinPipeline"
     under_mask = "Flux2KleinInpaintPipeline"
     networks = Flux2.networks | {"text_encoder": "Qwen3ForCausalLM"}
+    exports = StackFamily.exports
     unready = StackFamily.unready
     guided = False
     layers = (9, 18, 27)

@@ -46,7 +46,7 @@ class StackFamily(Family):
         {"personalize", "benchmark", "demo", "decoder"}
         | {"--image", "--mask", "--decoder", "--guided_output", "--guidance_interval", "--reuse"}
     )
-    exports = ("transformer",)
+    exports: ClassVar[tuple[str, ...]] = ("onnx", "openvino", "transformer")
     projections = {}  # noqa: RUF012
     adapters: ClassVar[tuple[str, ...]] = ("LoRA",)
     lora_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -173,7 +173,7 @@ class StackFamily(Family):
         factor = vae.config.scaling_factor
         return (mean - vae.config.shift_factor) * factor, std * factor
 
-    def for_vae(self, vae: Any, latents: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: ARG002
+    def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
         found: Tensor = latents / vae.config.scaling_factor + vae.config.shift_factor
         return found
 
@@ -194,8 +194,19 @@ class StackFamily(Family):
         mu = self.mu(scheduler, height * width // self.latents_of_a_token)
         return mu if scheduler["time_shift_type"] == "linear" else math.exp(mu)
 
-    def mu(self, scheduler: Mapping[str, Any], tokens: int) -> float:
-        """The shift that its pipelines ask a scheduler for, for pictures of so many tokens."""
+    def set_steps(self, scheduler: Any, steps: int, sides: tuple[int, int]) -> None:
+        """As its pipelines do: by noise levels that are even before they are shifted."""
+        import torch
+
+        tokens = sides[0] * sides[1] // self.latents_of_a_token
+        levels = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        scheduler.set_timesteps(sigmas=levels, mu=self.mu(scheduler.config, tokens, steps))
+
+    def latents_a_side(self, config: Config) -> int:  # noqa: ARG002
+        return math.isqrt(self.latents_of_a_token)
+
+    def mu(self, scheduler: Mapping[str, Any], tokens: int, steps: int | None = None) -> float:  # noqa: ARG002
+        """The shift that its pipelines ask a scheduler for, for pictures of so many tokens and so many steps."""
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

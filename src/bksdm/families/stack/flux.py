@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bksdm.families.family import Denoiser
+from bksdm.families.family import Denoiser, Told
 from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
@@ -13,6 +14,8 @@ from bksdm.families.stack.structure import Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bksdm.families.graph import Graph
 
 _ONE_STREAM = {
     "img": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -71,10 +74,31 @@ class TwoStacks(StackFamily):
     def taught_guidance(self, config: Config) -> bool:
         return bool(self._structure.whole(config)["guidance_embeds"])
 
-    def guidance(self, denoiser: Denoiser, latents: Tensor) -> Tensor | None:
-        """What a denoiser is told of guidance, with shape (B,): the usual; None where it was not taught any."""
+    def guidance(self, denoiser: Denoiser, latents: Tensor) -> dict[str, Tensor]:
+        """What a denoiser is told of guidance, with shape (B,): the usual; nothing where it was not taught any."""
         if not self.taught_guidance(denoiser.config):
-            return None
+            return {}
         import torch
 
-        return torch.full((len(latents),), self.usual.guidance, device=latents.device)
+        return {"guidance": torch.full((len(latents),), self.usual.guidance, device=latents.device)}
+
+    @abstractmethod
+    def asked(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> dict[str, Tensor]:
+        """What a denoiser is called with, by name, to answer for latents (B, C, h, w)."""
+
+    @abstractmethod
+    def answered(self, output: Tensor, latents: Tensor) -> Tensor:
+        """The answer for latents (B, C, h, w), with their shape, from the denoiser's tokens."""
+
+    def answer(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+        given = self.asked(denoiser, latents, timesteps, told)
+        return self.answered(denoiser(**{"guidance": None, **given}, return_dict=False)[0], latents)
+
+    def graph(self, denoiser: Any, latents: Tensor, encoders: Sequence[Any]) -> Graph:  # noqa: ARG002
+        import torch
+
+        from bksdm.families.stack.graph import TOKENS, token_graph
+
+        shapes = self.condition_shapes(denoiser.config, TOKENS)
+        told = {name: torch.zeros(len(latents), *shape) for name, shape in shapes.items()}
+        return token_graph(denoiser, self.asked(denoiser, latents, torch.zeros(len(latents)), told))

@@ -32,11 +32,12 @@ def from_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
 
 
-def positions(height: int, width: int, axes: int, like: Tensor) -> Tensor:
-    """Row and column of every token, in the second and third of `axes` numbers: (h w, axes)."""
+def positions(latents: Tensor, axes: int) -> Tensor:
+    """Row and column of every token of latents (B, C, h, w), in the second and third of `axes` numbers: (h w, axes)."""
     import torch
 
-    places = torch.zeros(height, width, axes, device=like.device, dtype=like.dtype)
-    places[..., 1] = torch.arange(height, device=like.device)[:, None]
-    places[..., 2] = torch.arange(width, device=like.device)
+    height, width = latents.shape[2:]
+    places = latents.new_zeros(height, width, axes)
+    places[..., 1] = torch.arange(height, device=latents.device)[:, None]
+    places[..., 2] = torch.arange(width, device=latents.device)
     return places.flatten(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ from bksdm.runtime.defaults import Interval
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
-    from torch import nn
+    from torch import Tensor, nn
+
+    from bksdm.families.graph import Graph
 
 
 class UNetFamily(Family):
@@ -86,6 +88,14 @@ class UNetFamily(Family):
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, listed(config["cross_attention_dim"], 1)[0])}
+
+    def graph(self, denoiser: Any, latents: Tensor, encoders: Sequence[Any]) -> Graph:
+        from bksdm.families.unet.graph import unet_graph
+
+        return unet_graph(denoiser, self, latents, encoders[0].config.max_position_embeddings)
+
+    def latents_a_side(self, config: Config) -> int:
+        return int(2 ** (len(config["block_out_channels"]) - 1))
 
     def readers(self, config: Config) -> list[Reader]:
         return readers(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from torch import Tensor, nn
 
+    from bksdm.families.graph import Graph
+
 
 _TIME_CHANNELS, _TIME_INNER = 256, 1024  # of the embedding of noise levels
 _MULTIPLE = 32  # of tokens
 _AXES = 3  # by which the place of a token is told
+_THINKS = "{%- set enable_thinking = true %}"
 
 
 class ZImage(StackFamily):
@@ -155,6 +159,12 @@ class ZImage(StackFamily):
     def prompted(self, tokenizer: Any, caption: str) -> str:
         return chat(tokenizer, caption, thinks=True)
 
+    def tokenizer_for_readers(self, tokenizer: Any) -> Any:
+        """openvino-genai asks its chat for no thoughts, as FLUX.2's; diffusers leaves room for them."""
+        made = copy.deepcopy(tokenizer)
+        made.chat_template = _THINKS + tokenizer.chat_template
+        return made
+
     def tokens(self, encodings: Sequence[Encoding]) -> Tensor:
         return marked(encodings[0])
 
@@ -181,6 +191,18 @@ class ZImage(StackFamily):
             return_dict=False,
         )[0]
         return -torch.stack(output).squeeze(2)
+
+    def graph(self, denoiser: Any, latents: Tensor, encoders: Sequence[Any]) -> Graph:  # noqa: ARG002
+        from bksdm.families.zimage.graph import zimage_graph
+
+        return zimage_graph(denoiser, latents)
+
+    def text_graphs(self, encoders: Sequence[Any], batch_size: int) -> list[Graph]:
+        """The last hidden states but one, called the last as in optimum."""
+        from bksdm.families.stack.graph import reader_graph
+
+        (reader,) = encoders
+        return [reader_graph(reader, {"last_hidden_state": -2}, batch_size)]
 
 
 def _block(block: str, width: int, head: int, places: int) -> Iterator[Layer]:
