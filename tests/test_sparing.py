@@ -1,5 +1,7 @@
 """Drawing with less work: guidance in an interval of noise levels, and the inside of the U-Net in some steps alone."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +187,35 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [["--guidance_interval", 0.3, 5], ["--reuse", 2]])
+@pytest.mark.parametrize("words", [["--guidance_interval", 0.3, 5], ["--reuse", 2], ["--fast"]])
 def test_transformers_are_refused(run: Run, z_folder: Path, tmp_path: Path, words: list[object]) -> None:
     outcome = run("generate", z_folder, "--prompt", "red", "--out", tmp_path / "out", *words)
     assert outcome.code == 2
     assert f"for which there is no generate {words[0]} yet" in outcome.said[0]
+
+
+def test_fast_is_what_the_table_recommends(
+    done: Run, run: Run, v1_folder: Path, onnx_folder: Path, tmp_path: Path
+) -> None:
+    """Where nothing else is asked for; what draws in few steps already refuses."""
+    for folder, model, words in (
+        ("fast", v1_folder, ["--fast"]),
+        ("said", v1_folder, ["--steps", 10, "--scheduler", "DPMSolverMultistepScheduler", "--reuse", 3]),
+        ("other", v1_folder, ["--fast", "--steps", 3, "--reuse", 1, "--scheduler", "DDIMScheduler"]),
+        ("export", onnx_folder, ["--fast", "--steps", 2]),
+    ):
+        done("generate", model, "--prompt", "red", "--out", tmp_path / folder, *words)
+    pictures = {path.parent.name: Image.open(path) for path in tmp_path.glob("*/00000.png")}
+    assert np.array_equal(np.array(pictures["fast"]), np.array(pictures["said"]))
+    told = {name: json.loads(picture.text["bksdm"]) for name, picture in pictures.items()}
+    assert [told["fast"][name] for name in ("steps", "reuse")] == [10, 3]
+    assert [told["other"][name] for name in ("steps", "reuse", "scheduler")] == [3, 1, "DDIMScheduler"]
+    assert "reuse" not in told["export"]
+    few = shutil.copytree(v1_folder, tmp_path / "few")
+    (few / "sampling.json").write_text('{"num_inference_steps": 4, "guidance_scale": 1.0}')
+    outcome = run("generate", few, "--prompt", "red", "--fast", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "fast is for models of many steps, and" in outcome.said[0]
 
 
 def test_a_way_of_drawing_has_them(v1_folder: Path) -> None:

@@ -21,6 +21,7 @@ from bksdm.common.runs import check_free, digest, files_digest, open_run, replac
 from bksdm.common.tables import listed
 from bksdm.data.pictures import open_picture, was_flagged
 from bksdm.data.prompts import read_prompts
+from bksdm.generate.exported import is_exported
 from bksdm.generate.runtimes import Drawer, open_drawer
 from bksdm.generate.sampling import Request, is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
@@ -33,6 +34,7 @@ from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
 
 _MAY_CHANGE = ("json", "batch_size", "device")
+_FAST_STEPS, _FAST_SCHEDULER, _FAST_REUSE = 10, "DPMSolverMultistepScheduler", 3
 _SEEDS = 2**63 - 2**32
 
 
@@ -46,6 +48,7 @@ def generate(options: GenerateOptions) -> list[Path]:
         InputError: An option, the model or a file is unfit; see the message.
     """
     check_ready("generate", options.model, options=dataclasses.asdict(options))
+    options = _fast(options) if options.fast else options
     how = drawing(options.model, options.steps, options.guidance, options.guidance_interval, options.reuse)
     options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     check(options)
@@ -103,6 +106,20 @@ def generate(options: GenerateOptions) -> list[Path]:
             names = listed([path.name for path in paths if path in flagged])
             say(f"the model's safety checker has made {len(flagged)} of {len(paths)} pictures black: {names}")
     return paths
+
+
+def _fast(options: GenerateOptions) -> GenerateOptions:
+    """With what benchmarks/results/quality_speed.md recommends where nothing else is asked for."""
+    own = drawing(options.model)
+    if own.steps <= _FAST_STEPS:
+        raise InputError(f"fast is for models of many steps, and {options.model} draws in {own.steps}; leave it out")
+    reuses = options.runtime in ("auto", "torch") and not is_exported(options.model)
+    return dataclasses.replace(
+        options,
+        steps=options.steps or _FAST_STEPS,
+        scheduler=options.scheduler or _FAST_SCHEDULER,
+        reuse=options.reuse or (_FAST_REUSE if reuses else None),
+    )
 
 
 @dataclass(frozen=True)

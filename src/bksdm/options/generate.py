@@ -22,6 +22,7 @@ class GenerateOptions(Seeded, Sparing):
         images_per_prompt: Pictures of each prompt.
         negative_prompt: What the pictures should not show.
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler; the model's own by default.
+        fast: Draw in 10 steps of DPMSolverMultistepScheduler, in torch with --reuse 3, where nothing else is asked for.
         height: Height in pixels; the model's own by default.
         width: Width in pixels; the model's own by default.
         image: Picture to start from (image-to-image); its middle, cut to the shape of the output.
@@ -42,6 +43,7 @@ class GenerateOptions(Seeded, Sparing):
     images_per_prompt: int = 1
     negative_prompt: str = ""
     scheduler: str | None = None
+    fast: bool = False
     height: int | None = None
     width: int | None = None
     image: str | None = None

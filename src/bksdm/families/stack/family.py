@@ -44,7 +44,7 @@ class StackFamily(Family):
     noun = "transformer"
     unready = frozenset(
         {"personalize", "benchmark", "demo", "decoder"}
-        | {"--image", "--mask", "--decoder", "--guided_output", "--guidance_interval", "--reuse"}
+        | {"--image", "--mask", "--decoder", "--guided_output", "--guidance_interval", "--reuse", "--fast"}
     )
     exports: ClassVar[tuple[str, ...]] = ("onnx", "openvino", "transformer")
     projections = {}  # noqa: RUF012
