@@ -132,7 +132,7 @@ def test_what_is_spared_leaves_no_trace_after_an_error(v1_teacher: DiffusionPipe
     assert not any("forward" in vars(module) for module in network.modules())
 
 
-@pytest.mark.parametrize("folder", ["onnx_folder", "xl_onnx_folder"])
+@pytest.mark.parametrize("folder", ["onnx_folder", "xl_openvino_folder"])
 def test_the_runtime_without_torch_guides_within_the_same_interval(folder: str, request: pytest.FixtureRequest) -> None:
     pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler")
     sizes: list[int] = []
