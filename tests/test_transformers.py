@@ -743,6 +743,17 @@ def test_a_recipe_that_drops_everything(run: Run, tmp_path: Path, blocks: str) -
     assert "keep 1 to 30" in outcome.said[0] or "those that stay" in outcome.said[0]
 
 
+@pytest.mark.parametrize(("guidance", "told"), [(0.5, "green"), (0, None)])
+def test_pictures_say_what_they_were_kept_away_from(
+    done: Run, z_folder: Path, tmp_path: Path, guidance: float, told: str | None
+) -> None:
+    """From guidance 0 on, where Z-Image has it."""
+    words = ["--prompt", "red", "--negative_prompt", "green", "--steps", 1, "--guidance", guidance]
+    done("generate", z_folder, *words, "--out", tmp_path)
+    with Image.open(tmp_path / "00000.png") as picture:
+        assert json.loads(picture.text["bksdm"]).get("negative_prompt") == told
+
+
 def test_negative_prompts(flow_teacher: DiffusionPipeline) -> None:
     pictures = sample(flow_teacher, [Request("red", 0)], steps=1, guidance=2.0, negative_prompt="green")
     if is_z(flow_teacher):

@@ -151,6 +151,7 @@ def _draw(
     """Make the pictures with these numbers, those of one strength together."""
     height, width = options.height or drawer.height, options.width or drawer.width
     begin: dict[str, Any] = {"image": None}
+    about = _shared(options, how)
     if image:
         begin = {"image": ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)}
     if mask:
@@ -170,7 +171,7 @@ def _draw(
         ):
             for picture in pictures:
                 number = next(pending)
-                save_picture(picture, paths[number], _about(asked[number], options), drawer.scheduler)
+                save_picture(picture, paths[number], about | _own(asked[number]), drawer.scheduler)
             progress.advance(together * len(pictures))
 
 
@@ -253,12 +254,19 @@ def write_png(picture: Image.Image, path: Path, about: Mapping[str, str]) -> Non
         picture.save(partial, format="PNG", pnginfo=chunks)
 
 
-def _about(one: _Asked, options: GenerateOptions) -> dict[str, Any]:
-    shown = ["model", "steps", "guidance", "negative_prompt", "decoder", "precision", "lora"]
+def _shared(options: GenerateOptions, how: Defaults) -> dict[str, Any]:
+    """What all pictures say of themselves; a negative prompt, where there is guidance."""
+    shown = ["model", "steps", "guidance", "decoder", "precision", "lora"]
+    shown += ["negative_prompt"] if how.guidance > family_of_model(options.model).unguided else []
     shown += [name for name in ("guidance_interval", "reuse") if getattr(options, name) is not None]
     shown += ["image", "strength", "mask"] if options.image else []
-    about = {"prompt": one.request.prompt, "seed": one.request.seed, **{name: getattr(options, name) for name in shown}}
-    return about if one.strength is None else about | {"strength": one.strength}
+    return {name: getattr(options, name) for name in shown}
+
+
+def _own(one: _Asked) -> dict[str, Any]:
+    """And what each does."""
+    own = {"prompt": one.request.prompt, "seed": one.request.seed}
+    return own if one.strength is None else own | {"strength": one.strength}
 
 
 def _entry(path: Path, one: _Asked, flagged: bool) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def _make(options: argparse.Namespace) -> None:
     )
     names = ["prompt", "seed", "negative_prompt", *(["image", "strength"] if options.image else [])]
     about = {name: getattr(options, name) for name in names} | how.to_dict() | {"model": options.folder}
+    about |= {} if pipeline.guidance(how.guidance) is not None else {"negative_prompt": None}
+    about["guidance_interval"] = about.pop("interval", None)
     height, width, _ = pictures[0].shape
     _write(out, encode(pictures[0], texts(about, pipeline.scheduler, (width, height))))
     print(out)

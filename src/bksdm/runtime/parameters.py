@@ -53,14 +53,14 @@ def texts(about: Mapping[str, Any], scheduler: Mapping[str, Any], size: tuple[in
 
     Arguments:
         about: prompt, seed, model, steps and guidance, and what else there is to say; what is None is left out.
-            negative_prompt, which counts under guidance alone, and the strength with which a picture was begun from,
-            are written under both keywords.
+            negative_prompt, which is given where there was guidance, and the strength with which a picture was begun
+            from, are written under both keywords.
         scheduler: The options of the one that was used, with `_class_name`.
         size: Width and height in pixels.
     """
     sampler, (width, height) = sampler_name(scheduler), size
     told = {name: value for name, value in about.items() if value is not None}
-    if told["guidance"] <= 1 or not told.get("negative_prompt"):
+    if not told.get("negative_prompt"):
         told.pop("negative_prompt", None)  # nothing was kept away from
     told |= {"scheduler": scheduler["_class_name"], "width": width, "height": height}
     fields = {
