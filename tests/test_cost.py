@@ -132,6 +132,13 @@ def test_deeper_attention_and_added_conditions_cost_what_they_have() -> None:
     assert unet_cost(XL_UNET).params - shallow.params == 6 * sum(parameter.numel() for parameter in one.parameters())
 
 
+def test_a_transformer_that_does_not_run() -> None:
+    """The axes of its places do not fill a head, which diffusers asserts."""
+    config = Z_TRANSFORMER | {"_class_name": "ZImageTransformer2DModel", "n_layers": 2, "axes_dims": [2, 4, 4]}
+    with pytest.raises(InputError, match="does not make a network that runs"):
+        unet_cost(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

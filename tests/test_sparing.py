@@ -18,6 +18,7 @@ from bksdm.generate.exported import open_exported, sample_exported
 from bksdm.generate.sampling import Request, sample
 from bksdm.models.pipelines import denoiser, drawing
 from bksdm.pruning.run import prune_unet, with_denoiser
+from tiny_models import TWO_STAGES, build_pipeline
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
@@ -227,3 +228,15 @@ def test_a_way_of_drawing_has_them(v1_folder: Path) -> None:
     }
     with pytest.raises(InputError, match="reuse is -1"):
         drawing(v1_folder, reuse=-1)
+
+
+def test_a_u_net_that_is_told_of_guidance_is_left_alone(done: Run, tmp_path: Path) -> None:
+    """It is called once a step, so that a batch of two is two pictures and no halves."""
+    pipeline = build_pipeline(TWO_STAGES | {"time_cond_proj_dim": 16})
+    assert same(drawn(pipeline, interval=(1e8, 1e9)), drawn(pipeline))
+    pipeline.save_pretrained(tmp_path / "m")
+    asked = ("--prompt", "red apple", "--steps", 1, "--guidance_interval", 0.3, 5)
+    assert (
+        "the model is told of guidance, in one call"
+        in done("generate", tmp_path / "m", *asked, "--out", tmp_path / "o").err
+    )

@@ -30,7 +30,7 @@ from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
-from bksdm.models.pipelines import check_multiple, drawing, load_pipeline, pixels_of_a_token, tokenizing
+from bksdm.models.pipelines import check_multiple, cutting, drawing, load_pipeline, pixels_of_a_token, tokenizing
 from bksdm.options import DistillOptions
 from bksdm.pruning.budget import Budget
 from bksdm.pruning.run import prune_unet
@@ -439,6 +439,16 @@ def test_captions_of_z_image_are_as_long_in_half_precision() -> None:
         family_of_pipeline(flow_teacher).answer(network, latents.to(dtype), timesteps, half)
     assert lengths[0] == lengths[1]
     assert 256 < lengths[0][1] <= 512
+
+
+def test_what_is_cut_off_a_prompt_is_not_drawn() -> None:
+    """Pipelines read 512 tokens whatever the tokenizer says, and what is taught and exported is its beginning."""
+    pipeline = build_z_pipeline()
+    pipeline.tokenizer.model_max_length = 24
+    long = ["red apple " * 30 + end for end in ("", "a green car")]
+    assert all(cutting(pipeline)(prompt) for prompt in long)
+    one, other = next(sample(pipeline, [Request(prompt, 3) for prompt in long], steps=1, guidance=2.0))
+    assert np.array_equal(np.array(one), np.array(other))
 
 
 def test_other_schedulers_are_refused() -> None:

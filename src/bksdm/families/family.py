@@ -324,6 +324,10 @@ class Family(ABC):
         """How a pipeline is told of guidance, and of what to keep away from."""
         return {"guidance_scale": guidance, "negative_prompt": negative}
 
+    def reading(self, tokens: int) -> dict[str, Any]:  # noqa: ARG002
+        """How a pipeline is told to read so many tokens of a prompt; U-Nets' know from their tokenizers."""
+        return {}
+
     def prompt(self, told: Told, negative: bool = False) -> dict[str, Any]:
         """How a pipeline is told of captions that are embedded already, or of what guidance leads away from."""
         names = {"context": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}

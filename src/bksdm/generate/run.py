@@ -26,7 +26,7 @@ from bksdm.generate.runtimes import Drawer, open_drawer
 from bksdm.generate.sampling import Request, is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
 from bksdm.models.adapters.lora_files import lora_fingerprint
-from bksdm.models.configs import family_of_model
+from bksdm.models.configs import family_of_model, load_denoiser_config
 from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.pipelines import check_multiple, check_ready, drawing, fingerprint
 from bksdm.options import GenerateOptions
@@ -84,7 +84,11 @@ def generate(options: GenerateOptions) -> list[Path]:
         )
         check_multiple(drawer.multiple, height=options.height, width=options.width)
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
-        if options.guidance_interval and how.guidance <= 1:
+        if options.guidance_interval and not family_of_model(options.model).guides(
+            {}, load_denoiser_config(options.model)
+        ):
+            say("guidance_interval changes nothing: the model is told of guidance, in one call")
+        elif options.guidance_interval and how.guidance <= 1:
             say(f"guidance_interval changes nothing at guidance {how.guidance:g}; give --guidance of more than 1")
         if options.negative_prompt and how.guidance <= (least := family_of_model(options.model).unguided):
             mend = f"give --guidance of more than {least:g}"

@@ -18,7 +18,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
-from bksdm.models.pipelines import denoiser, image_size, safety_checker, scheduler_config
+from bksdm.models.pipelines import caption_length, denoiser, image_size, safety_checker, scheduler_config
 from bksdm.runtime.defaults import Interval
 from bksdm.runtime.schedulers import with_scheduler
 
@@ -247,11 +247,12 @@ def _batches(
     """Arguments of the pipeline, a batch at a time."""
     family = family_of_pipeline(pipeline)
     levels = {} if sigmas is None else {"sigmas": list(sigmas)}
+    reading = {} if embedded else family.reading(caption_length(pipeline))
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         # An empty one is as good as none, which some pipelines tell otherwise.
         negative = [negative_prompt] * len(batch) if negative_prompt else None
-        prompts: dict[str, Any] = {"prompt": [request.prompt for request in batch]}
+        prompts: dict[str, Any] = {"prompt": [request.prompt for request in batch], **reading}
         if embedded:
             prompts = family.prompt({name: rows[start : start + batch_size] for name, rows in embedded.told.items()})
             if family.second_call(pipeline.config, denoiser(pipeline).config, guidance) != 1:

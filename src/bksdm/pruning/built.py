@@ -34,7 +34,7 @@ def layers(config: Mapping[str, Any], size: tuple[int, int], tokens: int) -> lis
             }
             latents = torch.empty(1, family.latent_channels(network.config), *size)
             family.answer(network, latents, torch.empty(1, dtype=torch.long), told)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = one_line(error)
         raise InputError(f"the config of the U-Net does not make a network that runs ({reason}); mend it") from error
     found = []

@@ -169,6 +169,10 @@ class StackFamily(Family):
     def token_lengths(self, tokenizers: Sequence[Any]) -> list[int]:
         return [self.usual_tokens] * len(tokenizers)
 
+    def reading(self, tokens: int) -> dict[str, Any]:
+        """Its pipelines read their usual number whatever the tokenizer says."""
+        return {"max_sequence_length": tokens}
+
     def scaled(self, vae: Any, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         factor = vae.config.scaling_factor
         return (mean - vae.config.shift_factor) * factor, std * factor

@@ -74,6 +74,10 @@ class UNetFamily(Family):
     def layers_of(self, config: Config, size: tuple[int, int], tokens: int) -> list[Layer] | None:
         return layers(config, size, tokens)
 
+    def guides(self, pipeline: Config, config: Config) -> bool:
+        """Latent-consistency U-Nets of the first kind (arXiv 2310.04378) are told the guidance scale in one call."""
+        return super().guides(pipeline, config) and config.get("time_cond_proj_dim") is None
+
     def sparing(
         self, denoiser: Any, scheduler: SchedulerMixin, interval: Interval | None, reuse: int | None
     ) -> AbstractContextManager[object]:
