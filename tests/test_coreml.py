@@ -14,12 +14,13 @@ from diffusers import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.common.errors import InputError
-from bksdm.export import components, parity, swift
+from bksdm.export import parity, swift
 from bksdm.export.formats import Source, format_named
 from bksdm.export.mil import OPERATIONS, Program, quiet_coremltools
 from bksdm.export.run import Exported, export
 from bksdm.export.split_einsum import split_attention
 from bksdm.export.to_coreml import CoreMLNetworks, Package, _TextEncoder, convert, palettize
+from bksdm.families.graph import TextEncoder
 from bksdm.families.sd import StableDiffusion
 from bksdm.models.pipelines import save_pipeline
 from bksdm.options import ExportOptions, PruneOptions
@@ -157,7 +158,7 @@ def test_tokens_beyond_half_precision_keep_apart(tmp_path: Path, activation: str
     )
     encoder = CLIPTextModel(config).eval()
     tokens = torch.tensor([[49406, 49405, 49403, 9]])
-    module = _TextEncoder(components.TextEncoder(encoder, StableDiffusion.text_outputs[0]))
+    module = _TextEncoder(TextEncoder(encoder, StableDiffusion.text_outputs[0]))
     package = Package(
         "TextEncoder", module, {"input_ids": torch.zeros(1, 4)}, ("last_hidden_state", "pooled_outputs"), True
     )

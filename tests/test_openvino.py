@@ -392,7 +392,7 @@ def test_stock_genai_paints_inside_a_mask(folder: Path, genai) -> None:
 def unet_of(pipeline: DiffusionPipeline, precision: str, folder: Path) -> tuple[OpenvinoNetworks, int]:
     """The U-Net in a precision, and the bytes of its weights."""
     steps = denoising_steps(source(pipeline, calibration=("red apple",))) if precision == "w8a8" else []
-    (folder / UNET).mkdir()
+    pipeline.unet.save_config(folder / UNET)
     write_graph(components(pipeline, PICTURE, PICTURE)[UNET], folder / UNET / "openvino_model.xml", precision, steps)
     return OpenvinoNetworks(folder), (folder / UNET / "openvino_model.bin").stat().st_size
 
