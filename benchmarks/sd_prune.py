@@ -92,7 +92,8 @@ def rows(runs: Path, commits: Sequence[str], recipe: str, rounds: int) -> list[s
     for name, values in taken.items():
         seconds, memory = (statistics.median(column) for column in zip(*values, strict=True))
         size = f"{sizes[name]:.2f}" if name in sizes else ""
-        found.append(f"| `{name}` | {seconds:.1f} | {memory:.2f} | {size} |")
+        held = f"{memory:.2f}" if name.startswith("prune") else ""
+        found.append(f"| `{name}` | {seconds:.1f} | {held} | {size} |")
     return found
 
 
