@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from full_size import DATA, NOISE_SCHEDULE
 from plan import TEXT_ENCODER, VAE
-from sdxl_prune import measured, write_random
+from sdxl_prune import measured, write_networks
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from bksdm.common.assets import asset
@@ -38,20 +38,12 @@ def write_teacher(folder: Path) -> None:
             "vae": AutoencoderKL(**VAE),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
         }
-    for name, network in networks.items():
-        (folder / name).mkdir(parents=True)
-        of_diffusers = hasattr(network, "save_config")
-        network.save_config(folder / name) if of_diffusers else network.config.save_pretrained(folder / name)
-        stem = "diffusion_pytorch_model" if of_diffusers else "model"
-        write_random(folder / name / f"{stem}.safetensors", network.state_dict())
+    parts = write_networks(folder, networks)
     shutil.copytree(asset("emoji", "model", "tokenizer"), folder / "tokenizer")
     PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
-        **{
-            name: [type(network).__module__.partition(".")[0], type(network).__name__]
-            for name, network in networks.items()
-        },
+        **parts,
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "PNDMScheduler"],
         "safety_checker": [None, None],

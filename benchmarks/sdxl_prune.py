@@ -58,27 +58,29 @@ def write_teacher(folder: Path) -> None:
             "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
             "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**SECOND_ENCODER)),
         }
-    for name, network in networks.items():
-        (folder / name).mkdir(parents=True)
-        of_diffusers = hasattr(network, "save_config")
-        network.save_config(folder / name) if of_diffusers else network.config.save_pretrained(folder / name)
-        stem = "diffusion_pytorch_model" if of_diffusers else "model"
-        write_random(folder / name / f"{stem}.safetensors", network.state_dict())
+    parts = write_networks(folder, networks)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(asset("emoji", "model", "tokenizer"), folder / name)
     EulerDiscreteScheduler(**NOISE_SCHEDULE, timestep_spacing="leading").save_pretrained(folder / "scheduler")
-    parts = {name: [_library(network), type(network).__name__] for name, network in networks.items()}
     parts |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
     parts |= {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}
     index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **parts}
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def _library(network: Any) -> str:
-    return type(network).__module__.partition(".")[0]
+def write_networks(folder: Path, networks: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Networks of the meta device with random weights; returns their libraries and classes, as an index has them."""
+    for name, network in networks.items():
+        (folder / name).mkdir(parents=True)
+        of_diffusers = hasattr(network, "save_config")
+        network.save_config(folder / name) if of_diffusers else network.config.save_pretrained(folder / name)
+        stem = "diffusion_pytorch_model" if of_diffusers else "model"
+        _write_random(folder / name / f"{stem}.safetensors", network.state_dict())
+    kinds = {name: type(network) for name, network in networks.items()}
+    return {name: [kind.__module__.partition(".")[0], kind.__name__] for name, kind in kinds.items()}
 
 
-def write_random(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write_random(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """A safetensors file with tensors of these names and shapes in float16, written one after the other."""
     header, end = {}, 0
     for name, tensor in tensors.items():

@@ -91,11 +91,10 @@ class NoiseSchedule:
         return share / (1 - share)
 
     def level(self, timestep: float) -> float:
-        r"""The noise level $\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}$, between timesteps that of a straight line."""
-        import numpy as np
+        """See `bksdm.runtime.noise_schedule.noise_level`."""
+        from bksdm.runtime.noise_schedule import noise_level
 
-        levels = (1 / self.alphas_cumprod.double() - 1).sqrt().numpy()
-        return float(np.interp(timestep, np.arange(len(levels)), levels))
+        return noise_level(self.alphas_cumprod.numpy(), timestep)
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at timesteps drawn uniformly from `grid`, with shape (G,), or from all."""

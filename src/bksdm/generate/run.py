@@ -48,8 +48,9 @@ def generate(options: GenerateOptions) -> list[Path]:
         InputError: An option, the model or a file is unfit; see the message.
     """
     check_ready("generate", options.model, options=dataclasses.asdict(options))
-    options = _fast(options) if options.fast else options
-    how = drawing(options.model, options.steps, options.guidance, options.guidance_interval, options.reuse)
+    own = drawing(options.model)
+    options = _fast(options, own) if options.fast else options
+    how = own.chosen(options.steps, options.guidance, options.guidance_interval, options.reuse)
     options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
     check(options)
     asked = _asked(options)
@@ -112,9 +113,8 @@ def generate(options: GenerateOptions) -> list[Path]:
     return paths
 
 
-def _fast(options: GenerateOptions) -> GenerateOptions:
+def _fast(options: GenerateOptions, own: Defaults) -> GenerateOptions:
     """With what benchmarks/results/quality_speed.md recommends where nothing else is asked for."""
-    own = drawing(options.model)
     if own.steps <= _FAST_STEPS:
         raise InputError(f"fast is for models of many steps, and {options.model} draws in {own.steps}; leave it out")
     reuses = options.runtime in ("auto", "torch") and not is_exported(options.model)

@@ -28,6 +28,12 @@ def signal_shares(options: Mapping[str, Any]) -> Numbers:
     return _products(1 - betas).astype(np.float64)
 
 
+def noise_level(shares: Numbers, timestep: float) -> float:
+    """Noise over signal at a timestep, between two that of a straight line."""
+    with np.errstate(divide="ignore"):  # without signal it has no end
+        return float(np.interp(timestep, np.arange(len(shares)), noise_ratios(shares)))
+
+
 def noise_ratios(shares: Numbers) -> Numbers:
     """Noise over signal, sqrt((1 - a_t) / a_t), with shape (T,)."""
     exact = shares.astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bksdm.runtime.networks import Array
-from bksdm.runtime.noise_schedule import BETA_SCHEDULES, SPACINGS, Numbers, signal_shares
+from bksdm.runtime.noise_schedule import BETA_SCHEDULES, SPACINGS, Numbers, noise_level, signal_shares
 
 Draw = Callable[[], Array]
 
@@ -76,9 +76,8 @@ class Trajectory(ABC):
         """All timesteps, also those that are skipped."""
 
     def level(self, timestep: float) -> float:
-        """The noise level sqrt((1 - a_t) / a_t), between timesteps that of a straight line."""
-        with np.errstate(divide="ignore"):
-            return float(np.interp(timestep, np.arange(len(self.shares)), np.sqrt(1 / self.shares - 1)))
+        """See `noise_level`."""
+        return noise_level(self.shares, timestep)
 
     def scaled(self, sample: Array) -> Array:
         """Noisy latents as the U-Net takes them."""
