@@ -898,8 +898,9 @@ def test_distill_takes_pictures_of_every_kind(done: Run, world: World, cache_gb:
     done(*world.distill("--cache_gb", cache_gb, "--batch_size", len(paths), data=world.tmp / "kinds"))
 
 
-def test_generate_starts_from_pictures_of_every_kind(done: Run, world: World) -> None:
-    for path in kinds(world.tmp / "kinds"):
+def test_generate_starts_from_pictures_of_many_kinds(done: Run, world: World) -> None:
+    """They are opened as those are that are learnt from."""
+    for path in kinds(world.tmp / "kinds")[::4]:
         out = world.tmp / path.name
         done(*world.generate("--image", path, "--out", out))
         with Image.open(out / "00000.png") as picture:

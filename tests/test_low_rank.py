@@ -231,10 +231,9 @@ def test_a_plan_counts_two_layers_of_a_teacher_that_is_offloaded(
     done("prune", klein_folder, "--recipe", "half", "--out", tmp_path / "student")
     given = ["--student", tmp_path / "student", "--data", pictures, "--out", tmp_path / "run", "--plan", "--json"]
     given += ["--batch_size", 1, "--peak_tflops", 1, "--precision", "bf16"]
-    there, away, low = (
+    there, away = (
         json.loads(done("distill", klein_folder, *given, *words).out)["chosen"]["held"]
-        for words in ([], ["--offload_teacher"], ["--lora_rank", 2])
+        for words in ([], ["--offload_teacher"])
     )
-    assert low < there
     sizes = {name: tensor.numel() * 2 for name, tensor in weights(klein_folder).items()}
     assert there - away == sum(sizes.values()) - 2 * max(sizes.values())
