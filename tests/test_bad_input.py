@@ -380,6 +380,7 @@ OPTIONS = [
     case("guidance of 1", lambda w: w.distill("--guided_output", 1), "guided_output is 1.0; give more than 1"),
     case("all captions dropped", lambda w: w.distill("--caption_dropout", 1), "caption_dropout is 1.0; give a number"),
     case("negative dropout", lambda w: w.distill("--caption_dropout=-0.1"), "caption_dropout is -0.1; give a number"),
+    case("more than all pictures", lambda w: w.distill("--cutmix", 1.5), "cutmix is 1.5; give a number from 0 to 1"),
     case("negative rate", lambda w: w.distill("--random_conditioning=-1"), "random_conditioning is -1.0; give 0 or"),
     case(
         "unknown taps",

@@ -32,6 +32,7 @@ CHOICES: dict[str, object] = {
     "guided_output": 3.0,
     "caption_dropout": 0.2,
     "random_conditioning": 2.0,
+    "cutmix": 0.5,
 }
 Folders = tuple[Path, Path, Path]
 
@@ -96,6 +97,11 @@ def test_a_run_with_every_choice_goes_on_to_the_same_bits(
     assert all(torch.equal(value, whole[name]) for name, value in load_file(run / last).items())
 
 
+def test_a_run_by_muon_says_so(folders: Folders, tmp_path: Path) -> None:
+    retrained(folders, tmp_path / "run", steps=1, optimizer="muon")
+    assert "- optimizer: muon\n" in (tmp_path / "run" / "student" / "README.md").read_text()
+
+
 def test_steps_may_not_change_where_they_decide_how_a_weight_falls(
     finished: Path, folders: Folders, choices: dict[str, object]
 ) -> None:
@@ -122,11 +128,14 @@ def test_the_card_names_what_is_not_the_papers(finished: Path, choices: dict[str
         assert f"- {name}: {value}\n" in card
 
 
-def test_a_run_with_none_but_replaced_captions_has_no_task_loss(folders: Folders, tmp_path: Path) -> None:
-    (record,) = retrained(folders, tmp_path / "run", steps=1, random_conditioning=0.0)
+@pytest.mark.parametrize(("choice", "value"), [("random_conditioning", 0.0), ("cutmix", 1.0)])
+def test_a_run_with_none_but_pictures_of_other_captions_has_no_task_loss(
+    folders: Folders, tmp_path: Path, choice: str, value: float
+) -> None:
+    (record,) = retrained(folders, tmp_path / "run", steps=1, **{choice: value})
     assert record["task"] == 0 < record["output_kd"]
     card = (tmp_path / "run" / "student" / "README.md").read_text()
-    assert [name for name in CHOICES if name in card] == ["random_conditioning"], "what is the paper's goes unsaid"
+    assert [name for name in CHOICES if name in card] == [choice], "what is the paper's goes unsaid"
 
 
 @pytest.mark.parametrize("embedded", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -14,7 +14,7 @@ from bksdm.distill.data import latent_sides
 from bksdm.distill.follow import check_training
 from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair, check_formats
-from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
+from bksdm.distill.training import Lesson, Parts, asked_for_on_card, teach
 from bksdm.families.flow import FlowSchedule
 from bksdm.models.configs import family_of_model, load_denoiser_config, load_index
 from bksdm.models.pipelines import check_ready, denoiser, drawing
@@ -69,7 +69,7 @@ def _lesson(options: LcmOptions, how: Defaults) -> Lesson:
         pipeline=lambda pair: _pipeline(options, pair),
         check=lambda pair: _check_solver(options, pair),
         shown=("loss",),
-        on_card={name: getattr(options, name) for name in (*_ON_CARD, *lora_on_card(options))},
+        on_card={name: getattr(options, name) for name in (*_ON_CARD, *asked_for_on_card(options))},
         changed=("scheduler",),
         teacher_drawing=how,
         student_drawing=few,

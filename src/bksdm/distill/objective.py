@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bksdm.common.randomness import Draws
+from bksdm.data.cutmix import COMPOSED
 from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
 from bksdm.distill.conditions import Conditions, as_type, joined, repeated
@@ -148,6 +149,8 @@ class Distillation:
         of_pictures = self.conditions.of_pictures(batch)
         if self.captions:
             told, replaced = self.captions(told, timesteps, draws)
+        if COMPOSED in batch:
+            replaced = batch[COMPOSED] if replaced is None else replaced | batch[COMPOSED]
         told = told | of_pictures
         if self.captions and self.guided_output is not None:
             told = joined(told, repeated(self.captions.empty, len(latents)))

@@ -25,6 +25,7 @@ from bksdm.distill.captions import CaptionPool, Captions
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.losses import LossWeights
 from bksdm.distill.objective import Distillation
+from bksdm.distill.optimizers import optimizer_of
 from bksdm.distill.state import Ema, TrainState
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Family, Timesteps, Told
@@ -209,7 +210,7 @@ class Pair:
         learns, formats = learner(self.student, options), self.formats
         return TrainState(
             learns,
-            torch.optim.AdamW(learns.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True),
+            optimizer_of(learns, options.optimizer, options.lr, options.weight_decay),
             ema=Ema(learns, options.ema_decay) if options.ema_decay else None,
             scaler=torch.amp.GradScaler(formats.device.type, enabled=formats.precision == torch.float16),
         )

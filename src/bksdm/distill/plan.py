@@ -32,6 +32,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
 from bksdm.distill.data import Fields, Latents, Pictures
 from bksdm.distill.loop import optimize
+from bksdm.distill.optimizers import moments
 from bksdm.distill.pair import Formats, Pair, changes_captions, learner
 from bksdm.families import family_of
 from bksdm.families.recipe import Config, Pruning
@@ -303,8 +304,8 @@ class _Simulation:
         embedded = set(pair.family.of_caption) <= batch.keys()
         stay = besides[:1] if embedded and self._device.type != "cpu" else besides  # text encoders leave a device
         frozen = taught + sum(map(_bytes, stay)) + (student if learns is not empty else 0)
-        copies = 3 + bool(options.ema_decay)  # weights and two moments, and the average
-        bytes_held = frozen + copies * _bytes(learns)
+        copies = 1 + bool(options.ema_decay)  # weights, and their average
+        bytes_held = frozen + copies * _bytes(learns) + 4 * moments(learns, options.optimizer)
         return Memory(batch_size, saving, bytes_held, alive.most, self._overhead), flops.get_total_flops()
 
 

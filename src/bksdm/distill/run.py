@@ -19,7 +19,7 @@ from bksdm.distill.objective import Distillation
 from bksdm.distill.pair import Pair, changes_captions, check_formats
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
-from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
+from bksdm.distill.training import Lesson, Parts, asked_for_on_card, teach
 from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import check_ready, denoiser, drawing, drawing_defaults, tokenizing
 from bksdm.options import DistillOptions
@@ -58,6 +58,7 @@ _CHOICES = (
     "caption_dropout",
     "random_conditioning",
     "caption_pool",
+    "cutmix",
 )
 _MOST_CAPTIONS = 10_000  # of the data's own that make a pool
 
@@ -83,7 +84,11 @@ def distill(options: DistillOptions) -> Path:
 def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Lesson:
     pool = options.caption_pool
     usual = {field.name: field.default for field in dataclasses.fields(options)}
-    on_card = (*_ON_CARD, *(name for name in _CHOICES if getattr(options, name) != usual[name]), *lora_on_card(options))
+    on_card = (
+        *_ON_CARD,
+        *(name for name in _CHOICES if getattr(options, name) != usual[name]),
+        *asked_for_on_card(options),
+    )
     return Lesson(
         "distill",
         objective=lambda parts: _objective(options, parts),
@@ -96,6 +101,7 @@ def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Les
         own=own,
         embeds=options.random_conditioning is not None,
         contents={"pool_content": None if pool is None else digest(read_prompts(pool))},
+        cutmix=options.cutmix,
         fixed_steps=options.cosine or options.feature_decay,  # these fall by the number of steps
     )
 
@@ -192,6 +198,8 @@ def _check_choices(options: DistillOptions) -> None:
         raise InputError(f"caption_dropout is {options.caption_dropout}; give a number from 0 to below 1")
     if options.random_conditioning is not None and not options.random_conditioning >= 0:
         raise InputError(f"random_conditioning is {options.random_conditioning}; give 0 or more")
+    if not 0 <= options.cutmix <= 1:
+        raise InputError(f"cutmix is {options.cutmix}; give a number from 0 to 1")
     if options.caption_pool is not None:
         if options.random_conditioning is None:
             raise InputError(

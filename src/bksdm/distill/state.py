@@ -102,9 +102,10 @@ class TrainState:
             for name, value in _under("ema.", tensors).items():
                 self.ema.average[name].copy_(value)
         moments: dict[int, dict[str, Tensor]] = {}
+        stepped = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for key, value in _under("optimizer.", tensors).items():
             index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = _laid_out_as(value, self.parameters[int(index)])
+            moments.setdefault(int(index), {})[name] = _laid_out_as(value, stepped[int(index)])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.scaler.load_state_dict(scalars["scaler"])
         self.step, self.samples = scalars["step"], scalars["samples"]

@@ -21,6 +21,7 @@ from bksdm.common.progress import say
 from bksdm.common.prompts import cut_line
 from bksdm.common.runs import check_free, open_run
 from bksdm.data.cache import CachedSamples
+from bksdm.data.cutmix import CutMix
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.prompts import read_prompts
 from bksdm.data.stream import Samples
@@ -102,6 +103,7 @@ class Lesson:
         changed: Names of the parts of that pipeline, besides the student, that are not the teacher's.
         own: What the student draws best with, where that is known.
         contents: Digests of what the options name besides models and data.
+        cutmix: Share of the pictures that show a part of another.
         embeds: Whether it embeds captions as it goes.
         fixed_steps: Whether the number of steps decides more than where the run ends.
     """
@@ -117,13 +119,16 @@ class Lesson:
     changed: tuple[str, ...] = ()
     own: Defaults | None = None
     contents: Mapping[str, Any] = field(default_factory=dict)
+    cutmix: float = 0.0
     embeds: bool = False
     fixed_steps: bool = False
 
 
-def lora_on_card(options: StudentOptions) -> tuple[str, ...]:
-    """Options that the card of a student has besides, of which low-rank matrices alone have learnt."""
-    return () if options.lora_rank is None else ("lora_rank", "teacher_precision", "student_precision")
+def asked_for_on_card(options: StudentOptions) -> tuple[str, ...]:
+    """Options that the card of a student has besides, where they were asked for."""
+    optimizer = () if options.optimizer == "adamw" else ("optimizer",)
+    lora = () if options.lora_rank is None else ("lora_rank", "teacher_precision", "student_precision")
+    return (*optimizer, *lora)
 
 
 def teach(options: StudentOptions, lesson: Lesson) -> Path:
@@ -226,7 +231,8 @@ def _train(
     run, main = Path(options.out), processes().main
     replica = replicate(pair.student)
     samples = data.samples(pair.teacher)
-    objective = lesson.objective(Parts(pair, state, data, samples, replica))
+    asked = CutMix(samples, lesson.cutmix) if lesson.cutmix else samples
+    objective = lesson.objective(Parts(pair, state, data, asked, replica))
     grids = SampleGrids(
         pair,
         lesson.pipeline(pair),
@@ -244,7 +250,7 @@ def _train(
             options,
             state,
             objective,
-            samples,
+            asked,
             checkpoints,
             title="retraining",
             told=lambda values: losses_of(values, lesson.shown),

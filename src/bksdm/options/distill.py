@@ -39,6 +39,7 @@ class DistillOptions(StudentTraining):
         random_conditioning: Rate k, such as 5; at timestep t of T a caption becomes a random one of the pool with
             probability exp(-k (1 - t / T)), and its picture is left out of the task loss.
         caption_pool: File with one caption a line for random_conditioning; captions of the data by default.
+        cutmix: Share of the pictures that show a rectangle of another, and are left out of the task loss.
         ema_decay: Decay of the averaged weights, which become the student; 0 for none.
         compile_teacher: Compile the teacher first, which takes minutes, and check it against itself.
         sample_guidance: Guidance scale of the sample grids; the teacher's own by default, else its family's usual.
@@ -67,6 +68,7 @@ class DistillOptions(StudentTraining):
     caption_dropout: float = 0.0
     random_conditioning: float | None = None
     caption_pool: str | None = None
+    cutmix: float = 0.0
     ema_decay: float = 0.9999
     compile_teacher: bool = False
     sample_guidance: float | None = None

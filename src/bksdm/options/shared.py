@@ -88,7 +88,7 @@ class Training(Computing, Printing):
         batch_size: Pictures in a micro-batch.
         warmup: Steps of linear rise of the learning rate.
         cosine: Let the learning rate fall to zero along a half cosine.
-        weight_decay: AdamW's decoupled weight decay.
+        weight_decay: Decoupled weight decay.
         max_grad_norm: Largest 2-norm of the gradient; 0 for none.
         resolution: Side of the pictures in pixels; the model's own by default.
         flip: Mirror every other picture, by chance.
@@ -119,6 +119,7 @@ class StudentTraining(Training):
 
     Attributes:
         accumulation: Micro-batches a step.
+        optimizer: What steps the weights: adamw; or muon, which takes matrices alone, with adamw for all else.
         cache_gb: Latents and text embeddings are computed once and kept in memory if they fit in this many GiB.
         gradient_checkpointing: Save memory by computing activations twice.
         shard_teacher: Spread the teacher's weights over the processes (FSDP), where it does not fit on one device.
@@ -135,6 +136,7 @@ class StudentTraining(Training):
     """
 
     accumulation: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     cache_gb: float = 4.0
     gradient_checkpointing: bool = False
     shard_teacher: bool = False
