@@ -10,7 +10,7 @@ class QuickstartOptions:
     Attributes:
         out: Folder for everything; report.html is the result. The same command resumes it.
         recipe: base, small, tiny, or a YAML file.
-        steps: Optimizer steps of the retraining.
+        steps: Steps of the retraining, of 32 pictures each.
         seed: Root of all random numbers.
         teacher: 'emoji', 'emoji-flow', or another model that draws the embedded art: folder, .safetensors file, Hub id.
     """
