@@ -22,10 +22,10 @@ from PIL import Image
 from pretrain import STAGES, Workspace, adopt, train_teacher
 from run import Row, Setting
 from ship import assemble_model
-from train_throughput import SIZES, VARIANTS, build, rows
+from train_throughput import SIZES, VARIANTS, Size, build, rows
 from train_throughput import measure as measure_steps
 
-from bksdm.cli import main as bksdm
+from bksdm.cli import VERBS, parse
 from bksdm.common.assets import asset
 from bksdm.common.devices import choose_device, choose_precision
 from bksdm.common.runs import provenance, read_lines
@@ -36,9 +36,11 @@ from bksdm.pruning.run import prune_unet, with_denoiser
 
 _GIB = 2**30
 RECIPES = ("base", "small", "tiny")
+FULL = SIZES["sd"]
+TOY = Size((32, 32, 32, 32), (32, 32, 32), 32, 64, 16, "a toy, latents 8 x 8 x 4")
 _LEARN = "--accumulation 1 --log_every 1 --sample_every 0"
 
-Case = Callable[[Setting, float], Row]
+Case = Callable[[Setting], Row]
 
 
 class Skip(Exception):  # noqa: N818 - nothing is wrong
@@ -62,8 +64,9 @@ def describe(setting: Setting) -> Row:
     quiet_libraries()
     device, about = choose_device(setting.device), provenance()
     del about["command"]
-    for package in ("accelerate", "huggingface_hub", "peft"):
-        about["versions"][package] = metadata.version(package)
+    for package in ("accelerate", "huggingface_hub", "peft", "torchvision"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            about["versions"][package] = metadata.version(package)
     if device.type != "cuda":
         return {"device": setting.device, "card": "no card", **about}
     card = torch.cuda.get_device_properties(device)
@@ -71,10 +74,12 @@ def describe(setting: Setting) -> Row:
     return {"device": setting.device, "card": f"{card.name}, {memory}", **about}
 
 
-def result(case: Case, setting: Setting, until: float) -> Row:
-    """What a case gives, or why it does not; `until` is on the clock of `time.monotonic`."""
+def result(case: Case, setting: Setting) -> Row:
+    """What a case gives, or why it gives nothing."""
+    if setting.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     try:
-        return case(setting, until)
+        return case(setting)
     except Skip as reason:
         return {"skipped": str(reason)}
     except (Exception, SystemExit) as error:
@@ -82,21 +87,19 @@ def result(case: Case, setting: Setting, until: float) -> Row:
         return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     finally:
         gc.collect()
-        torch.cuda.empty_cache()
+        if setting.device != "cpu":
+            torch.cuda.synchronize()  # fails for good where an error has left the card unusable, and ends the process
+            torch.cuda.empty_cache()
 
 
-def verb(setting: Setting, until: float, *, words: str, needs: tuple[str, ...] = ()) -> Row:  # noqa: ARG001
-    """A command of bksdm's, and what it left in its folder, the last word."""
+def command(setting: Setting, *, words: str, needs: tuple[str, ...] = ()) -> Row:
+    """A verb of bksdm's with its words, and what it left in its folder, which is the last of them."""
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
     if missing:
         raise Skip(f"needs {', '.join(missing)}, not installed here")
-    given = shlex.split(words.format(work=setting.work))
-    device = [] if given[0] == "prune" else ["--device", setting.device]
-    try:
-        bksdm([*given, *device, "--debug"])
-    except SystemExit as end:
-        if end.code:
-            raise RuntimeError(f"bksdm {given[0]} ended with {end.code}; its reason stands above") from None
+    name, *given = shlex.split(words.format(work=setting.work))
+    kind, run = VERBS[name]
+    run(parse(kind, name, given if name == "prune" else [*given, "--device", setting.device]))
     return left(Path(given[-1]))
 
 
@@ -124,25 +127,29 @@ def left(folder: Path) -> Row:
     return found | ({"pictures": len(pictures)} if pictures else {})
 
 
-def throughput(setting: Setting, until: float, *, recipe: str, batch_size: int) -> Row:  # noqa: ARG001
+def throughput(setting: Setting, *, recipe: str, batch_size: int) -> Row:
     """Pictures a second and memory of a step of ours and of the published loop."""
-    size, steps = (SIZES["small"], 2) if setting.toy else (SIZES["sd"], 5)
+    size, steps = (TOY, 2) if setting.toy else (FULL, 5)
     count = batch_size // 8 if setting.toy else batch_size
     compared = [VARIANTS[0], VARIANTS[6]]
     found = measure_steps(size, compared, recipe, count, 1, steps, torch.device(setting.device))
     published, ours = rows(compared, found, count)
-    speed = {"images_per_second": ours["images_per_second"], "published": published["images_per_second"]}
+    speed = {
+        "batch_size": count,
+        "images_per_second": ours["images_per_second"],
+        "published": published["images_per_second"],
+    }
     memory = {"memory_gib": ours["memory"] / _GIB, "published_memory_gib": published["memory"] / _GIB}
     return (
         speed | {name: ours[name] for name in ("times", "first_loss_difference")} | (memory if ours["memory"] else {})
     )
 
 
-def latency(setting: Setting, until: float) -> Row:  # noqa: ARG001
+def latency(setting: Setting) -> Row:
     """Seconds of one picture by the teacher and its students, taking turns."""
     device = torch.device(setting.device)
     steps, rounds = (2, 1) if setting.toy else (25, 3)
-    teacher = build(SIZES["small" if setting.toy else "sd"], device)
+    teacher = build(TOY if setting.toy else FULL, device)
     teacher.to(choose_precision("auto", device, training=False))
     teacher.set_progress_bar_config(disable=True)
     models = {"teacher": teacher} | {
@@ -153,23 +160,23 @@ def latency(setting: Setting, until: float) -> Row:  # noqa: ARG001
     return seconds | {f"{name}, times": seconds["teacher"] / seconds[name] for name in RECIPES}
 
 
-def learn(setting: Setting, until: float, *, words: str = "", on_a_card: bool = False) -> Row:
+def learn(setting: Setting, *, words: str = "", on_a_card: bool = False) -> Row:
     """A step of the embedded model's student in some way."""
     if on_a_card and setting.device == "cpu":
         raise Skip("is for a GPU")
     out = f"{setting.work}/{words.replace('--', '').replace(' ', '-')}"
     pair = "--teacher emoji --student {work}/student --data emoji/heldout"
-    return verb(setting, until, words=f"distill {pair} {_LEARN} --steps 1 --batch_size 16 {words} --out {out}")
+    return command(setting, words=f"distill {pair} {_LEARN} --steps 1 --batch_size 16 {words} --out {out}")
 
 
-def learn_kind(setting: Setting, until: float, *, module: str, builder: str, recipe: str) -> Row:
+def learn_kind(setting: Setting, *, module: str, builder: str, recipe: str) -> Row:
     """A step of a student of a small random teacher of another kind; `builder` in `module` of the tests makes it."""
     folder = setting.work / builder
     save_pipeline(_built(module, builder), folder / "teacher")
-    verb(setting, until, words=f"prune {folder}/teacher --recipe {recipe} --out {folder}/student")
+    command(setting, words=f"prune {folder}/teacher --recipe {recipe} --out {folder}/student")
     pair = f"--teacher {folder}/teacher --student {folder}/student --data emoji/heldout"
-    return verb(
-        setting, until, words=f"distill {pair} {_LEARN} --resolution 32 --steps 1 --batch_size 8 --out {folder}/run"
+    return command(
+        setting, words=f"distill {pair} {_LEARN} --resolution 32 --steps 1 --batch_size 8 --out {folder}/run"
     )
 
 
@@ -180,7 +187,7 @@ def _built(module: str, builder: str) -> DiffusionPipeline:
     return pipeline
 
 
-def train_longer(setting: Setting, until: float) -> Row:
+def train_longer(setting: Setting) -> Row:
     """Train the embedded teacher on from the weights that ship, for most of the time that is left."""
     few, many, size = (1, 3, 8) if setting.toy else (20, 120, 256)
 
@@ -196,7 +203,7 @@ def train_longer(setting: Setting, until: float) -> Row:
 
     starting = run("few", few)[1]
     each = max(1e-4, (run("many", many)[1] - starting) / (many - few))
-    steps = int(((until - time.monotonic()) * 0.6 - starting) / each)
+    steps = int(((setting.until - time.monotonic()) * 0.6 - starting) / each)
     if steps < many:
         raise Skip(f"there is time for {max(0, steps)} steps, which teach nothing")
     steps = min(steps, 5) if setting.toy else steps
@@ -205,21 +212,21 @@ def train_longer(setting: Setting, until: float) -> Row:
     return {"steps": steps, "images_per_second": size / each, "trained_seconds": seconds}
 
 
-def trained(setting: Setting, until: float) -> Row:
+def trained(setting: Setting) -> Row:
     """What longer training brought, by pictures of held-out captions."""
     if not (setting.out / "teacher").exists():
         raise Skip("nothing was trained")
-    models = f"evaluate before=emoji after={setting.out}/teacher --scores retrieval_r1 frechet_distance --latency 0"
-    few = "--limit 8 --steps 2" if setting.toy else "--batch_size 64"
-    return verb(setting, until, words=f"{models} {few} --out {setting.work}/trained")
+    models = f"before=emoji after={setting.out}/teacher --latency 0"
+    scores = "retrieval_r1 --limit 8 --steps 2" if setting.toy else "retrieval_r1 frechet_distance --batch_size 64"
+    return command(setting, words=f"evaluate {models} --scores {scores} --out {setting.work}/trained")
 
 
 _DISTILL = "distill --teacher emoji --student {work}/student --data emoji/heldout --steps 4 --batch_size 16 " + _LEARN
 _DRAW = 'generate emoji --prompt "red apple, flat style" --steps 5'
 _LCM = "lcm --teacher emoji --student {work}/distilled/student --data emoji/heldout --steps 4 --batch_size 16 " + _LEARN
-_FEW = "--limit 16 --steps 5 --resamples 20 --latency 0"
+_FEW = "--teacher emoji --scores retrieval_r1 output_error --limit 16 --steps 5 --resamples 20 --latency 0"
 _PERSONALIZE = 'personalize emoji --images {work}/pictures --prompt "a photo of sks"'
-_VERBS = {
+_COMMANDS = {
     "prune": "prune emoji --recipe small --out {work}/student",
     "distill": f"{_DISTILL} --out {{work}}/distilled",
     "generate": 'generate {work}/distilled/student --prompt "red apple, flat style" --steps 5 --out {work}/pictures',
@@ -229,7 +236,7 @@ _VERBS = {
     "distill, fp32": f"{_DISTILL} --precision fp32 --out {{work}}/fp32",
     "distill, fp32 by a teacher in bf16": f"{_DISTILL} --precision fp32 --teacher_precision bf16 --out {{work}}/mixed",
 }
-_OTHER_VERBS = {
+_OTHER_COMMANDS = {
     "generate, fp16 and the small decoder": f"{_DRAW} --precision fp16 --decoder emoji --out {{work}}/half",
     "generate from a picture": f"{_DRAW} --image {{work}}/pictures/00000.png --strength 0.5 --out {{work}}/edited",
     "personalize": f"{_PERSONALIZE} --lora --steps 4 --log_every 1 --out {{work}}/lora",
@@ -245,7 +252,7 @@ _KINDS = {
     "zimage": ("tiny_flow", "build_z_pipeline", "half"),
 }
 PARTS = {
-    "verbs": Part(0.22, {name: partial(verb, words=words) for name, words in _VERBS.items()}),
+    "verbs": Part(0.22, {name: partial(command, words=words) for name, words in _COMMANDS.items()}),
     "a step at full size": Part(
         0.4,
         {
@@ -270,9 +277,9 @@ PARTS = {
     ),
     "other verbs": Part(
         0.07,
-        {name: partial(verb, words=words) for name, words in _OTHER_VERBS.items()}
+        {name: partial(command, words=words) for name, words in _OTHER_COMMANDS.items()}
         | {
-            "prepare": partial(verb, words=_PREPARE, needs=("datasets", "pandas", "pyarrow")),
+            "prepare": partial(command, words=_PREPARE, needs=("datasets", "pandas", "pyarrow")),
             "distill, compiled teacher": partial(learn, words="--compile_teacher", on_a_card=True),
         },
     ),

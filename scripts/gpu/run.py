@@ -15,6 +15,7 @@ are there; the cases run in a process of their own, which is replaced if it dies
 import argparse
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,14 @@ class Setting:
         toy: Sizes that a CPU can do, to rehearse all of it.
         work: A folder for what comes and goes.
         out: The folder of the results.
+        until: When the case under way is cut off, on the clock of `time.monotonic`.
     """
 
     device: str
     toy: bool
     work: Path
     out: Path
+    until: float = math.inf
 
 
 @dataclass
@@ -163,7 +166,7 @@ def serve(pipe: Connection, setting: Setting) -> None:
             part, case, until = pipe.recv()
         except EOFError:
             return
-        pipe.send(result(PARTS[part].cases[case], setting, until))
+        pipe.send(result(PARTS[part].cases[case], replace(setting, until=until)))
 
 
 def results(worker: Worker, began: float, budget: float) -> Iterator[Row]:
