@@ -56,14 +56,24 @@ def test_what_fails_dies_or_hangs_ends_nothing_else(run, tmp_path: Path) -> None
     assert found["first", "hangs"]["failed"].startswith("cut off after")
     assert found["first", "late"]["skipped"] == "the budget is spent"
     assert found["second", "gives"]["device"] == "cpu"
+    with pytest.raises(SystemExit, match="there is no part third; give first, second"):
+        list(run.results(worker, time.monotonic(), 12, ["third"]))
     assert sum(row["seconds"] for row in rows) < 12
 
 
 def test_results_are_a_table_with_the_card(run, tmp_path: Path) -> None:
-    made = {"device": "cuda", "toy": False, "budget": 480.0, "card": "A card", "versions": {"torch": "2"}, "wheels": 1}
+    made = {
+        "device": "cuda",
+        "toy": False,
+        "budget": 480.0,
+        "parts": [],
+        "card": "A card",
+        "versions": {"torch": "2"},
+        "wheels": 1,
+    }
     made |= {"seconds": 1.0, "processors": 2, "processor": "P", "python": "3.12", "started": "2026-11-28T00:00:00Z"}
     run.write(tmp_path, made, [{"part": "verbs", "case": "distill", "seconds": 3.0, "loss": 1 / 3}])
-    assert "| verbs | distill | 3.0 | loss 0.3333 |" in (tmp_path / "gpu.md").read_text()
+    assert "| verbs | distill | 3.0 | loss: 0.3333 |" in (tmp_path / "gpu.md").read_text()
     assert "A card" in (tmp_path / "gpu.json").read_text()
 
 

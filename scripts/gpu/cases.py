@@ -92,11 +92,16 @@ def result(case: Case, setting: Setting) -> Row:
             torch.cuda.empty_cache()
 
 
-def command(setting: Setting, *, words: str, needs: tuple[str, ...] = ()) -> Row:
+def command(setting: Setting, *, words: str, needs: tuple[str, ...] = (), on_a_card: bool = False) -> Row:
     """A verb of bksdm's with its words, and what it left in its folder, which is the last of them."""
+    if on_a_card and setting.device == "cpu":
+        raise Skip("is for a GPU")
     missing = [package for package in needs if importlib.util.find_spec(package) is None]
     if missing:
         raise Skip(f"needs {', '.join(missing)}, not installed here")
+    for folder, maker in _MAKERS.items():
+        if f"{{work}}/{folder}" in words.rpartition(" ")[0] and not (setting.work / folder).exists():
+            command(setting, words=_COMMANDS[maker])
     name, *given = shlex.split(words.format(work=setting.work))
     kind, run = VERBS[name]
     run(parse(kind, name, given if name == "prune" else [*given, "--device", setting.device]))
@@ -119,7 +124,7 @@ def left(folder: Path) -> Row:
         found |= {
             f"{score} of {name}": value["value"] for name, of in models.items() for score, value in of["scores"].items()
         }
-    pictures = sorted(folder.glob("*.png"))
+    pictures = sorted(folder.glob("[0-9]*.png"))
     for picture in pictures:
         with Image.open(picture) as opened:
             if all(low == high for low, high in opened.convert("RGB").getextrema()):  # type: ignore[misc]
@@ -162,11 +167,11 @@ def latency(setting: Setting) -> Row:
 
 def learn(setting: Setting, *, words: str = "", on_a_card: bool = False) -> Row:
     """A step of the embedded model's student in some way."""
-    if on_a_card and setting.device == "cpu":
-        raise Skip("is for a GPU")
     out = f"{setting.work}/{words.replace('--', '').replace(' ', '-')}"
     pair = "--teacher emoji --student {work}/student --data emoji/heldout"
-    return command(setting, words=f"distill {pair} {_LEARN} --steps 1 --batch_size 16 {words} --out {out}")
+    return command(
+        setting, words=f"distill {pair} {_LEARN} --steps 1 --batch_size 16 {words} --out {out}", on_a_card=on_a_card
+    )
 
 
 def learn_kind(setting: Setting, *, module: str, builder: str, recipe: str) -> Row:
@@ -221,10 +226,10 @@ def trained(setting: Setting) -> Row:
     return command(setting, words=f"evaluate {models} --scores {scores} --out {setting.work}/trained")
 
 
-_DISTILL = "distill --teacher emoji --student {work}/student --data emoji/heldout --steps 4 --batch_size 16 " + _LEARN
+_DISTILL = "distill --teacher emoji --student {work}/student --data emoji/heldout --steps 3 --batch_size 8 " + _LEARN
 _DRAW = 'generate emoji --prompt "red apple, flat style" --steps 5'
-_LCM = "lcm --teacher emoji --student {work}/distilled/student --data emoji/heldout --steps 4 --batch_size 16 " + _LEARN
-_FEW = "--teacher emoji --scores retrieval_r1 output_error --limit 16 --steps 5 --resamples 20 --latency 0"
+_LCM = "lcm --teacher emoji --student {work}/distilled/student --data emoji/heldout --steps 3 --batch_size 8 " + _LEARN
+_FEW = "--scores retrieval_r1 --limit 16 --steps 5 --resamples 20 --latency 0"
 _PERSONALIZE = 'personalize emoji --images {work}/pictures --prompt "a photo of sks"'
 _COMMANDS = {
     "prune": "prune emoji --recipe small --out {work}/student",
@@ -232,14 +237,14 @@ _COMMANDS = {
     "generate": 'generate {work}/distilled/student --prompt "red apple, flat style" --steps 5 --out {work}/pictures',
     "evaluate": f"evaluate emoji {{work}}/distilled/student {_FEW} --out {{work}}/scores",
     "lcm": f"{_LCM} --out {{work}}/lcm",
-    "distill, fp16": f"{_DISTILL} --precision fp16 --out {{work}}/fp16",
     "distill, fp32": f"{_DISTILL} --precision fp32 --out {{work}}/fp32",
     "distill, fp32 by a teacher in bf16": f"{_DISTILL} --precision fp32 --teacher_precision bf16 --out {{work}}/mixed",
 }
+_MAKERS = {"student": "prune", "distilled": "distill", "pictures": "generate"}  # of folders that others read
 _OTHER_COMMANDS = {
     "generate, fp16 and the small decoder": f"{_DRAW} --precision fp16 --decoder emoji --out {{work}}/half",
     "generate from a picture": f"{_DRAW} --image {{work}}/pictures/00000.png --strength 0.5 --out {{work}}/edited",
-    "personalize": f"{_PERSONALIZE} --lora --steps 4 --log_every 1 --out {{work}}/lora",
+    "personalize": f"{_PERSONALIZE} --lora --class_images 4 --class_steps 5 --steps 4 --log_every 1 --out {{work}}/lora",
     "decoder": "decoder --teacher emoji --data emoji/heldout --steps 4 --log_every 1 --out {work}/decoder",
     "benchmark": "benchmark emoji {work}/student --rounds 2 --steps 5 --out {work}/benchmark",
     "sensitivity": "sensitivity emoji --data emoji/heldout --scores output --pictures 8 --out {work}/worth",
@@ -252,8 +257,12 @@ _KINDS = {
     "zimage": ("tiny_flow", "build_z_pipeline", "half"),
 }
 PARTS = {
-    "verbs": Part(0.22, {name: partial(command, words=words) for name, words in _COMMANDS.items()}),
-    "a step at full size": Part(
+    "verbs": Part(
+        0.22,
+        {name: partial(command, words=words) for name, words in _COMMANDS.items()}
+        | {"distill, fp16": partial(command, words=f"{_DISTILL} --precision fp16 --out {{work}}/fp16", on_a_card=True)},
+    ),
+    "throughput": Part(
         0.4,
         {
             f"{recipe}, batch {size}": partial(throughput, recipe=recipe, batch_size=size)
@@ -261,8 +270,8 @@ PARTS = {
             for size in (16, 64)
         },
     ),
-    "a picture at full size": Part(0.12, {"teacher and students": latency}),
-    "ways to retrain": Part(
+    "latency": Part(0.12, {"teacher and students": latency}),
+    "ways": Part(
         0.12,
         {
             "teacher in 8 bits": partial(learn, words="--teacher_precision fp8"),
@@ -275,7 +284,7 @@ PARTS = {
             },
         },
     ),
-    "other verbs": Part(
+    "rest": Part(
         0.07,
         {name: partial(command, words=words) for name, words in _OTHER_COMMANDS.items()}
         | {
@@ -283,5 +292,5 @@ PARTS = {
             "distill, compiled teacher": partial(learn, words="--compile_teacher", on_a_card=True),
         },
     ),
-    "embedded teacher": Part(0.07, {"trained longer": train_longer, "scored": trained}),
+    "teacher": Part(0.07, {"trained longer": train_longer, "scored": trained}),
 }

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -169,11 +169,15 @@ def serve(pipe: Connection, setting: Setting) -> None:
         pipe.send(result(PARTS[part].cases[case], replace(setting, until=until)))
 
 
-def results(worker: Worker, began: float, budget: float) -> Iterator[Row]:
-    """A row a case, as they come."""
-    until = began
-    for part, share, cases in worker.parts:
-        until += share * budget
+def results(worker: Worker, began: float, budget: float, chosen: Collection[str] = ()) -> Iterator[Row]:
+    """A row a case, as they come, of the chosen parts or of all."""
+    unknown = set(chosen) - {part for part, *_ in worker.parts}
+    if unknown:
+        raise SystemExit(f"there is no part {', '.join(unknown)}; give {', '.join(part for part, *_ in worker.parts)}")
+    parts = [part for part in worker.parts if not chosen or part[0] in chosen]
+    whole, until = sum(share for _, share, _ in parts), began
+    for part, share, cases in parts:
+        until += share / whole * budget
         for case in cases:
             start = time.monotonic()
             spent = until - start < LEAST
@@ -192,10 +196,10 @@ def measure(given: argparse.Namespace) -> int:
         os.environ |= {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]), "HF_HUB_OFFLINE": "1"}
         given.out.mkdir(parents=True, exist_ok=True)
         worker = stack.enter_context(Worker(Setting(given.device, given.toy, work, given.out.resolve())))
-        about = worker.about | {"budget": given.budget, "toy": given.toy, "wheels": len(wheels)}
+        about = worker.about | {"budget": given.budget, "parts": given.parts, "toy": given.toy, "wheels": len(wheels)}
         print(json.dumps(about), flush=True)
         rows: list[Row] = []
-        for row in results(worker, began, given.budget):
+        for row in results(worker, began, given.budget, given.parts):
             print(json.dumps(row), flush=True)
             rows.append(row)
             write(given.out, about | {"seconds": round(time.monotonic() - began, 1)}, rows)
@@ -211,11 +215,12 @@ def write(out: Path, about: Row, rows: list[Row]) -> None:
 
 def table(about: Row, rows: list[Row]) -> str:
     """The results for people."""
-    words = [f"--device {about['device']}", *(["--toy"] if about["toy"] else []), f"--budget {about['budget']:g}"]
-    lines = [f"`python scripts/gpu/run.py measure {' '.join(words)}`", "", "| part | case | s | result |"]
+    words = ["measure", "--device", about["device"], *(["--toy"] if about["toy"] else [])]
+    words += ["--budget", f"{about['budget']:g}", *(["--parts", *about["parts"]] if about["parts"] else [])]
+    lines = [f"`python scripts/gpu/run.py {' '.join(words)}`", "", "| part | case | s | result |"]
     lines += ["|---|---|---|---|"]
     for row in rows:
-        values = [f"{name} {_short(row[name])}" for name in row if name not in ("part", "case", "seconds")]
+        values = [f"{name}: {_short(row[name])}" for name in row if name not in ("part", "case", "seconds")]
         lines.append(f"| {row['part']} | {row['case']} | {row['seconds']} | {', '.join(values).replace('|', '/')} |")
     versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
     machine = f"{about['card']}; {about['processors']} cores of {about['processor']}; Python {about['python']}"
@@ -236,6 +241,7 @@ def main() -> int:
     fetching.add_argument("--python", default="3.12", help="version on the machine with the GPU")
     measuring.add_argument("--out", type=Path, required=True)
     measuring.add_argument("--budget", type=float, default=480, help="seconds in all")
+    measuring.add_argument("--parts", nargs="+", default=[], help="these alone; all by default")
     measuring.add_argument("--device", default="cuda")
     measuring.add_argument("--toy", action="store_true", help="small sizes, to rehearse on a CPU")
     given = parser.parse_args()
