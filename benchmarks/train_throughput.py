@@ -279,16 +279,19 @@ def measure(
     for turn in range(turns if together else 1):
         for variant, result in zip(variants, found, strict=True):
             if variant.name not in ready:
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
+                held = (
+                    torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+                )  # that of other variants, too
                 ready[variant.name] = prepare(bench, size, variant, work)
                 result.losses += ready[variant.name](2)  # the first steps are slower: allocation, choice of kernels
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
             began = time.perf_counter()
             result.losses += ready[variant.name](steps)
             _finish(device)
             result.seconds.append((time.perf_counter() - began) / steps)
-            if device.type == "cuda":
-                result.memory = peak_memory(device)
+            if device.type == "cuda" and not result.memory:
+                result.memory = peak_memory(device) - held
             print(f"  turn {turn}: {variant.name}: {result.seconds[-1]:.3f} s a step", flush=True)
             if not together:
                 del ready[variant.name]

@@ -85,6 +85,14 @@ def test_the_floors_hold_no_module_that_is_gone() -> None:
         assert any(module == entry.removesuffix(".*") or module.startswith(entry[:-1]) for module in MODULES), entry
 
 
+@pytest.mark.parametrize("package", ["datasets", "matplotlib", "pandas", "pyarrow"])
+def test_what_few_need_is_imported_where_it_is_used(package: str) -> None:
+    at_once = [node for path in MODULES.values() for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    names = {alias.name for node in at_once if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in at_once if isinstance(node, ast.ImportFrom)}
+    assert package not in {name.partition(".")[0] for name in names}
+
+
 OWN = ("families.sd", "families.sdxl", "families.unet")
 # What only a family knows: classes of pipelines, names of what one family alone has, and families themselves.
 ASKING = re.compile(

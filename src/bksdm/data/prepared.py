@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from bksdm.data.pictures import Size, flips
 from bksdm.data.stream import Batch
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 ABOUT = "prepared.json"
@@ -92,7 +92,9 @@ class Prepared:
         return columns | {name: int(np.prod(shape)) for name, shape in self.conditions.items()}
 
     @property
-    def schema(self) -> pa.Schema:
+    def schema(self) -> "pa.Schema":
+        import pyarrow as pa  # noqa: PLC0415 - large, and other data do not need it
+
         numbers = {name: pa.list_(pa.from_numpy_dtype(self._kind(name)), n) for name, n in self.columns.items()}
         return pa.schema({"name": pa.string(), "text": pa.string(), **numbers})
 
@@ -100,8 +102,10 @@ class Prepared:
         """Number format of a column on the disk; sizes in pixels are no numbers to round."""
         return np.float16 if self.storage == "fp16" and column not in self.told else np.float32
 
-    def rows(self, names: Sequence[str], texts: Sequence[str], numbers: dict[str, Tensor]) -> pa.RecordBatch:
+    def rows(self, names: Sequence[str], texts: Sequence[str], numbers: dict[str, Tensor]) -> "pa.RecordBatch":
         """B rows from tensors with shape (B, ...)."""
+        import pyarrow as pa  # noqa: PLC0415 - as above
+
         columns = [pa.array(names, pa.string()), pa.array(texts, pa.string())]
         for name, size in self.columns.items():
             flat = numbers[name].float().cpu().numpy().astype(self._kind(name)).reshape(-1)
@@ -134,8 +138,10 @@ def read_prepared(folder: Path) -> Prepared:
 
 
 @contextmanager
-def write_shard(file: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
+def write_shard(file: Path, schema: "pa.Schema") -> Iterator[Callable[["pa.RecordBatch"], None]]:
     """A function that adds rows to `file`, which appears when the block ends without an error."""
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
     try:
         with (
             replace_file(file) as partial,
@@ -236,10 +242,10 @@ def open_rows(folder: Path, about: Prepared) -> "Dataset":
     return rows.with_format("arrow")
 
 
-def _text(row: pa.Table, column: str) -> str:
+def _text(row: "pa.Table", column: str) -> str:
     return str(row.column(column)[0])
 
 
-def _numbers(row: pa.Table, column: str, shape: tuple[int, ...]) -> Tensor:
+def _numbers(row: "pa.Table", column: str, shape: tuple[int, ...]) -> Tensor:
     flat = row.column(column).chunk(0).flatten().to_numpy()
     return torch.from_numpy(flat.astype(np.float32)).view(shape)

@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from bksdm.common.errors import InputError, one_line
 from bksdm.data.names import kind
 
@@ -98,6 +95,9 @@ def _json_rows(file: Path) -> Iterator[_Row]:
 
 
 def _parquet_rows(file: Path, choose: Choose) -> Iterator[_Row]:
+    import pyarrow as pa  # noqa: PLC0415 - large, and other tables do not need it
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     try:
         with pq.ParquetFile(file) as opened:
             wanted = choose(opened.schema_arrow.names)

@@ -1,6 +1,6 @@
 """Where does a full-size step's time go on a GPU, and what does compiling the student bring?
 
-    PYTHONPATH=src:benchmarks python3 scripts/gpu/step.py --batch-size 64
+    python benchmarks/gpu_step.py --batch-size 64
 
 Prints seconds a step of our loop and of its parts, the operators that take most, seconds with the teacher compiled and
 with both, and how far the compiled student's gradients are from its own.
