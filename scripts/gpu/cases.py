@@ -198,8 +198,8 @@ def train_longer(setting: Setting) -> Row:
 
     def run(name: str, steps: int) -> tuple[Workspace, float]:
         work, began = Workspace(setting.work / name), time.monotonic()
-        work.root.mkdir()
-        (work.root / "art").symlink_to(asset("emoji", "art"))
+        (work.root / "art").mkdir(parents=True)
+        (work.root / "art" / "train").symlink_to(asset("emoji", "art", "heldout" if setting.toy else "train"))
         with contextlib.redirect_stdout(None):
             adopt(work)
             pace = dataclasses.replace(STAGES["teacher"][1], steps=steps, batch_size=size, device=setting.device)
@@ -230,7 +230,7 @@ _DISTILL = "distill --teacher emoji --student {work}/student --data emoji/heldou
 _DRAW = 'generate emoji --prompt "red apple, flat style" --steps 5'
 _LCM = "lcm --teacher emoji --student {work}/distilled/student --data emoji/heldout --steps 3 --batch_size 8 " + _LEARN
 _FEW = "--scores retrieval_r1 --limit 16 --steps 5 --resamples 20 --latency 0"
-_PERSONALIZE = 'personalize emoji --images {work}/pictures --prompt "a photo of sks"'
+_PERSONALIZE = 'personalize emoji --images {work}/pictures --prompt "a photo of sks" --class_images 4 --class_steps 5'
 _COMMANDS = {
     "prune": "prune emoji --recipe small --out {work}/student",
     "distill": f"{_DISTILL} --out {{work}}/distilled",
@@ -244,7 +244,7 @@ _MAKERS = {"student": "prune", "distilled": "distill", "pictures": "generate"}  
 _OTHER_COMMANDS = {
     "generate, fp16 and the small decoder": f"{_DRAW} --precision fp16 --decoder emoji --out {{work}}/half",
     "generate from a picture": f"{_DRAW} --image {{work}}/pictures/00000.png --strength 0.5 --out {{work}}/edited",
-    "personalize": f"{_PERSONALIZE} --lora --class_images 4 --class_steps 5 --steps 4 --log_every 1 --out {{work}}/lora",
+    "personalize": f"{_PERSONALIZE} --lora --steps 4 --log_every 1 --out {{work}}/lora",
     "decoder": "decoder --teacher emoji --data emoji/heldout --steps 4 --log_every 1 --out {work}/decoder",
     "benchmark": "benchmark emoji {work}/student --rounds 2 --steps 5 --out {work}/benchmark",
     "sensitivity": "sensitivity emoji --data emoji/heldout --scores output --pictures 8 --out {work}/worth",
