@@ -40,7 +40,7 @@ from bksdm.export.run import export
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 from bksdm.options import ExportOptions
-from bksdm.pruning.run import prune_unet, with_denoiser
+from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.runtime.networks import Networks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks

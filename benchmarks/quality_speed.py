@@ -21,7 +21,8 @@ from bksdm.common.runs import provenance, write_text
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.timing import Interval, take_turns
 from bksdm.generate.sampling import Request, sample, scheduler_named
-from bksdm.models.pipelines import drawing, load_pipeline, quiet_libraries
+from bksdm.models.drawing import drawing
+from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.options import EvaluateOptions
 
 SCORES = ("frechet_distance", "clip_score", "retrieval_r1")

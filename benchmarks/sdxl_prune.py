@@ -30,7 +30,7 @@ from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.export.ldm import write_single_file
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
-from bksdm.pruning.run import read_recipe
+from bksdm.pruning.told import read_recipe
 
 sys.path.insert(0, str(DATA.parent))
 comfy = importlib.import_module("comfy")

@@ -32,7 +32,7 @@ from transformers import CLIPTextConfig, Qwen3Config, T5Config
 from bksdm.common.runs import provenance, write_text
 from bksdm.distill import plan as planning
 from bksdm.families import derive, family_of
-from bksdm.families.family import Shapes
+from bksdm.families.layers import Shapes
 from bksdm.families.recipe import Config, load_recipe
 from bksdm.options import DistillOptions
 

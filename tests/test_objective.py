@@ -19,7 +19,7 @@ from bksdm.families.noise import Corrupted, NoiseSchedule
 from bksdm.families.recipe import Tap, load_recipe
 from bksdm.models.pipelines import text_encoders
 from bksdm.options import Taps
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 from published import RECIPES, UNETS, taps
 from tiny_models import MAX_TOKENS, PICTURE, asked, random_latents, random_told
 

@@ -17,7 +17,8 @@ from bksdm.generate import runtimes
 from bksdm.generate.exported import export_facts, is_exported, open_exported
 from bksdm.generate.run import generate
 from bksdm.generate.runtimes import Choice, choose, converted, open_drawer
-from bksdm.models.pipelines import fingerprint, load_pipeline
+from bksdm.models.folders import fingerprint
+from bksdm.models.pipelines import load_pipeline
 from bksdm.options import BenchmarkOptions, ExportOptions, GenerateOptions
 from tiny_models import add_safety_checker
 

@@ -16,7 +16,7 @@ from bksdm.distill.run import distill
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import load_pipeline, tokenizing
 from bksdm.options import DistillOptions
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 from tiny_models import PICTURE
 from verbs import make_student, read_lines
 

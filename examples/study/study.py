@@ -34,7 +34,9 @@ from bksdm.evaluate.run import evaluate
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions, SensitivityOptions
 from bksdm.pruning.describe import describe
-from bksdm.pruning.run import prune, read_recipe, save_student, with_denoiser
+from bksdm.pruning.run import prune
+from bksdm.pruning.inherit import save_student, with_denoiser
+from bksdm.pruning.told import read_recipe
 from bksdm.pruning.sensitivity.outcome import correlation, ranks
 from bksdm.pruning.sensitivity.run import sensitivity as measure
 

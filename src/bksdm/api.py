@@ -57,7 +57,8 @@ from bksdm.options import (
 from bksdm.personalize.fidelity import fidelity
 from bksdm.personalize.run import personalize
 from bksdm.pruning.describe import Description, describe
-from bksdm.pruning.run import prune, prune_unet
+from bksdm.pruning.inherit import prune_unet
+from bksdm.pruning.run import prune
 from bksdm.pruning.sensitivity.outcome import Sensitivity
 from bksdm.pruning.sensitivity.run import sensitivity
 from bksdm.quickstart.run import quickstart

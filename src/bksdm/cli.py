@@ -182,8 +182,6 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.
 SHARED = ("prepare", "distill", "lcm", "generate", "evaluate")
-# Verbs that read what models say of themselves and, but for odd configs, import no torch.
-LIGHT = ("describe",)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -222,7 +220,7 @@ def _run(given: list[str]) -> int:
         raise InputError(
             f"{given[0]} is done by one process; run it without the launcher, or launch {', '.join(SHARED)}"
         )
-    _quiet(given[0])
+    _quiet()
     with _sigterm_raises():
         if _count_started() > 1:
             from bksdm.common.processes import join
@@ -232,15 +230,14 @@ def _run(given: list[str]) -> int:
     return 0
 
 
-def _quiet(verb: str) -> None:
-    """Keep libraries from printing bars and notices of their own, those too that a light verb may come to import."""
+def _quiet() -> None:
+    """Keep libraries from printing bars and notices of their own, those too that a verb comes to import."""
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if verb not in LIGHT:
-        from bksdm.models.pipelines import quiet_libraries
-
-        quiet_libraries()
+    pipelines = sys.modules.get("bksdm.models.pipelines")  # what imports it later finds the environment
+    if pipelines:
+        pipelines.quiet_libraries()
 
 
 class _Terminated(KeyboardInterrupt):

@@ -27,11 +27,10 @@ from bksdm.data.prepared import Prepared, is_prepared, write_index, write_shard
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
-from bksdm.models.configs import load_denoiser_config
+from bksdm.models.configs import check_ready, load_denoiser_config
 from bksdm.models.pipelines import (
     caption_length,
     check_multiple,
-    check_ready,
     check_resolution,
     config_size,
     cutting,

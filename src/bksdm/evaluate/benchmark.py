@@ -28,8 +28,10 @@ from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.generate.exported import is_exported
 from bksdm.generate.run import check as check_generation
 from bksdm.generate.runtimes import choose
+from bksdm.models.configs import check_ready
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_ready, drawings, fingerprint, say_unlike
+from bksdm.models.drawing import drawings, say_unlike
+from bksdm.models.folders import fingerprint
 from bksdm.options import BenchmarkOptions, GenerateOptions
 from bksdm.pruning.cost import UNetCost
 from bksdm.runtime.defaults import Defaults

@@ -35,9 +35,11 @@ from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, name
 from bksdm.evaluate.worth import worth
 from bksdm.families import family_of
 from bksdm.generate.run import check, numbered
-from bksdm.models.configs import load_denoiser_config
+from bksdm.models.configs import check_ready, load_denoiser_config
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_ready, cutting, denoiser, drawings, fingerprint, load_pipeline, say_unlike
+from bksdm.models.drawing import drawings, say_unlike
+from bksdm.models.folders import fingerprint
+from bksdm.models.pipelines import cutting, denoiser, load_pipeline
 from bksdm.options import EvaluateOptions, GenerateOptions
 
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "intervals", "latency", "json")

@@ -26,9 +26,11 @@ from bksdm.generate.runtimes import Drawer, open_drawer
 from bksdm.generate.sampling import Request, is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
 from bksdm.models.adapters.lora_files import lora_fingerprint
-from bksdm.models.configs import family_of_model, load_denoiser_config
+from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
 from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_multiple, check_ready, drawing, fingerprint
+from bksdm.models.drawing import drawing
+from bksdm.models.folders import fingerprint
+from bksdm.models.pipelines import check_multiple
 from bksdm.options import GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts

@@ -40,7 +40,7 @@ PAPERS = ("README.md", "LICEN[CS]E*", "Licen[cs]e*", "licen[cs]e*", "NOTICE*")  
 _WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".pb", ".gguf"}
 _WEIGHTS |= {".onnx", ".onnx_data", ".data", ".xml"}  # ONNX and OpenVINO, of which the rest lies in a .bin
 _INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")
-_PIECE = 10 * 10**9  # bytes
+PIECE = 10 * 10**9  # bytes
 _BUFFER = 2**20  # bytes
 # Number formats as safetensors calls them, by what torch does.
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32"}
@@ -97,6 +97,11 @@ class Stored:
     start: int
     size: int
 
+    @property
+    def is_read(self) -> bool:
+        """Whether networks are kept in its number format here."""
+        return self.dtype in _READ
+
 
 def stored(files: Iterable[Path]) -> dict[str, Stored]:
     """The tensors of files that were found whole, by their names."""
@@ -134,27 +139,19 @@ class Tensors(Mapping[str, "Tensor"]):
         """
         import torch
 
-        check_read(name, self._stored[name])
-        return cast("torch.dtype", getattr(torch, _READ[self._stored[name].dtype]))
+        tensor = self._stored[name]
+        if not tensor.is_read:
+            raise InputError(
+                f"{tensor.file} has {name} in the number format {tensor.dtype}, which is not read; give a model in "
+                f"bf16, fp16 or fp32"
+            )
+        return cast("torch.dtype", getattr(torch, _READ[tensor.dtype]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 
     def __len__(self) -> int:
         return len(self._stored)
-
-
-def check_read(name: str, tensor: Stored) -> None:
-    """Refuse a tensor in a number format that networks are not kept in here.
-
-    Raises:
-        InputError: Naming it.
-    """
-    if tensor.dtype not in _READ:
-        raise InputError(
-            f"{tensor.file} has {name} in the number format {tensor.dtype}, which is not read; give a model in bf16, "
-            f"fp16 or fp32"
-        )
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
@@ -185,7 +182,7 @@ def _pieces(folder: Path, sizes: Mapping[str, int]) -> Iterator[tuple[Path, list
     whole = 0
     for name, size in sizes.items():
         whole += size
-        if pieces[-1] and whole > _PIECE:
+        if pieces[-1] and whole > PIECE:
             pieces.append([])
             whole = size
         pieces[-1].append(name)

@@ -26,8 +26,9 @@ from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.configs import family_of_model, load_denoiser_config
-from bksdm.models.pipelines import check_ready, drawing, fingerprint
+from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
+from bksdm.models.drawing import drawing
+from bksdm.models.folders import fingerprint
 from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
 from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
