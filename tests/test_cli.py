@@ -394,6 +394,11 @@ def test_a_folder_is_described_without_torch(model: str) -> None:
     assert not imported("-m", "bksdm", "describe", model) & {*HEAVY, "numpy", "PIL", "huggingface_hub"}
 
 
+def test_a_folder_is_pruned_without_torch(v1_folder: Path, tmp_path: Path) -> None:
+    words = ("-m", "bksdm", "prune", v1_folder, "--recipe", "small", "--out", tmp_path / "student")
+    assert not imported(*words) & {*HEAVY, "huggingface_hub"}
+
+
 @pytest.mark.parametrize("header", [True, False], ids=["ours", "published"])
 def test_a_single_file_is_described_without_torch(
     done: Run, v1_folder: Path, v1_teacher: DiffusionPipeline, tmp_path: Path, header: bool
