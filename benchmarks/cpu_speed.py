@@ -39,7 +39,7 @@ from bksdm.export.formats import Source
 from bksdm.export.run import export
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.runtime.networks import Networks
 from bksdm.runtime.onnx_networks import OnnxNetworks

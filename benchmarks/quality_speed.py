@@ -23,7 +23,7 @@ from bksdm.evaluate.timing import Interval, take_turns
 from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
-from bksdm.options import EvaluateOptions
+from bksdm.options.evaluate import EvaluateOptions
 
 SCORES = ("frechet_distance", "clip_score", "retrieval_r1")
 FAST = "DPMSolverMultistepScheduler"

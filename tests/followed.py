@@ -9,7 +9,7 @@ from bksdm.distill.pair import Formats
 from bksdm.families import derive
 from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import denoiser, text_encoders
-from bksdm.options import DistillOptions
+from bksdm.options.distill import DistillOptions
 from bksdm.pruning.told import read_recipe
 
 

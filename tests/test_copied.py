@@ -13,7 +13,7 @@ from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import load_recipe
 from bksdm.models.configs import read_json
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.copied import Copy
 from bksdm.pruning.inherit import prune_loaded
 from bksdm.pruning.run import _settings, prune

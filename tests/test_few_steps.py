@@ -21,7 +21,7 @@ from bksdm.distill.losses import pseudo_huber
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import load_recipe
 from bksdm.models.drawing import drawing
-from bksdm.options import LcmOptions
+from bksdm.options.distill import LcmOptions
 from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.told import read_recipe
 from bksdm.runtime.defaults import Defaults

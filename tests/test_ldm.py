@@ -27,7 +27,7 @@ from bksdm.models.configs import context_tokens, load_config, load_denoiser_conf
 from bksdm.models.contents import read_contents
 from bksdm.models.folders import check_folder
 from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizers
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.pruning.told import read_recipe
 from comfy import taken_for

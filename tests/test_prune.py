@@ -15,7 +15,7 @@ import published
 from bksdm.common.errors import InputError
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.pruning.run import prune
 from bksdm.pruning.told import read_recipe

@@ -29,7 +29,7 @@ from bksdm.common.errors import InputError
 from bksdm.export.run import export
 from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.runtime import png
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.folder import open_folder

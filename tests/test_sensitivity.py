@@ -26,7 +26,7 @@ from bksdm.families import units
 from bksdm.families.recipe import Recipe
 from bksdm.generate.sampling import Request, decode, sample, sample_latents
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import SensitivityOptions
+from bksdm.options.pruning import SensitivityOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.pruning.sensitivity.measures import (
     Score,

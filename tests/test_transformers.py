@@ -32,7 +32,7 @@ from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.generate.sampling import Request, sample
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import check_multiple, cutting, load_pipeline, pixels_of_a_token, tokenizing
-from bksdm.options import DistillOptions
+from bksdm.options.distill import DistillOptions
 from bksdm.pruning.budget import Budget
 from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.taps import Features

@@ -17,7 +17,7 @@ from bksdm.export.run import export
 from bksdm.models.adapters.controlnet import load_controlnet
 from bksdm.models.folders import check_folder
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.pruning.told import RECIPE_FILE
 from hub_cache import in_hub_cache
 from tiny_models import CONTEXT, age, write_json

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bksdm.distill.run import distill
 from bksdm.models.pipelines import quiet_libraries
-from bksdm.options import DistillOptions, PruneOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 
 

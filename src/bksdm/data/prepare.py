@@ -40,7 +40,7 @@ from bksdm.models.pipelines import (
     pixels_of_a_token,
     tokenizing,
 )
-from bksdm.options import PrepareOptions
+from bksdm.options.data import PrepareOptions
 
 _MAY_CHANGE = ("json", "device", "workers", "max_broken")
 _JUDGED_FROM = 100  # pictures; a share of fewer says little

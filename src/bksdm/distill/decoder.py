@@ -23,7 +23,7 @@ from bksdm.models.configs import check_ready
 from bksdm.models.decoder import fresh_autoencoder
 from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import DecoderOptions
+from bksdm.options.distill import DecoderOptions
 
 STEPS_FILE = "training.json"
 _MAY_CHANGE = ("batch_size", "device", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "json")

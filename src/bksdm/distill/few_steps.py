@@ -19,7 +19,7 @@ from bksdm.families.flow import FlowSchedule
 from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config, load_index
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import denoiser
-from bksdm.options import LcmOptions
+from bksdm.options.distill import LcmOptions
 from bksdm.pruning.inherit import with_denoiser
 from bksdm.runtime.defaults import Defaults
 

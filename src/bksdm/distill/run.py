@@ -23,7 +23,7 @@ from bksdm.distill.training import Lesson, Parts, lora_on_card, teach
 from bksdm.models.configs import check_ready, load_denoiser_config
 from bksdm.models.drawing import drawing, drawing_defaults
 from bksdm.models.pipelines import denoiser, tokenizing
-from bksdm.options import DistillOptions
+from bksdm.options.distill import DistillOptions
 from bksdm.pruning.inherit import with_denoiser
 from bksdm.pruning.told import checked_pruning
 from bksdm.runtime.defaults import Defaults

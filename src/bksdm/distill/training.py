@@ -43,7 +43,7 @@ from bksdm.models.pipelines import (
     pixels_a_side,
     remark_on,
 )
-from bksdm.options import StudentOptions
+from bksdm.options.training import StudentOptions
 from bksdm.pruning.inherit import save_student
 from bksdm.pruning.told import checked_pruning
 from bksdm.runtime.defaults import Defaults, as_files

@@ -32,7 +32,8 @@ from bksdm.models.configs import check_ready
 from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.drawing import drawings, say_unlike
 from bksdm.models.folders import fingerprint
-from bksdm.options import BenchmarkOptions, GenerateOptions
+from bksdm.options.evaluate import BenchmarkOptions
+from bksdm.options.generate import GenerateOptions
 from bksdm.pruning.cost import UNetCost
 from bksdm.runtime.defaults import Defaults
 

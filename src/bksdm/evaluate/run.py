@@ -40,7 +40,8 @@ from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.drawing import drawings, say_unlike
 from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import cutting, denoiser, load_pipeline
-from bksdm.options import EvaluateOptions, GenerateOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.generate import GenerateOptions
 
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "intervals", "latency", "json")
 _SAID = (

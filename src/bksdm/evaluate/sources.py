@@ -26,7 +26,7 @@ from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import check_text_to_image, cutting, image_size, safety_checker, scheduler_config
-from bksdm.options import Precision
+from bksdm.options.shared import Precision
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.rgb import as_rgb
 

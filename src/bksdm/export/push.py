@@ -25,7 +25,7 @@ from bksdm.evaluate.table import cell
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.folders import check_folder
 from bksdm.models.parts import PAPERS
-from bksdm.options import PushOptions
+from bksdm.options.export import PushOptions
 
 _CARD = "README.md"
 _STAY = ("config.yaml", "provenance.json", "training.json", "retraining.json")

@@ -31,7 +31,7 @@ from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.drawing import drawing_defaults
 from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import captions, check_text_to_image, image_size, safety_checker
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.pruning.told import recipe_of
 from bksdm.runtime.defaults import Defaults, as_files
 

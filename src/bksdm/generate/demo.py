@@ -28,7 +28,7 @@ from bksdm.models.configs import check_ready
 from bksdm.models.decoder import load_model
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import check_text_to_image, cutting, denoiser, image_size, scheduler_config, text_encoders
-from bksdm.options import DemoOptions
+from bksdm.options.generate import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
 

@@ -31,7 +31,7 @@ from bksdm.models.decoder import decoder_fingerprint
 from bksdm.models.drawing import drawing
 from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import check_multiple
-from bksdm.options import GenerateOptions
+from bksdm.options.generate import GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
 

@@ -29,7 +29,9 @@ from bksdm.models.configs import family_of_model, load_denoiser_config, load_sch
 from bksdm.models.decoder import decoder_fingerprint, load_model
 from bksdm.models.folders import check_folder, fingerprint, has_safety_checker
 from bksdm.models.pipelines import check_drawing, cutting, image_size, pixels_of_a_token, say_hidden, scheduler_config
-from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
+from bksdm.options.export import ExportFormat, ExportOptions
+from bksdm.options.generate import Runtime
+from bksdm.options.shared import Precision
 from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.told import recipe_of
 from bksdm.runtime.flow import why_no_flow

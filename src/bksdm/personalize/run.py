@@ -41,7 +41,8 @@ from bksdm.models.pipelines import (
     text_encoders,
     tokenizing,
 )
-from bksdm.options import GenerateOptions, PersonalizeOptions
+from bksdm.options.generate import GenerateOptions
+from bksdm.options.personalize import PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.subject import SubjectSamples, encoded, read_subject, view
 from bksdm.pruning.inherit import save_student

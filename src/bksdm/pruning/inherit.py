@@ -25,7 +25,7 @@ from bksdm.models.pipelines import (
     save_pipeline,
     with_parts,
 )
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.describe import Description, describe_config
 from bksdm.pruning.told import student_texts
 from bksdm.runtime.defaults import Defaults, as_files

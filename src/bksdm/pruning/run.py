@@ -13,7 +13,7 @@ from bksdm.models.card import drawing_call, model_card
 from bksdm.models.configs import context_tokens
 from bksdm.models.drawing import drawing_defaults
 from bksdm.models.folders import fingerprint, located, new_folder
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.copied import Copy
 from bksdm.pruning.describe import Description, describe, describe_config
 from bksdm.pruning.told import RECIPE_FILE, student_texts

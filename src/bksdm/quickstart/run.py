@@ -29,7 +29,10 @@ from bksdm.families.recipe import load_recipe
 from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
 from bksdm.models.drawing import drawing
 from bksdm.models.folders import fingerprint
-from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.pruning import PruneOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
 from bksdm.quickstart.report import Model, write_report

@@ -35,7 +35,7 @@ from bksdm.models.adapters.t2i_adapter import check_scale, widths_of
 from bksdm.models.adapters.words import check_widths, read_words, write_words
 from bksdm.models.configs import check_ready, load_config, load_denoiser_config
 from bksdm.models.parts import copy_part
-from bksdm.options import AdaptOptions
+from bksdm.options.adapt import AdaptOptions
 from bksdm.pruning.told import checked_pruning
 
 RESULT_FILE = "adapted.json"

@@ -28,7 +28,8 @@ from bksdm.models.configs import check_ready, context_tokens, load_denoiser_conf
 from bksdm.models.drawing import drawing
 from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import check_text_to_image, cutting, denoiser, load_pipeline
-from bksdm.options import GenerateOptions, SensitivityOptions
+from bksdm.options.generate import GenerateOptions
+from bksdm.options.pruning import SensitivityOptions
 from bksdm.pruning.budget import Budget, What, check_share
 from bksdm.pruning.cost import parts_cost
 from bksdm.pruning.describe import describe_config
