@@ -19,7 +19,8 @@ from bksdm.evaluate.output_error import probes
 from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.export import run
 from bksdm.generate.demo import Drawer, Wish, draw
-from bksdm.generate.sampling import Request, sample, sample_latents
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample, sample_latents
 from bksdm.models.configs import load_config, load_denoiser_config
 from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options.data import PrepareOptions

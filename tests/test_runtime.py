@@ -27,7 +27,8 @@ from transformers import CLIPTokenizer
 import bksdm.runtime
 from bksdm.common.errors import InputError
 from bksdm.export.run import export
-from bksdm.generate.sampling import Request, sample, scheduler_named
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.pipelines import load_pipeline
 from bksdm.options.export import ExportOptions
 from bksdm.runtime import png

@@ -15,7 +15,8 @@ from bksdm.common.errors import InputError
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
 from bksdm.generate.exported import open_exported, sample_exported
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import denoiser
 from bksdm.pruning.inherit import prune_unet, with_denoiser

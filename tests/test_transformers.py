@@ -29,7 +29,8 @@ from bksdm.distill.objective import Distillation
 from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.recipe import Recipe, load_recipe
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import check_multiple, cutting, load_pipeline, pixels_of_a_token, tokenizing
 from bksdm.options.distill import DistillOptions

@@ -28,8 +28,9 @@ from bksdm.families import derive
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning, Recipe, load_recipe
 from bksdm.generate.demo import demo
+from bksdm.generate.requests import Request
 from bksdm.generate.run import generate
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.sampling import sample
 from bksdm.models.adapters.controlnet import load_controlnet
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.motion import motion_unet

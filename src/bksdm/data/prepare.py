@@ -28,6 +28,7 @@ from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
 from bksdm.models.configs import check_ready, load_denoiser_config
+from bksdm.models.digests import network_digest
 from bksdm.models.pipelines import (
     caption_length,
     check_multiple,
@@ -35,7 +36,6 @@ from bksdm.models.pipelines import (
     config_size,
     cutting,
     load_pipeline,
-    network_digest,
     pixels_a_side,
     pixels_of_a_token,
     tokenizing,

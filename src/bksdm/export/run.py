@@ -27,9 +27,9 @@ from bksdm.families import family_of_pipeline
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.configs import check_ready, family_of_model
-from bksdm.models.decoder import decoder_fingerprint, load_model
+from bksdm.models.decoder import load_model
 from bksdm.models.drawing import drawing_defaults
-from bksdm.models.folders import fingerprint
+from bksdm.models.folders import decoder_fingerprint, fingerprint
 from bksdm.models.pipelines import captions, check_text_to_image, image_size, safety_checker
 from bksdm.options.export import ExportOptions
 from bksdm.pruning.told import recipe_of

@@ -22,8 +22,9 @@ from bksdm.common.devices import choose_device, choose_precision
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.data.pictures import open_picture
+from bksdm.generate.requests import Request
 from bksdm.generate.run import save_picture
-from bksdm.generate.sampling import Request, is_flagged, sample
+from bksdm.generate.sampling import is_flagged, sample
 from bksdm.models.configs import check_ready
 from bksdm.models.decoder import load_model
 from bksdm.models.drawing import drawing

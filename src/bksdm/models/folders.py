@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import hub_errors, not_on_hub
+from bksdm.common.hub import hub_errors, is_id, missing, not_on_hub
 from bksdm.common.runs import files_digest, replace_folder, write_text
 from bksdm.families import FAMILIES, family_of, family_of_class
 from bksdm.families.family import Family
@@ -27,6 +28,7 @@ _LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
 NETWORKS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.networks))
 _TOKENIZERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.tokenizers))
 _FIRST = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of digests that older runs wrote
+_DECODERS = "the folder of an AutoencoderTiny, a hub id (OWNER/NAME) or 'emoji'"
 _COPY = "copy the whole pipeline"
 _EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
 
@@ -222,3 +224,40 @@ def save_vocabulary(tokenizer: "Tokenizer", folder: Path) -> None:
     write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
     lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
+
+
+def decoder_fingerprint(decoder: str | Path | None) -> str | None:
+    """A digest of a decoder's files: changed files make another decoder. None for none.
+
+    Raises:
+        InputError: There is no such decoder.
+    """
+    if decoder is None:
+        return None
+    folder = decoder_folder(decoder)
+    return files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+
+
+def decoder_folder(decoder: str | Path) -> Path:
+    """The folder of the `AutoencoderTiny` that a name stands for; what is on the Hub and not here yet is downloaded.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    if str(decoder) == ART:
+        return asset(ART, "decoder")
+    path = Path(decoder).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"decoder {decoder} has no config.json; give the folder of an AutoencoderTiny")
+        return path
+    if path.is_file():
+        raise InputError(f"decoder {decoder} is no folder; give {_DECODERS}")
+    if not is_id(decoder):
+        raise missing("decoder", decoder, _DECODERS)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(decoder), allow_patterns=["config.json", "*.safetensors"]))
+    except hub_errors(OSError) as error:
+        raise not_on_hub("decoder", str(decoder), error) from error

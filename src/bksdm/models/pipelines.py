@@ -5,7 +5,6 @@ Hugging Face Hub id. Weights come from safetensors only, and no code from a mode
 """
 
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -209,20 +208,6 @@ def _single_file(path: Path, dtype: torch.dtype, with_denoiser: bool) -> Diffusi
     if not with_denoiser:
         setattr(pipeline, family.denoiser, None)
     return pipeline
-
-
-def network_digest(*networks: Any) -> str:
-    """A short name for what networks compute: their weights, and the factor by which a VAE scales its latents.
-
-    Weights count by value, so that a copy in another file, or in a wider number format, is the same network.
-    """
-    whole = hashlib.sha256()
-    for network in networks:
-        whole.update(str(getattr(network.config, "scaling_factor", "")).encode())
-        for name, tensor in sorted(network.state_dict().items()):
-            whole.update(name.encode())
-            whole.update(tensor.float().cpu().contiguous().numpy())
-    return whole.hexdigest()[:16]
 
 
 def check_text_to_image(pipeline: DiffusionPipeline, model: str | Path) -> None:

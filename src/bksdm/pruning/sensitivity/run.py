@@ -22,7 +22,7 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.families import bypassed, units
 from bksdm.families.recipe import Config
 from bksdm.families.units import Unit
-from bksdm.generate.run import check
+from bksdm.generate.requests import check
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.configs import check_ready, context_tokens, load_denoiser_config
 from bksdm.models.drawing import drawing
