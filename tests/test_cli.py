@@ -20,7 +20,6 @@ from bksdm.common.errors import InputError
 from bksdm.export.ldm import write_single_file
 from bksdm.options.distill import DistillOptions
 from bksdm.options.generate import GenerateOptions
-from bksdm.options.pruning import DescribeOptions
 from published import FACTS, RECIPES, UNETS, XL, XL_FACTS
 from verbs import Run
 
@@ -399,6 +398,10 @@ def test_a_folder_is_pruned_without_torch(v1_folder: Path, tmp_path: Path) -> No
     assert not imported(*words) & {*HEAVY, "huggingface_hub"}
 
 
+def test_evaluate_imports_what_draws_when_a_model_draws() -> None:
+    assert not imported("-c", "import bksdm.evaluate.run") & {"diffusers", "transformers", "peft", "accelerate"}
+
+
 @pytest.mark.parametrize("header", [True, False], ids=["ours", "published"])
 def test_a_single_file_is_described_without_torch(
     done: Run, v1_folder: Path, v1_teacher: DiffusionPipeline, tmp_path: Path, header: bool
@@ -432,7 +435,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(options: object) -> None:
         raise KeyError("no such tensor\nin the second line")
 
-    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, fault))
+    monkeypatch.setitem(cli.VERBS, "describe", ("pruning.DescribeOptions", fault))
 
 
 @pytest.mark.usefixtures("breaks")
@@ -469,7 +472,7 @@ def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, interrupted))
+    monkeypatch.setitem(cli.VERBS, "describe", ("pruning.DescribeOptions", interrupted))
     outcome = run("describe", "emoji")
     assert (outcome.code, outcome.out, outcome.said) == (130, "", ["bksdm: stopped by SIGINT"])
 
@@ -488,7 +491,7 @@ def test_sigterm_ends_with_143_and_only_while_a_verb_runs(
             raise
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, terminated))
+    monkeypatch.setitem(cli.VERBS, "describe", ("pruning.DescribeOptions", terminated))
     outcome = run("describe", "emoji")
     assert (outcome.code, outcome.out, outcome.said) == (143, "", ["bksdm: stopped by SIGTERM"])
     assert signal.getsignal(signal.SIGTERM) == before
