@@ -54,6 +54,8 @@ from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
 
 _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
 _ALL_NETWORKS = (*NETWORKS, *_OTHERS)
+if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":  # which diffusers itself does not ask
+    diffusers.utils.logging.disable_progress_bar()
 _CAPTION = "\ue000"  # in no caption
 
 
@@ -486,10 +488,6 @@ def quiet_libraries() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-
-
-if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":  # which diffusers itself does not ask
-    quiet_libraries()
 
 
 def image_size(pipeline: DiffusionPipeline) -> tuple[int, int]:

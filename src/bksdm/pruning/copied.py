@@ -13,6 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 from bksdm.common.errors import InputError
 from bksdm.common.runs import write_text
 from bksdm.families import derive
@@ -184,19 +187,15 @@ def _is_plain(folder: Path) -> bool:
     return config.get("tokenizer_class", _CLIP_TOKENIZERS[0]) in _CLIP_TOKENIZERS and not saved_words(added)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a folder.
 
     Raises:
         ValueError: It cannot be read.
     """
-    import tokenizers  # noqa: PLC0415 - what is asked of a folder that is there already needs none
-
     try:
         if (folder / "tokenizer.json").is_file():
-            return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return tokenizers.Tokenizer(
-            tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        )
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:  # the library raises no narrower kind
         raise ValueError(f"{folder} cannot be read") from error
