@@ -20,7 +20,7 @@ from bksdm.common.runs import provenance, write_text
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.run import adapt
 from bksdm.models.pipelines import load_pipeline, quiet_libraries, save_pipeline
-from bksdm.options import AdaptOptions
+from bksdm.options.adapt import AdaptOptions
 
 SCORE = "clip_i"
 

@@ -31,7 +31,9 @@ from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.block_controlnet import inherited
 from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import denoiser, load_pipeline, quiet_libraries
-from bksdm.options import EvaluateOptions, PruneOptions, QuickstartOptions, SensitivityOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.pruning import PruneOptions, SensitivityOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.pruning.run import prune
 from bksdm.pruning.sensitivity.run import sensitivity
 from bksdm.quickstart.run import HELD_OUT, TRAIN, distillation

@@ -39,8 +39,8 @@ from bksdm.export.formats import Source
 from bksdm.export.run import export
 from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
-from bksdm.options import ExportOptions
-from bksdm.pruning.run import prune_unet, with_denoiser
+from bksdm.options.export import ExportOptions
+from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.runtime.networks import Networks
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
@@ -243,7 +243,8 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
 def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
     from bksdm.generate.exported import open_exported, sample_exported  # noqa: PLC0415
-    from bksdm.generate.sampling import Request, sample  # noqa: PLC0415
+    from bksdm.generate.requests import Request  # noqa: PLC0415
+    from bksdm.generate.sampling import sample  # noqa: PLC0415
 
     libraries = psutil.Process().memory_info().rss
     request = [Request("red apple", 0)]

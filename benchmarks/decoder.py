@@ -28,10 +28,11 @@ from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import to_pixels
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.timing import Interval, Spread, take_turns
-from bksdm.generate.sampling import Request, decode, sample_latents, scheduler_named
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import decode, sample_latents, scheduler_named
 from bksdm.models.decoder import load_decoder, with_decoder
 from bksdm.models.pipelines import image_size, load_pipeline, quiet_libraries
-from bksdm.options import EvaluateOptions
+from bksdm.options.evaluate import EvaluateOptions
 
 SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),

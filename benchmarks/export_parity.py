@@ -22,7 +22,9 @@ from bksdm.distill.run import distill
 from bksdm.export.formats import Format, format_named
 from bksdm.export.run import export
 from bksdm.models.pipelines import quiet_libraries, save_pipeline
-from bksdm.options import DistillOptions, ExportOptions, PruneOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 
 ROOT = Path(__file__).parents[1]

@@ -22,9 +22,13 @@ from bksdm.distill.few_steps import lcm
 from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.timing import Interval, take_turns
-from bksdm.generate.sampling import Request, sample, scheduler_named
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
-from bksdm.options import EvaluateOptions, LcmOptions, PruneOptions, QuickstartOptions
+from bksdm.options.distill import LcmOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.pruning import PruneOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.pruning.run import prune
 from bksdm.quickstart.run import distillation
 

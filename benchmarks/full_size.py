@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm.common.assets import asset
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 
 DATA = Path(__file__).parents[1] / "tests" / "data"

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from bksdm.common.runs import provenance, write_text
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 
 STEPS = 24

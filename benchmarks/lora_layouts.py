@@ -24,7 +24,8 @@ from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.run import adapt
 from bksdm.models.pipelines import load_pipeline, quiet_libraries, save_pipeline
-from bksdm.options import AdaptOptions, PruneOptions
+from bksdm.options.adapt import AdaptOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 
 ROOT = Path(__file__).parents[1]

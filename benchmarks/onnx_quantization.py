@@ -21,7 +21,8 @@ from bksdm.export.parity import check_parity
 from bksdm.export.run import export
 from bksdm.export.to_onnx import MODEL_FILE, to_int8
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import ExportOptions, PruneOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 from bksdm.runtime.onnx_networks import OnnxNetworks
 

@@ -38,7 +38,7 @@ from bksdm.families import derive, family_of
 from bksdm.families.recipe import load_recipe
 from bksdm.families.unet.graph import unet_graph
 from bksdm.models.pipelines import image_size, load_pipeline, quiet_libraries
-from bksdm.options import PruneOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 from bksdm.runtime.networks import Array
 from bksdm.runtime.openvino_networks import OpenvinoNetworks

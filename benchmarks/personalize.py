@@ -21,7 +21,7 @@ from export_parity import models as students
 
 from bksdm.common.runs import provenance, write_text
 from bksdm.models.pipelines import quiet_libraries
-from bksdm.options import FidelityOptions, PersonalizeOptions
+from bksdm.options.personalize import FidelityOptions, PersonalizeOptions
 from bksdm.personalize.fidelity import TITLES, fidelity
 from bksdm.personalize.run import personalize
 

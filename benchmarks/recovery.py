@@ -14,7 +14,7 @@ from typing import Any
 
 from bksdm.common.runs import write_text
 from bksdm.models.pipelines import quiet_libraries
-from bksdm.options import QuickstartOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.quickstart.run import quickstart
 
 MADE_BY = ("versions", "python", "processor", "processors", "started")

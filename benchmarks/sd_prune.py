@@ -70,7 +70,7 @@ def rows(runs: Path, commits: Sequence[str], recipe: str, rounds: int) -> list[s
         _HERE,
         [sys.executable, "-c", "from diffusers import DiffusionPipeline"],
     )
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     sizes: dict[str, float] = {}
     for _ in range(rounds):
         for name, (tree, words) in commands.items():
@@ -80,12 +80,12 @@ def rows(runs: Path, commits: Sequence[str], recipe: str, rounds: int) -> list[s
                 sizes[name] = sum(file.stat().st_size for file in student.rglob("*") if file.is_file()) / _GIB
                 shutil.rmtree(student)
     whole = sum(file.stat().st_size for file in teacher.rglob("*") if file.is_file()) / _GIB
-    found = [f"| teacher | | | {whole:.2f} |"]
+    found = [f"| teacher | | | | {whole:.2f} |"]
     for name, values in taken.items():
-        seconds, memory = (statistics.median(column) for column in zip(*values, strict=True))
+        seconds, busy, memory = (statistics.median(column) for column in zip(*values, strict=True))
         size = f"{sizes[name]:.2f}" if name in sizes else ""
         held = f"{memory:.2f}" if name.startswith("prune") else ""
-        found.append(f"| `{name}` | {seconds:.1f} | {held} | {size} |")
+        found.append(f"| `{name}` | {seconds:.1f} | {busy:.1f} | {held} | {size} |")
     return found
 
 
@@ -103,8 +103,8 @@ def main() -> None:
         f"Medians of {given.rounds} rounds in turns, each in a fresh process; most memory is the largest resident "
         "set, pages of the files that are read among it.",
         "",
-        "| command | seconds | most memory, GiB | folder, GiB |",
-        "|---|---|---|---|",
+        "| command | seconds | of the processor | most memory, GiB | folder, GiB |",
+        "|---|---|---|---|---|",
         *rows(given.runs, given.before, given.recipe, given.rounds),
         "",
         f"{made['processors']} cores of {made['processor']}, {made['started'][:10]}.",

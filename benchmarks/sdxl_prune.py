@@ -30,7 +30,7 @@ from bksdm.common.assets import asset
 from bksdm.common.runs import provenance, write_text
 from bksdm.export.ldm import write_single_file
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
-from bksdm.pruning.run import read_recipe
+from bksdm.pruning.told import read_recipe
 
 sys.path.insert(0, str(DATA.parent))
 comfy = importlib.import_module("comfy")
@@ -95,14 +95,14 @@ def _write_random(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             opened.write(block[:left])
 
 
-def measured(*command: object) -> tuple[float, float]:
-    """Seconds, and GiB of memory at most, of a command in a process of its own."""
+def measured(*command: object) -> tuple[float, float, float]:
+    """Seconds, those of the processor, and GiB of memory at most, of a command in a process of its own."""
     start = time.perf_counter()
     process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, command
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / _GIB
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / _GIB
 
 
 def single_file(student: Path, file: Path) -> None:
@@ -114,7 +114,7 @@ def single_file(student: Path, file: Path) -> None:
 def row(teacher: Path, recipe: str, runs: Path) -> str:
     """What pruning by a recipe took, and what became of it."""
     student, file = runs / recipe, runs / f"{recipe}.safetensors"
-    seconds, memory = measured(
+    seconds, _, memory = measured(
         sys.executable, "-m", "bksdm", "prune", "--teacher", teacher, "--recipe", recipe, "--out", student
     )
     measured(sys.executable, __file__, runs, "--single_file", student, file)

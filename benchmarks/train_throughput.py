@@ -49,7 +49,7 @@ from bksdm.distill.state import Checkpoints, Ema, TrainState
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning, load_recipe
 from bksdm.models.pipelines import load_pipeline, quiet_libraries, tokenizing
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 
 LR = 5e-5
 LOSSES = ("loss", "task", "output_kd", "feature_kd")

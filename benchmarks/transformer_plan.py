@@ -32,9 +32,9 @@ from transformers import CLIPTextConfig, Qwen3Config, T5Config
 from bksdm.common.runs import provenance, write_text
 from bksdm.distill import plan as planning
 from bksdm.families import derive, family_of
-from bksdm.families.family import Shapes
+from bksdm.families.layers import Shapes
 from bksdm.families.recipe import Config, load_recipe
-from bksdm.options import DistillOptions
+from bksdm.options.distill import DistillOptions
 
 _GIB = 2**30
 # Memory that is freed goes back to the system at once; glibc's heap would keep much of it, and the peak is of the whole

@@ -97,7 +97,7 @@ def write_bfloat16(file: Path, tensors: dict[str, torch.Tensor], *, sparse: bool
 def row(runs: Path, kind: str, recipe: str) -> str:
     """What pruning took."""
     teacher, student = runs / kind, runs / f"{kind}-{recipe}"
-    seconds, memory = measured(
+    seconds, _, memory = measured(
         sys.executable, "-m", "bksdm", "prune", "--teacher", teacher, "--recipe", recipe, "--out", student
     )
     check(teacher, student, recipe)

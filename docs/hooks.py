@@ -15,7 +15,7 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from bksdm.cli import VERBS
+from bksdm.cli import VERBS, options_of
 
 OPTIONS_PAGE = "reference/options.md"
 _INTRODUCTION = """# Verbs and options
@@ -53,7 +53,7 @@ def _mathml(display: str, equation: re.Match[str]) -> str:
 
 def options_page() -> str:
     """Markdown: a section a verb, with a table of its options, from the docstrings in `bksdm.options`."""
-    return "\n".join([_INTRODUCTION, *(_section(verb, kind) for verb, (kind, _) in VERBS.items())])
+    return "\n".join([_INTRODUCTION, *(_section(verb, options_of(verb)) for verb in VERBS)])
 
 
 def _section(verb: str, kind: type[Any]) -> str:

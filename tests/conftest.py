@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from bksdm.export.run import export
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from tiny_models import (
     TWO_STAGES,
     V1_UNET,

@@ -9,8 +9,8 @@ from bksdm.distill.pair import Formats
 from bksdm.families import derive
 from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import denoiser, text_encoders
-from bksdm.options import DistillOptions
-from bksdm.pruning.run import read_recipe
+from bksdm.options.distill import DistillOptions
+from bksdm.pruning.told import read_recipe
 
 
 def followed(options: DistillOptions) -> int:

@@ -36,8 +36,8 @@ from bksdm.models.adapters.peft_config import PeftConfig
 from bksdm.models.adapters.run import Adapted, adapt
 from bksdm.models.adapters.training import add_lora, save_lora
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import AdaptOptions
-from bksdm.pruning.run import prune_unet
+from bksdm.options.adapt import AdaptOptions
+from bksdm.pruning.inherit import prune_unet
 from lora_layouts import LAYOUTS, Made, kept, parameters
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, XL_WIDTHS, added_conditions, random_inputs
 from verbs import Run, make_student

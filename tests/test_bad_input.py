@@ -17,7 +17,11 @@ from bksdm.common.assets import asset
 from bksdm.common.runs import open_run
 from bksdm.evaluate.inception import Inception
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import DistillOptions, EvaluateOptions, GenerateOptions, PruneOptions, QuickstartOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.generate import GenerateOptions
+from bksdm.options.pruning import PruneOptions
+from bksdm.options.quickstart import QuickstartOptions
 from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, captioned
 

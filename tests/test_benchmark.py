@@ -19,7 +19,7 @@ from bksdm.evaluate.peak import Work, peaks
 from bksdm.evaluate.rivals import PARTS, Drawing, TorchRival
 from bksdm.evaluate.timing import Interval, Spread
 from bksdm.models.pipelines import load_pipeline, save_pipeline, text_encoders
-from bksdm.options import BenchmarkOptions
+from bksdm.options.evaluate import BenchmarkOptions
 from bksdm.pruning.cost import UNetCost, unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from tiny_models import LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline

@@ -21,10 +21,11 @@ from bksdm.data.pictures import open_picture
 from bksdm.data.prepared import read_prepared
 from bksdm.data.source import read_source
 from bksdm.generate.demo import Drawer, Wish, draw
+from bksdm.generate.requests import Request
 from bksdm.generate.run import generate
-from bksdm.generate.sampling import Request, decode, sample
+from bksdm.generate.sampling import decode, sample
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import DemoOptions, GenerateOptions
+from bksdm.options.generate import DemoOptions, GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.folder import open_folder
 from tiny_models import LATENT, V1_UNET, age, build_pipeline

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from bksdm import cli
 from bksdm.common.errors import InputError
 from bksdm.export.ldm import write_single_file
-from bksdm.options import DescribeOptions, DistillOptions, GenerateOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.generate import GenerateOptions
 from published import FACTS, RECIPES, UNETS, XL, XL_FACTS
 from verbs import Run
 
@@ -63,7 +64,7 @@ def test_the_overview_names_every_verb(done: Run, words: list[str]) -> None:
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_shows_its_options_with_a_sentence_each(done: Run, verb: str) -> None:
-    kind = cli.VERBS[verb][0]
+    kind = cli.options_of(verb)
     described = {
         item.arg_name: item.description or ""
         for part in reversed(kind.__mro__)  # what several verbs share is said once, and differently where it differs
@@ -109,14 +110,14 @@ def test_the_options_of_a_verb_are_shown_and_parsed_without_torch(verb: str) -> 
         from bksdm import cli
         for flag in ("--help", "--print_config"):
             with contextlib.suppress(SystemExit):
-                cli.parse(cli.VERBS[{verb!r}][0], {verb!r}, [flag])
+                cli.parse(cli.options_of({verb!r}), {verb!r}, [flag])
         """
     assert not imported("-c", code) & {*HEAVY, "numpy", "PIL"}
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_options_are_a_budget(verb: str) -> None:
-    assert len(dataclasses.fields(cli.VERBS[verb][0])) == OPTIONS[verb]
+    assert len(dataclasses.fields(cli.options_of(verb))) == OPTIONS[verb]
 
 
 def test_every_verb_has_a_budget() -> None:
@@ -229,7 +230,7 @@ def test_a_config_with_a_text_for_a_list_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_options_are_not_shortened(verb: str) -> None:
     with pytest.raises(InputError, match="--ou"):
-        cli.parse(cli.VERBS[verb][0], verb, ["a", "--ou", "o"])
+        cli.parse(cli.options_of(verb), verb, ["a", "--ou", "o"])
 
 
 # Config files
@@ -270,7 +271,7 @@ def test_what_print_config_prints_is_a_config_file(done: Run, config: Path, tmp_
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_print_config_shows_every_option_and_does_nothing(done: Run, verb: str) -> None:
     shown = yaml.safe_load(done(verb, "--print_config").out)
-    assert set(shown) == {field.name for field in dataclasses.fields(cli.VERBS[verb][0])}
+    assert set(shown) == {field.name for field in dataclasses.fields(cli.options_of(verb))}
 
 
 def test_a_command_with_a_config_file_may_be_repeated(done: Run, config: Path, v1_folder: Path, tmp_path: Path) -> None:
@@ -297,9 +298,7 @@ def test_json_is_one_object_and_nothing_else(done: Run, v1_folder: Path, tmp_pat
 def test_the_verbs_that_answer_with_json_are_known() -> None:
     assert (
         tuple(
-            verb
-            for verb, (kind, _) in cli.VERBS.items()
-            if "json" in {field.name for field in dataclasses.fields(kind)}
+            verb for verb in cli.VERBS if "json" in {field.name for field in dataclasses.fields(cli.options_of(verb))}
         )
         == JSON_VERBS
     )
@@ -394,6 +393,15 @@ def test_a_folder_is_described_without_torch(model: str) -> None:
     assert not imported("-m", "bksdm", "describe", model) & {*HEAVY, "numpy", "PIL", "huggingface_hub"}
 
 
+def test_a_folder_is_pruned_without_torch(v1_folder: Path, tmp_path: Path) -> None:
+    words = ("-m", "bksdm", "prune", v1_folder, "--recipe", "small", "--out", tmp_path / "student")
+    assert not imported(*words) & {*HEAVY, "huggingface_hub"}
+
+
+def test_evaluate_imports_what_draws_when_a_model_draws() -> None:
+    assert not imported("-c", "import bksdm.evaluate.run") & {"diffusers", "transformers", "peft", "accelerate"}
+
+
 @pytest.mark.parametrize("header", [True, False], ids=["ours", "published"])
 def test_a_single_file_is_described_without_torch(
     done: Run, v1_folder: Path, v1_teacher: DiffusionPipeline, tmp_path: Path, header: bool
@@ -427,7 +435,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(options: object) -> None:
         raise KeyError("no such tensor\nin the second line")
 
-    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, fault))
+    monkeypatch.setitem(cli.VERBS, "describe", ("pruning.DescribeOptions", fault))
 
 
 @pytest.mark.usefixtures("breaks")
@@ -464,7 +472,7 @@ def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, interrupted))
+    monkeypatch.setitem(cli.VERBS, "describe", ("pruning.DescribeOptions", interrupted))
     outcome = run("describe", "emoji")
     assert (outcome.code, outcome.out, outcome.said) == (130, "", ["bksdm: stopped by SIGINT"])
 
@@ -483,7 +491,7 @@ def test_sigterm_ends_with_143_and_only_while_a_verb_runs(
             raise
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(cli.VERBS, "describe", (DescribeOptions, terminated))
+    monkeypatch.setitem(cli.VERBS, "describe", ("pruning.DescribeOptions", terminated))
     outcome = run("describe", "emoji")
     assert (outcome.code, outcome.out, outcome.said) == (143, "", ["bksdm: stopped by SIGTERM"])
     assert signal.getsignal(signal.SIGTERM) == before

@@ -23,7 +23,8 @@ from bksdm.export.to_coreml import CoreMLNetworks, Package, _TextEncoder, conver
 from bksdm.families.graph import TextEncoder
 from bksdm.families.sd import StableDiffusion
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import ExportOptions, PruneOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, V1_UNET, V2_UNET, build_pipeline, random_inputs
 

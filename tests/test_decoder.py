@@ -23,10 +23,11 @@ from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, decoded, 
 from bksdm.distill.loop import Interrupted
 from bksdm.distill.losses import edge_loss
 from bksdm.evaluate.sources import Drawn, Sampling
-from bksdm.generate.sampling import Request, decode, sample, sample_latents
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import decode, sample, sample_latents
 from bksdm.models.decoder import fresh_autoencoder, load_decoder, upsampling, with_autoencoder, with_decoder
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import DecoderOptions
+from bksdm.options.distill import DecoderOptions
 from bksdm.runtime.defaults import Defaults
 from tiny_models import LATENT, PICTURE
 from verbs import Run, read_lines, told

@@ -15,7 +15,8 @@ from PIL import Image
 
 from bksdm.common.assets import asset
 from bksdm.common.errors import InputError
-from bksdm.models.pipelines import drawing, drawing_defaults, load_pipeline
+from bksdm.models.drawing import drawing, drawing_defaults
+from bksdm.models.pipelines import load_pipeline
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from bksdm.runtime.folder import open_folder

@@ -13,7 +13,7 @@ import pytest
 from bksdm.common.errors import InputError
 from bksdm.generate.demo import Wish, pace, serve, wish_of
 from bksdm.models.configs import load_denoiser_config
-from bksdm.options import DemoOptions
+from bksdm.options.generate import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from tiny_models import MAX_TOKENS, PICTURE

@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bksdm.common.errors import InputError
 from bksdm.distill.run import distill
-from bksdm.options import DistillOptions
-from bksdm.pruning.run import read_recipe
+from bksdm.options.distill import DistillOptions
+from bksdm.pruning.told import read_recipe
 from tiny_models import PICTURE
 from verbs import Run, copy_pictures, done_here, make_student, read_lines
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bksdm.cli import VERBS, parse
+from bksdm.cli import options_of, parse
 from bksdm.common.errors import InputError
 from bksdm.data.prepare import prepare
 from bksdm.distill.run import distill
-from bksdm.options import DistillOptions, PrepareOptions
+from bksdm.options.data import PrepareOptions
+from bksdm.options.distill import DistillOptions
 from verbs import read_lines
 
 pytest_plugins = ["verbs_fixtures"]
@@ -176,4 +177,4 @@ def test_the_page_names_every_choice() -> None:
 def test_a_command_of_the_page_is_understood(command: str) -> None:
     program, verb, *given = shlex.split(command, comments=True)
     assert program == "bksdm"
-    parse(VERBS[verb][0], verb, given)
+    parse(options_of(verb), verb, given)

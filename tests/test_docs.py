@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from bksdm import api
-from bksdm.cli import VERBS
+from bksdm.cli import VERBS, options_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -37,7 +37,7 @@ def test_every_verb_has_a_section(sections: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_has_a_row_that_says_what_it_is(sections: dict[str, str], verb: str) -> None:
-    kind = VERBS[verb][0]
+    kind = options_of(verb)
     assert (kind.__doc__ or "").splitlines()[0] in sections[verb]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in sections[verb].splitlines() if line.startswith("| `--")]
     assert [row[0].strip() for row in rows] == [f"`--{field.name}`" for field in dataclasses.fields(kind)]

@@ -15,7 +15,7 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
 from bksdm.generate.run import generate
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import GenerateOptions
+from bksdm.options.generate import GenerateOptions
 
 ART = asset("emoji", "art")
 ENOUGH = 60  # pictures whose captions are of different subjects

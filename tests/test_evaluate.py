@@ -43,9 +43,9 @@ from bksdm.evaluate.sources import named
 from bksdm.evaluate.table import csv_table, text_table
 from bksdm.families.recipe import load_recipe
 from bksdm.models.configs import load_denoiser_config
-from bksdm.options import EvaluateOptions
+from bksdm.options.evaluate import EvaluateOptions
 from bksdm.pruning.cost import unet_cost
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 from verbs import Run, captioned, copy_pictures, mtimes
 
 pytest_plugins = ["verbs_fixtures"]

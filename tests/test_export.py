@@ -30,7 +30,8 @@ from bksdm.export.formats import Needs, Source, format_named
 from bksdm.export.run import Exported, export
 from bksdm.families import families_for
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import ExportOptions, PruneOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.run import prune
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from tiny_models import V1_UNET, V2_UNET, XL_TWO_STAGES, build_pipeline, build_xl_pipeline

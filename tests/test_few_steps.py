@@ -20,9 +20,10 @@ from bksdm.distill.few_steps import lcm
 from bksdm.distill.losses import pseudo_huber
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import drawing
-from bksdm.options import LcmOptions
-from bksdm.pruning.run import prune_unet, read_recipe
+from bksdm.models.drawing import drawing
+from bksdm.options.distill import LcmOptions
+from bksdm.pruning.inherit import prune_unet
+from bksdm.pruning.told import read_recipe
 from bksdm.runtime.defaults import Defaults
 from tiny_models import (
     PICTURE,

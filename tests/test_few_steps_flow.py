@@ -19,8 +19,8 @@ from bksdm.distill.consistency_functions import ToPhaseEnd, phase_ends
 from bksdm.distill.losses import pseudo_huber
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import load_recipe
-from bksdm.models.pipelines import drawing
-from bksdm.pruning.run import prune_unet
+from bksdm.models.drawing import drawing
+from bksdm.pruning.inherit import prune_unet
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from tiny_flow import SIDE, inputs
 from verbs import Run, done_here, read_lines

@@ -11,7 +11,7 @@ from transformers import ViTConfig, ViTModel
 from bksdm.common.errors import InputError
 from bksdm.evaluate.dino import Dino
 from bksdm.evaluate.encoder import DualEncoder
-from bksdm.options import FidelityOptions, PersonalizeOptions
+from bksdm.options.personalize import FidelityOptions, PersonalizeOptions
 from bksdm.personalize.fidelity import fidelity
 from bksdm.personalize.run import personalize
 from tiny_models import PICTURE, write_json

@@ -6,7 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from bksdm.distill.conditions import Conditions, without_caption
-from bksdm.generate.sampling import Embedded, Request, sample
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import Embedded, sample
 from bksdm.models.pipelines import tokenizing
 
 pytest_plugins = ["flow_fixtures"]

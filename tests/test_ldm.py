@@ -25,9 +25,11 @@ from bksdm.families import derive, difference, family_of, family_of_pipeline, re
 from bksdm.families.recipe import Config, Recipe, load_recipe
 from bksdm.models.configs import context_tokens, load_config, load_denoiser_config
 from bksdm.models.contents import read_contents
-from bksdm.models.pipelines import check_folder, load_pipeline, save_pipeline, tokenizers
-from bksdm.options import ExportOptions
-from bksdm.pruning.run import prune_unet, read_recipe, with_denoiser
+from bksdm.models.folders import check_folder
+from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizers
+from bksdm.options.export import ExportOptions
+from bksdm.pruning.inherit import prune_unet, with_denoiser
+from bksdm.pruning.told import read_recipe
 from comfy import taken_for
 from published import STUDENTS, TEACHERS, UNETS
 from tiny_models import V1_UNET, build_pipeline

@@ -16,7 +16,7 @@ from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.run import adapt
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import AdaptOptions
+from bksdm.options.adapt import AdaptOptions
 from lora_layouts import LAYOUTS, Made, kept, parameters
 from tiny_models import V1_UNET, XL_UNET, build_pipeline, build_xl_pipeline
 from verbs import make_student

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from bksdm.common.errors import InputError
 from bksdm.models.configs import load_denoiser_config
-from bksdm.models.pipelines import check_folder, image_size, load_pipeline, save_pipeline, tokenizing
+from bksdm.models.folders import check_folder
+from bksdm.models.pipelines import image_size, load_pipeline, save_pipeline, tokenizing
 from tiny_models import CAPTIONS, CONTEXT, LATENT, MAX_TOKENS, PICTURE, age
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

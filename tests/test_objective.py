@@ -18,8 +18,8 @@ from bksdm.families import family_of_pipeline
 from bksdm.families.noise import Corrupted, NoiseSchedule
 from bksdm.families.recipe import Tap, load_recipe
 from bksdm.models.pipelines import text_encoders
-from bksdm.options import Taps
-from bksdm.pruning.run import prune_unet
+from bksdm.options.distill import Taps
+from bksdm.pruning.inherit import prune_unet
 from published import RECIPES, UNETS, taps
 from tiny_models import MAX_TOKENS, PICTURE, asked, random_latents, random_told
 

@@ -39,7 +39,7 @@ from bksdm.models.adapters.lora_files import LoraWeights
 from bksdm.models.adapters.lora_out import write_lora
 from bksdm.models.decoder import fresh_autoencoder, with_decoder
 from bksdm.models.pipelines import save_pipeline, tokenizers
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 from tiny_models import (
     LATENT,

@@ -22,7 +22,10 @@ from bksdm.export.push import push
 from bksdm.export.run import export
 from bksdm.models.adapters.controlnet import load_controlnet
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import DistillOptions, ExportOptions, LcmOptions, PersonalizeOptions, PruneOptions, PushOptions
+from bksdm.options.distill import DistillOptions, LcmOptions
+from bksdm.options.export import ExportOptions, PushOptions
+from bksdm.options.personalize import PersonalizeOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.personalize.run import personalize
 from bksdm.pruning.run import prune
 from hub_cache import in_hub_cache

@@ -22,11 +22,11 @@ from bksdm.families import family_of_pipeline
 from bksdm.models.adapters.kinds import LORA_FILE
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import PersonalizeOptions
+from bksdm.options.personalize import PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
-from bksdm.pruning.run import read_recipe
+from bksdm.pruning.told import read_recipe
 from lora_layouts import networks
 from tiny_models import LATENT, PICTURE, asked, random_inputs, random_told
 from verbs import Run, mtimes, read_lines

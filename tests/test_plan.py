@@ -13,7 +13,8 @@ from bksdm.common.errors import InputError
 from bksdm.data.prepare import prepare
 from bksdm.distill.plan import Memory, Plan
 from bksdm.distill.run import foresee
-from bksdm.options import DistillOptions, PrepareOptions
+from bksdm.options.data import PrepareOptions
+from bksdm.options.distill import DistillOptions
 from followed import followed
 from tiny_models import LATENT, asked, random_told
 from verbs import Run

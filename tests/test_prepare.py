@@ -26,7 +26,8 @@ from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
 from bksdm.distill.run import distill
 from bksdm.models.pipelines import save_pipeline, tokenizing, with_parts
-from bksdm.options import DistillOptions, PrepareOptions
+from bksdm.options.data import PrepareOptions
+from bksdm.options.distill import DistillOptions
 from tiny_models import CAPTIONS, LATENT, PICTURE, V1_UNET, build_pipeline
 from verbs import Run, captioned, done_here, mtimes, read_lines
 

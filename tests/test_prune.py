@@ -15,8 +15,10 @@ import published
 from bksdm.common.errors import InputError
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import PruneOptions
-from bksdm.pruning.run import prune, prune_unet, read_recipe, with_denoiser
+from bksdm.options.pruning import PruneOptions
+from bksdm.pruning.inherit import prune_unet, with_denoiser
+from bksdm.pruning.run import prune
+from bksdm.pruning.told import read_recipe
 from published import RECIPES
 from tiny_models import (
     CAPTIONS,

@@ -13,8 +13,9 @@ from PIL import Image
 
 from bksdm.common.errors import InputError
 from bksdm.export.push import push
-from bksdm.models.pipelines import drawing, family_of_pipeline, image_size, load_pipeline
-from bksdm.options import PushOptions
+from bksdm.models.drawing import drawing
+from bksdm.models.pipelines import family_of_pipeline, image_size, load_pipeline
+from bksdm.options.export import PushOptions
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from verbs import Run
 

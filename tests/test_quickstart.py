@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bksdm.common.assets import asset
-from bksdm.options import DistillOptions, EvaluateOptions, QuickstartOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.quickstart import run as story
 from verbs import copy_pictures, mtimes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bksdm import api
-from bksdm.cli import VERBS, parse
+from bksdm.cli import options_of, parse
 from bksdm.runtime import __main__ as runtime
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def test_a_command_is_understood(command: str) -> None:
         assert all(f'"{flag}"' in script for flag in given if flag.startswith("--"))
     else:
         assert program == "bksdm"
-        parse(VERBS[verb][0], verb, given)
+        parse(options_of(verb), verb, given)
 
 
 def launched() -> list[tuple[str, str]]:
@@ -74,7 +74,7 @@ def test_every_launch_example_starts_something() -> None:
 @pytest.mark.parametrize(("name", "command"), launched())
 def test_a_launch_example_is_understood(name: str, command: str) -> None:
     verb, *given = shlex.split(command)
-    parse(VERBS[verb][0], verb, given)
+    parse(options_of(verb), verb, given)
 
 
 @pytest.mark.parametrize("name", ["one_gpu.sh", "eight_gpus.sh", "two_nodes.sh", "slurm.sbatch"])

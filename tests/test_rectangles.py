@@ -19,10 +19,15 @@ from bksdm.evaluate.output_error import probes
 from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.export import run
 from bksdm.generate.demo import Drawer, Wish, draw
-from bksdm.generate.sampling import Request, sample, sample_latents
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample, sample_latents
 from bksdm.models.configs import load_config, load_denoiser_config
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import DemoOptions, DistillOptions, ExportOptions, PersonalizeOptions, PrepareOptions
+from bksdm.options.data import PrepareOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.generate import DemoOptions
+from bksdm.options.personalize import PersonalizeOptions
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
 from bksdm.pruning.cost import unet_cost

@@ -27,9 +27,10 @@ from transformers import CLIPTokenizer
 import bksdm.runtime
 from bksdm.common.errors import InputError
 from bksdm.export.run import export
-from bksdm.generate.sampling import Request, sample, scheduler_named
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.pipelines import load_pipeline
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from bksdm.runtime import png
 from bksdm.runtime.__main__ import main
 from bksdm.runtime.folder import open_folder

@@ -17,8 +17,11 @@ from bksdm.generate import runtimes
 from bksdm.generate.exported import export_facts, is_exported, open_exported
 from bksdm.generate.run import generate
 from bksdm.generate.runtimes import Choice, choose, converted, open_drawer
-from bksdm.models.pipelines import fingerprint, load_pipeline
-from bksdm.options import BenchmarkOptions, ExportOptions, GenerateOptions
+from bksdm.models.folders import fingerprint
+from bksdm.models.pipelines import load_pipeline
+from bksdm.options.evaluate import BenchmarkOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.generate import GenerateOptions
 from tiny_models import add_safety_checker
 
 CPU = torch.device("cpu")

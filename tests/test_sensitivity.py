@@ -24,10 +24,11 @@ from bksdm.evaluate.output_error import output_error
 from bksdm.evaluate.scores import clip_score, frechet_distance
 from bksdm.families import units
 from bksdm.families.recipe import Recipe
-from bksdm.generate.sampling import Request, decode, sample, sample_latents
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import decode, sample, sample_latents
 from bksdm.models.pipelines import save_pipeline
-from bksdm.options import SensitivityOptions
-from bksdm.pruning.run import prune_unet, with_denoiser
+from bksdm.options.pruning import SensitivityOptions
+from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.pruning.sensitivity.measures import (
     Score,
     _frechet,

@@ -15,9 +15,11 @@ from bksdm.common.errors import InputError
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
 from bksdm.generate.exported import open_exported, sample_exported
-from bksdm.generate.sampling import Request, sample
-from bksdm.models.pipelines import denoiser, drawing
-from bksdm.pruning.run import prune_unet, with_denoiser
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample
+from bksdm.models.drawing import drawing
+from bksdm.models.pipelines import denoiser
+from bksdm.pruning.inherit import prune_unet, with_denoiser
 from tiny_models import TWO_STAGES, build_pipeline
 from verbs import Run
 

@@ -15,8 +15,8 @@ from bksdm.data.pictures import PictureSamples
 from bksdm.distill.run import distill
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import load_pipeline, tokenizing
-from bksdm.options import DistillOptions
-from bksdm.pruning.run import prune_unet
+from bksdm.options.distill import DistillOptions
+from bksdm.pruning.inherit import prune_unet
 from tiny_models import PICTURE
 from verbs import make_student, read_lines
 

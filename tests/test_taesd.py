@@ -13,7 +13,7 @@ from bksdm.common.errors import InputError
 from bksdm.export.run import export
 from bksdm.models.decoder import fresh_autoencoder
 from bksdm.models.pipelines import load_pipeline, save_pipeline
-from bksdm.options import ExportOptions
+from bksdm.options.export import ExportOptions
 from tiny_models import TWO_STAGES, build_pipeline
 
 WIDTH, LATENT = 64, 4

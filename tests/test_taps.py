@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from bksdm.families.recipe import load_recipe
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.taps import Features
 from published import RECIPES, STUDENTS, taps
 from tiny_models import added_conditions, random_inputs, xl_unet

@@ -13,7 +13,7 @@ from bksdm.families import derive, recipes_between
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import load_pipeline
-from bksdm.pruning.run import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
+from bksdm.pruning.told import RECIPE_FILE, checked_pruning, read_recipe, recipe_of
 from hub_cache import in_hub_cache
 from published import STUDENTS, TEACHERS, UNETS, XL, student_config
 from verbs import Run

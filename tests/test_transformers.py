@@ -29,11 +29,13 @@ from bksdm.distill.objective import Distillation
 from bksdm.distill.run import foresee
 from bksdm.families import bypassed, derive, family_of, family_of_pipeline, recipe_without, recipes_between, units
 from bksdm.families.recipe import Recipe, load_recipe
-from bksdm.generate.sampling import Request, sample
-from bksdm.models.pipelines import check_multiple, cutting, drawing, load_pipeline, pixels_of_a_token, tokenizing
-from bksdm.options import DistillOptions
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample
+from bksdm.models.drawing import drawing
+from bksdm.models.pipelines import check_multiple, cutting, load_pipeline, pixels_of_a_token, tokenizing
+from bksdm.options.distill import DistillOptions
 from bksdm.pruning.budget import Budget
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.taps import Features
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
 from followed import followed

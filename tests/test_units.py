@@ -12,7 +12,7 @@ from bksdm.common.errors import InputError
 from bksdm.families import bypassed, derive, recipe_without, removals, units
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.families.units import Names
-from bksdm.pruning.run import prune_unet
+from bksdm.pruning.inherit import prune_unet
 from published import RECIPES, UNETS, XL, XL_FACTS
 from removable import all_sets, named, single_choices
 from tiny_models import V1_UNET, V2_UNET, XL_UNET, added_conditions, random_inputs, xl_unet

@@ -15,9 +15,10 @@ from bksdm.common.errors import InputError
 from bksdm.export.ldm import original_tensors
 from bksdm.export.run import export
 from bksdm.models.adapters.controlnet import load_controlnet
-from bksdm.models.pipelines import check_folder, load_pipeline
-from bksdm.options import ExportOptions
-from bksdm.pruning.run import RECIPE_FILE
+from bksdm.models.folders import check_folder
+from bksdm.models.pipelines import load_pipeline
+from bksdm.options.export import ExportOptions
+from bksdm.pruning.told import RECIPE_FILE
 from hub_cache import in_hub_cache
 from tiny_models import CONTEXT, age, write_json
 from verbs import Run

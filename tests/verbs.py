@@ -19,7 +19,7 @@ from bksdm.families.recipe import load_recipe
 from bksdm.models.card import model_card
 from bksdm.models.pipelines import denoiser, save_pipeline
 from bksdm.pruning.describe import describe_config
-from bksdm.pruning.run import prune_unet, save_student, with_denoiser
+from bksdm.pruning.inherit import prune_unet, save_student, with_denoiser
 
 BAR = re.compile(r"━|─|\d+/\d+ \d:\d\d:\d\d")
 

@@ -20,7 +20,7 @@ from bksdm.evaluate.scores import clip_score, retrieval_r1
 from bksdm.generate.run import generate
 from bksdm.generate.sampling import side_by_side
 from bksdm.models.pipelines import quiet_libraries
-from bksdm.options import GenerateOptions
+from bksdm.options.generate import GenerateOptions
 
 PICTURES, SIDE = 100, 8
 

@@ -40,7 +40,8 @@ from bksdm.distill.loop import Objective, Schedule, train
 from bksdm.distill.state import Checkpoints, Ema, TrainState
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.sd import StableDiffusion
-from bksdm.models.pipelines import load_pipeline, save_vocabulary, tokenizing
+from bksdm.models.folders import save_vocabulary
+from bksdm.models.pipelines import load_pipeline, tokenizing
 
 HERE = Path(__file__).parent
 SIZE = 64

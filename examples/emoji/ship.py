@@ -33,7 +33,8 @@ from bksdm.distill.conditions import Conditions
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.scores import retrieval_r1
 from bksdm.families.sd import StableDiffusion
-from bksdm.models.pipelines import save_pipeline, save_vocabulary, tokenizing
+from bksdm.models.folders import save_vocabulary
+from bksdm.models.pipelines import save_pipeline, tokenizing
 from bksdm.runtime.defaults import Defaults, as_files
 
 DRAWS_BEST = Defaults(steps=25, guidance=2.5)  # docs/log.md

@@ -17,7 +17,7 @@ from bksdm.common.assets import asset
 from bksdm.common.runs import replace_folder
 from bksdm.distill.decoder import distill_decoder, newest_decoder
 from bksdm.models.pipelines import quiet_libraries
-from bksdm.options import DecoderOptions
+from bksdm.options.distill import DecoderOptions
 
 HERE = Path(__file__).parent
 OPTIONS = DecoderOptions(

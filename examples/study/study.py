@@ -32,11 +32,16 @@ from bksdm.data.prepare import prepare
 from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
-from bksdm.options import DistillOptions, EvaluateOptions, PrepareOptions, PruneOptions, SensitivityOptions
+from bksdm.options.data import PrepareOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.pruning import PruneOptions, SensitivityOptions
 from bksdm.pruning.describe import describe
-from bksdm.pruning.run import prune, read_recipe, save_student, with_denoiser
+from bksdm.pruning.inherit import save_student, with_denoiser
+from bksdm.pruning.run import prune
 from bksdm.pruning.sensitivity.outcome import correlation, ranks
 from bksdm.pruning.sensitivity.run import sensitivity as measure
+from bksdm.pruning.told import read_recipe
 
 TEACHER, TRAIN, HELD_OUT = "emoji", "emoji/train", "emoji/heldout"
 BATCH = 16

@@ -25,14 +25,14 @@ from ship import assemble_model
 from train_throughput import SIZES, VARIANTS, Size, build, rows
 from train_throughput import measure as measure_steps
 
-from bksdm.cli import VERBS, parse
+from bksdm.cli import VERBS, options_of, parse
 from bksdm.common.assets import asset
 from bksdm.common.devices import choose_device, choose_precision
 from bksdm.common.runs import provenance, read_lines
 from bksdm.evaluate.benchmark import latencies
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import quiet_libraries, save_pipeline
-from bksdm.pruning.run import prune_unet, with_denoiser
+from bksdm.pruning.inherit import prune_unet, with_denoiser
 
 _GIB = 2**30
 RECIPES = ("base", "small", "tiny")
@@ -103,8 +103,8 @@ def command(setting: Setting, *, words: str, needs: tuple[str, ...] = (), on_a_c
         if f"{{work}}/{folder}" in words.rpartition(" ")[0] and not (setting.work / folder).exists():
             command(setting, words=_COMMANDS[maker])
     name, *given = shlex.split(words.format(work=setting.work))
-    kind, run = VERBS[name]
-    run(parse(kind, name, given if name == "prune" else [*given, "--device", setting.device]))
+    _, run = VERBS[name]
+    run(parse(options_of(name), name, given if name == "prune" else [*given, "--device", setting.device]))
     return left(Path(given[-1]))
 
 

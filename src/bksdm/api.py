@@ -28,36 +28,29 @@ from bksdm.families import derive
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.recipe import Pruning, Recipe, load_recipe
 from bksdm.generate.demo import demo
+from bksdm.generate.requests import Request
 from bksdm.generate.run import generate
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.sampling import sample
 from bksdm.models.adapters.controlnet import load_controlnet
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.adapters.motion import motion_unet
 from bksdm.models.adapters.run import Adapted, adapt
 from bksdm.models.decoder import with_decoder
 from bksdm.models.pipelines import Origin, load_pipeline, save_pipeline
-from bksdm.options import (
-    AdaptOptions,
-    BenchmarkOptions,
-    DecoderOptions,
-    DemoOptions,
-    DistillOptions,
-    EvaluateOptions,
-    ExportOptions,
-    FidelityOptions,
-    GenerateOptions,
-    LcmOptions,
-    PersonalizeOptions,
-    PrepareOptions,
-    PruneOptions,
-    PushOptions,
-    QuickstartOptions,
-    SensitivityOptions,
-)
+from bksdm.options.adapt import AdaptOptions
+from bksdm.options.data import PrepareOptions
+from bksdm.options.distill import DecoderOptions, DistillOptions, LcmOptions
+from bksdm.options.evaluate import BenchmarkOptions, EvaluateOptions
+from bksdm.options.export import ExportOptions, PushOptions
+from bksdm.options.generate import DemoOptions, GenerateOptions
+from bksdm.options.personalize import FidelityOptions, PersonalizeOptions
+from bksdm.options.pruning import PruneOptions, SensitivityOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.personalize.fidelity import fidelity
 from bksdm.personalize.run import personalize
 from bksdm.pruning.describe import Description, describe
-from bksdm.pruning.run import prune, prune_unet
+from bksdm.pruning.inherit import prune_unet
+from bksdm.pruning.run import prune
 from bksdm.pruning.sensitivity.outcome import Sensitivity
 from bksdm.pruning.sensitivity.run import sensitivity
 from bksdm.quickstart.run import quickstart

@@ -1,5 +1,7 @@
 """The command line: one verb a module, imported when it is used, so that `bksdm --help` is instant."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json
@@ -10,11 +12,23 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from bksdm import options as verbs
 from bksdm.common.errors import InputError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from bksdm.options.adapt import AdaptOptions
+    from bksdm.options.data import PrepareOptions
+    from bksdm.options.distill import DecoderOptions, DistillOptions, LcmOptions
+    from bksdm.options.evaluate import BenchmarkOptions, EvaluateOptions
+    from bksdm.options.export import ExportOptions, PushOptions
+    from bksdm.options.generate import DemoOptions, GenerateOptions
+    from bksdm.options.personalize import FidelityOptions, PersonalizeOptions
+    from bksdm.options.pruning import DescribeOptions, PruneOptions, SensitivityOptions
+    from bksdm.options.quickstart import QuickstartOptions
 
 BAD_INPUT, FAILURE = 2, 1
 _UNFIT = re.compile(r'Parser key "(?P<name>\w+)": .*(Given value|Got value): (?P<value>.*)')
@@ -29,14 +43,14 @@ _KINDS = (
 )
 
 
-def _describe(options: verbs.DescribeOptions) -> None:
+def _describe(options: DescribeOptions) -> None:
     from bksdm.pruning.describe import describe
 
     description = describe(options.model, options.recipe)
     _answer(description.to_dict(), options.json, description.text())
 
 
-def _prune(options: verbs.PruneOptions) -> None:
+def _prune(options: PruneOptions) -> None:
     from bksdm.pruning.run import prune
 
     description = prune(options)
@@ -44,7 +58,7 @@ def _prune(options: verbs.PruneOptions) -> None:
     _answer(result, options.json, f"{description.text()}\nstudent in {options.out}")
 
 
-def _prepare(options: verbs.PrepareOptions) -> None:
+def _prepare(options: PrepareOptions) -> None:
     from bksdm.data.prepare import prepare
 
     made = prepare(options)
@@ -55,7 +69,7 @@ def _prepare(options: verbs.PrepareOptions) -> None:
     _answer({"out": options.out, **made}, options.json, text)
 
 
-def _distill(options: verbs.DistillOptions) -> None:
+def _distill(options: DistillOptions) -> None:
     from bksdm.distill.run import distill, foresee
 
     if options.plan:
@@ -66,62 +80,62 @@ def _distill(options: verbs.DistillOptions) -> None:
     _answer({"student": student}, options.json, f"student in {student}")
 
 
-def _decoder(options: verbs.DecoderOptions) -> None:
+def _decoder(options: DecoderOptions) -> None:
     from bksdm.distill.decoder import distill_decoder
 
     decoder = str(distill_decoder(options))
     _answer({"decoder": decoder}, options.json, f"decoder in {decoder}")
 
 
-def _lcm(options: verbs.LcmOptions) -> None:
+def _lcm(options: LcmOptions) -> None:
     from bksdm.distill.few_steps import lcm
 
     student = str(lcm(options))
     _answer({"student": student}, options.json, f"student in {student}")
 
 
-def _personalize(options: verbs.PersonalizeOptions) -> None:
+def _personalize(options: PersonalizeOptions) -> None:
     from bksdm.personalize.run import personalize
 
     made = str(personalize(options))
     _answer({"out": made}, options.json, f"{'LoRA' if options.lora else 'model'} in {made}")
 
 
-def _push(options: verbs.PushOptions) -> None:
+def _push(options: PushOptions) -> None:
     from bksdm.export.push import push
 
     made = push(options)
     _answer(made.to_dict(), options.json, made.text())
 
 
-def _demo(options: verbs.DemoOptions) -> None:
+def _demo(options: DemoOptions) -> None:
     from bksdm.generate.demo import demo
 
     demo(options)
 
 
-def _fidelity(options: verbs.FidelityOptions) -> None:
+def _fidelity(options: FidelityOptions) -> None:
     from bksdm.personalize.fidelity import fidelity, text_table
 
     result = fidelity(options)
     _answer(result, options.json, f"{text_table(result)}\ngrid in {options.out}/grid.png")
 
 
-def _adapt(options: verbs.AdaptOptions) -> None:
+def _adapt(options: AdaptOptions) -> None:
     from bksdm.models.adapters.run import adapt
 
     made = adapt(options)
     _answer(made.to_dict(), options.json, made.text())
 
 
-def _generate(options: verbs.GenerateOptions) -> None:
+def _generate(options: GenerateOptions) -> None:
     from bksdm.generate.run import generate
 
     paths = [str(path) for path in generate(options)]
     _answer({"pictures": paths}, options.json, f"{len(paths)} pictures in {options.out}")
 
 
-def _evaluate(options: verbs.EvaluateOptions) -> None:
+def _evaluate(options: EvaluateOptions) -> None:
     from bksdm.evaluate.run import evaluate
     from bksdm.evaluate.table import text_table
 
@@ -129,7 +143,7 @@ def _evaluate(options: verbs.EvaluateOptions) -> None:
     _answer(result, options.json, f"{text_table(result)}\nreport in {options.out}/report.html")
 
 
-def _benchmark(options: verbs.BenchmarkOptions) -> None:
+def _benchmark(options: BenchmarkOptions) -> None:
     from bksdm.evaluate.benchmark import benchmark
 
     result = benchmark(options)
@@ -138,7 +152,7 @@ def _benchmark(options: verbs.BenchmarkOptions) -> None:
     )
 
 
-def _sensitivity(options: verbs.SensitivityOptions) -> None:
+def _sensitivity(options: SensitivityOptions) -> None:
     from bksdm.pruning.sensitivity.run import sensitivity
 
     found = sensitivity(options)
@@ -147,43 +161,49 @@ def _sensitivity(options: verbs.SensitivityOptions) -> None:
     _answer({"out": options.out, **found.to_dict()}, options.json, text)
 
 
-def _export(options: verbs.ExportOptions) -> None:
+def _export(options: ExportOptions) -> None:
     from bksdm.export.run import export
 
     made = export(options)
     _answer(made.to_dict(), options.json, made.text())
 
 
-def _quickstart(options: verbs.QuickstartOptions) -> None:
+def _quickstart(options: QuickstartOptions) -> None:
     from bksdm.quickstart.run import quickstart
 
     print(f"report in {quickstart(options)}")
 
 
-VERBS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "quickstart": (verbs.QuickstartOptions, _quickstart),
-    "describe": (verbs.DescribeOptions, _describe),
-    "prune": (verbs.PruneOptions, _prune),
-    "prepare": (verbs.PrepareOptions, _prepare),
-    "distill": (verbs.DistillOptions, _distill),
-    "lcm": (verbs.LcmOptions, _lcm),
-    "decoder": (verbs.DecoderOptions, _decoder),
-    "personalize": (verbs.PersonalizeOptions, _personalize),
-    "fidelity": (verbs.FidelityOptions, _fidelity),
-    "adapt": (verbs.AdaptOptions, _adapt),
-    "generate": (verbs.GenerateOptions, _generate),
-    "evaluate": (verbs.EvaluateOptions, _evaluate),
-    "benchmark": (verbs.BenchmarkOptions, _benchmark),
-    "sensitivity": (verbs.SensitivityOptions, _sensitivity),
-    "export": (verbs.ExportOptions, _export),
-    "push": (verbs.PushOptions, _push),
-    "demo": (verbs.DemoOptions, _demo),
+# Of each verb, where its options are in `bksdm.options`, and what it does.
+VERBS: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "quickstart": ("quickstart.QuickstartOptions", _quickstart),
+    "describe": ("pruning.DescribeOptions", _describe),
+    "prune": ("pruning.PruneOptions", _prune),
+    "prepare": ("data.PrepareOptions", _prepare),
+    "distill": ("distill.DistillOptions", _distill),
+    "lcm": ("distill.LcmOptions", _lcm),
+    "decoder": ("distill.DecoderOptions", _decoder),
+    "personalize": ("personalize.PersonalizeOptions", _personalize),
+    "fidelity": ("personalize.FidelityOptions", _fidelity),
+    "adapt": ("adapt.AdaptOptions", _adapt),
+    "generate": ("generate.GenerateOptions", _generate),
+    "evaluate": ("evaluate.EvaluateOptions", _evaluate),
+    "benchmark": ("evaluate.BenchmarkOptions", _benchmark),
+    "sensitivity": ("pruning.SensitivityOptions", _sensitivity),
+    "export": ("export.ExportOptions", _export),
+    "push": ("export.PushOptions", _push),
+    "demo": ("generate.DemoOptions", _demo),
 }
 
 # Verbs that several processes, as `accelerate launch` starts them, do together.
 SHARED = ("prepare", "distill", "lcm", "generate", "evaluate")
-# Verbs that read what models say of themselves and, but for odd configs, import no torch.
-LIGHT = ("describe",)
+
+
+def options_of(verb: str) -> type[Any]:
+    """The options of a verb, which are imported without those of others."""
+    module, _, name = VERBS[verb][0].partition(".")
+    kind: type[Any] = getattr(import_module(f"bksdm.options.{module}"), name)
+    return kind
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -216,31 +236,29 @@ def _run(given: list[str]) -> int:
         return 0
     if given[0] not in VERBS:
         raise InputError(f"unknown verb {given[0]!r}; give one of {', '.join(VERBS)}")
-    kind, run = VERBS[given[0]]
-    chosen = parse(kind, given[0], given[1:])
+    chosen = parse(options_of(given[0]), given[0], given[1:])
     if _count_started() > 1 and given[0] not in SHARED:
         raise InputError(
             f"{given[0]} is done by one process; run it without the launcher, or launch {', '.join(SHARED)}"
         )
-    _quiet(given[0])
+    _quiet()
     with _sigterm_raises():
         if _count_started() > 1:
             from bksdm.common.processes import join
 
             join()
-        run(chosen)
+        VERBS[given[0]][1](chosen)
     return 0
 
 
-def _quiet(verb: str) -> None:
-    """Keep libraries from printing bars and notices of their own, those too that a light verb may come to import."""
+def _quiet() -> None:
+    """Keep libraries from printing bars and notices of their own, those too that a verb comes to import."""
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if verb not in LIGHT:
-        from bksdm.models.pipelines import quiet_libraries
-
-        quiet_libraries()
+    pipelines = sys.modules.get("bksdm.models.pipelines")  # what imports it later finds the environment
+    if pipelines:
+        pipelines.quiet_libraries()
 
 
 class _Terminated(KeyboardInterrupt):
@@ -357,7 +375,7 @@ def _until_next_flag(words: list[str]) -> list[str]:
 
 def _overview() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {_summary(kind)}" for name, (kind, _) in VERBS.items()]
+    lines = [f"  {name:<{width}}  {_summary(options_of(name))}" for name in VERBS]
     return "\n".join(
         [
             "usage: bksdm VERB ... [--config FILE] [--print_config] [--debug]",

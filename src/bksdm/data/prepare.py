@@ -27,21 +27,20 @@ from bksdm.data.prepared import Prepared, is_prepared, write_index, write_shard
 from bksdm.data.source import Source, read_source
 from bksdm.data.stream import Batch
 from bksdm.distill.conditions import Conditions
-from bksdm.models.configs import load_denoiser_config
+from bksdm.models.configs import check_ready, load_denoiser_config
+from bksdm.models.digests import network_digest
 from bksdm.models.pipelines import (
     caption_length,
     check_multiple,
-    check_ready,
     check_resolution,
     config_size,
     cutting,
     load_pipeline,
-    network_digest,
     pixels_a_side,
     pixels_of_a_token,
     tokenizing,
 )
-from bksdm.options import PrepareOptions
+from bksdm.options.data import PrepareOptions
 
 _MAY_CHANGE = ("json", "device", "workers", "max_broken")
 _JUDGED_FROM = 100  # pictures; a share of fewer says little

@@ -19,13 +19,13 @@ from bksdm.data.stream import Samples
 from bksdm.distill.conditions import Conditions
 from bksdm.families import family_of, family_of_pipeline
 from bksdm.families.recipe import Config
+from bksdm.models.digests import network_digest
 from bksdm.models.pipelines import (
     caption_length,
     check_multiple,
     config_size,
     denoiser,
     image_size,
-    network_digest,
     pixels_a_side,
     pixels_of_a_token,
     text_encoders,

@@ -19,9 +19,11 @@ from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.decoding import Coder, DecoderDistillation, Taught, taught_bytes
 from bksdm.distill.follow import check_not_negative, check_steps, check_training, end_of, ended, follow, losses_of
 from bksdm.distill.state import Checkpoints, Ema, TrainState, averaged
+from bksdm.models.configs import check_ready
 from bksdm.models.decoder import fresh_autoencoder
-from bksdm.models.pipelines import check_ready, fingerprint, load_pipeline
-from bksdm.options import DecoderOptions
+from bksdm.models.folders import fingerprint
+from bksdm.models.pipelines import load_pipeline
+from bksdm.options.distill import DecoderOptions
 
 STEPS_FILE = "training.json"
 _MAY_CHANGE = ("batch_size", "device", "workers", "log_every", "checkpoint_every", "keep_checkpoints", "json")

@@ -16,10 +16,11 @@ from bksdm.distill.losses import output_kd_loss, pseudo_huber
 from bksdm.distill.pair import Pair, check_formats
 from bksdm.distill.training import Lesson, Parts, asked_for_on_card, teach
 from bksdm.families.flow import FlowSchedule
-from bksdm.models.configs import family_of_model, load_denoiser_config, load_index
-from bksdm.models.pipelines import check_ready, denoiser, drawing
-from bksdm.options import LcmOptions
-from bksdm.pruning.run import with_denoiser
+from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config, load_index
+from bksdm.models.drawing import drawing
+from bksdm.models.pipelines import denoiser
+from bksdm.options.distill import LcmOptions
+from bksdm.pruning.inherit import with_denoiser
 from bksdm.runtime.defaults import Defaults
 
 _ON_CARD = (

@@ -20,7 +20,7 @@ from bksdm.distill.loop import Objective, Schedule, train
 from bksdm.distill.record import Record
 from bksdm.distill.state import Checkpoints, TrainState
 from bksdm.models.pipelines import check_resolution
-from bksdm.options import TrainingOptions
+from bksdm.options.training import TrainingOptions
 
 _AT_LEAST_ONE = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
 _NOT_NEGATIVE = ("lr", "warmup", "weight_decay", "max_grad_norm", "cache_gb", "workers", "sample_every")

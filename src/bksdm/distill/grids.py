@@ -13,7 +13,8 @@ from bksdm.common.progress import say
 from bksdm.distill.conditions import without_caption
 from bksdm.distill.pair import Pair
 from bksdm.distill.state import TrainState, averaged
-from bksdm.generate.sampling import Embedded, Request, sample, side_by_side
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import Embedded, sample, side_by_side
 from bksdm.models.pipelines import denoiser, tokenizing
 from bksdm.runtime.defaults import Defaults
 

@@ -33,7 +33,8 @@ from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Pruning
 from bksdm.models.adapters.training import add_lora, check_peft, every_layer, merged_weights
 from bksdm.models.pipelines import caption_length, denoiser, text_encoders
-from bksdm.options import DistillOptions, StudentOptions
+from bksdm.options.distill import DistillOptions
+from bksdm.options.training import StudentOptions
 from bksdm.pruning.describe import Description, describe_config
 
 

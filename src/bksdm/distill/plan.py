@@ -39,7 +39,7 @@ from bksdm.families.recipe import Config, Pruning
 from bksdm.models.configs import context_tokens, load_config, load_denoiser_config, load_scheduler_config
 from bksdm.models.pipelines import denoiser, text_encoders
 from bksdm.models.single_file import build_scheduler
-from bksdm.options import DistillOptions
+from bksdm.options.distill import DistillOptions
 
 _MEASURED_STEPS = 3
 _UTILISATION = 0.4  # of a device's peak; what retraining reaches on tensor cores

@@ -20,10 +20,12 @@ from bksdm.distill.pair import Pair, changes_captions, check_formats
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
 from bksdm.distill.training import Lesson, Parts, asked_for_on_card, teach
-from bksdm.models.configs import load_denoiser_config
-from bksdm.models.pipelines import check_ready, denoiser, drawing, drawing_defaults, tokenizing
-from bksdm.options import DistillOptions
-from bksdm.pruning.run import checked_pruning, with_denoiser
+from bksdm.models.configs import check_ready, load_denoiser_config
+from bksdm.models.drawing import drawing, drawing_defaults
+from bksdm.models.pipelines import denoiser, tokenizing
+from bksdm.options.distill import DistillOptions
+from bksdm.pruning.inherit import with_denoiser
+from bksdm.pruning.told import checked_pruning
 from bksdm.runtime.defaults import Defaults
 
 # Largest relative difference of a compiled network from itself that is rounding.

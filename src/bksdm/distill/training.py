@@ -33,18 +33,20 @@ from bksdm.distill.pair import Formats, Pair
 from bksdm.distill.report import write_run_report
 from bksdm.distill.state import Checkpoints, TrainState, averaged
 from bksdm.models.card import drawing_call, model_card
+from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import (
     Origin,
     check_text_to_image,
     cutting,
     denoiser,
-    fingerprint,
     load_denoiser,
     load_pipeline,
+    pixels_a_side,
     remark_on,
 )
-from bksdm.options import StudentOptions
-from bksdm.pruning.run import checked_pruning, save_student
+from bksdm.options.training import StudentOptions
+from bksdm.pruning.inherit import save_student
+from bksdm.pruning.told import checked_pruning
 from bksdm.runtime.defaults import Defaults, as_files
 
 STEPS_FILE = "retraining.json"
@@ -303,7 +305,8 @@ def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:
     """The averaged weights in the pipeline of the lesson, in float32, with recipe and card; the rest as it came."""
     pair.family.attend(pair.student.eval(), plainly=False)
-    card = model_card(pair.description, options.teacher, lesson.on_card, drawing_call(pair.teacher, lesson.own))
+    call = drawing_call(pair.family, denoiser(pair.teacher).config, pixels_a_side(pair.teacher), lesson.own)
+    card = model_card(pair.description, options.teacher, lesson.on_card, call)
     with averaged(state):
         files = {STEPS_FILE: ended(state.step), **as_files(lesson.own)}
         save_student(

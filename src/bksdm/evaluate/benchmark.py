@@ -26,11 +26,13 @@ from bksdm.evaluate.peak import Work, peaks
 from bksdm.evaluate.rivals import PARTS, Drawing, Rival, Task, TorchRival, load_rivals
 from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.generate.exported import is_exported
-from bksdm.generate.run import check as check_generation
+from bksdm.generate.requests import check as check_generation
 from bksdm.generate.runtimes import choose
-from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_ready, drawings, fingerprint, say_unlike
-from bksdm.options import BenchmarkOptions, GenerateOptions
+from bksdm.models.configs import check_ready
+from bksdm.models.drawing import drawings, say_unlike
+from bksdm.models.folders import decoder_fingerprint, fingerprint
+from bksdm.options.evaluate import BenchmarkOptions
+from bksdm.options.generate import GenerateOptions
 from bksdm.pruning.cost import UNetCost
 from bksdm.runtime.defaults import Defaults
 

@@ -4,23 +4,26 @@ The embedded encoder is a small one, trained on the embedded art; a full-size CL
 way.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
-from transformers.image_processing_base import ImageProcessingMixin
 
 from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError, one_line
 from bksdm.common.hub import hub_errors, is_id, missing
 from bksdm.data.pictures import to_pixels
-from bksdm.models.pipelines import tokenizing
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPTokenizer
 
 _BATCH = 64
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -37,7 +40,7 @@ class DualEncoder:
     std: Tensor
 
     @classmethod
-    def load(cls, source: str | Path) -> "DualEncoder":
+    def load(cls, source: str | Path) -> DualEncoder:
         """From the name of an embedded encoder, a folder, or a Hub id.
 
         Raises:
@@ -47,6 +50,8 @@ class DualEncoder:
         where = str(folder) if folder.is_dir() else str(source)
         if not folder.is_dir() and not is_id(source):
             raise missing("encoder", source, "the folder of a CLIP, a hub id (OWNER/NAME) or 'emoji'")
+        from transformers import CLIPModel, CLIPTokenizer
+
         try:
             clip = CLIPModel.from_pretrained(where, use_safetensors=True, dtype=torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(where)
@@ -61,7 +66,7 @@ class DualEncoder:
         """Length D of the features."""
         return int(self.clip.config.projection_dim)
 
-    def to(self, device: torch.device) -> "DualEncoder":
+    def to(self, device: torch.device) -> DualEncoder:
         """The same encoder on a device."""
         return DualEncoder(self.clip.to(device), self.tokenizer, self.mean.to(device), self.std.to(device))
 
@@ -79,6 +84,8 @@ class DualEncoder:
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """Projected features with shape (N, D), not normalised."""
+        from bksdm.models.pipelines import tokenizing
+
         tokenize = tokenizing(self.tokenizer)
         features = []
         for start in range(0, len(captions), _BATCH):
@@ -97,6 +104,8 @@ def colour_statistics(source: str) -> tuple[Tensor, Tensor]:
     """
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in _PROCESSORS):
         raise OSError(f"it has neither {' nor '.join(_PROCESSORS)}")
+    from transformers.image_processing_base import ImageProcessingMixin
+
     colours, _ = ImageProcessingMixin.get_image_processor_dict(source)
     mean, std = (torch.tensor(colours[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
     return mean, std

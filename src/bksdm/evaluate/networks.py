@@ -18,7 +18,7 @@ from bksdm.common.runs import digest
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import FEATURES as INCEPTION_FEATURES
 from bksdm.evaluate.inception import Inception
-from bksdm.models.pipelines import network_digest
+from bksdm.models.digests import network_digest
 
 _BATCH = 32
 

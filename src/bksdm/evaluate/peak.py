@@ -20,7 +20,8 @@ import torch
 from bksdm.common.devices import peak_inside, peak_memory
 from bksdm.common.errors import InputError
 from bksdm.generate.exported import is_exported, open_exported, sample_exported
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample
 from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import quiet_libraries
 

@@ -18,7 +18,7 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import Inception
 from bksdm.evaluate.networks import Networks
 from bksdm.evaluate.scores import KINDS
-from bksdm.options import EvaluateOptions
+from bksdm.options.evaluate import EvaluateOptions
 
 INCEPTION = "inception"
 PAPERS_CLIP = "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"

@@ -20,8 +20,9 @@ from bksdm.distill.conditions import Conditions, as_type, framed, joined, repeat
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
 from bksdm.generate.exported import export_facts, is_exported, open_exported, sample_exported
+from bksdm.generate.requests import Request
 from bksdm.generate.runtimes import converted
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.sampling import sample
 from bksdm.models.configs import context_tokens, load_denoiser_config
 from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import check_text_to_image, denoiser, image_size, text_encoders, tokenizing

@@ -2,6 +2,7 @@
 
 Every model draws the same prompts from the same seeds. Features of its pictures go to the disk in blocks,
 and the scores are made from them, so that the same command goes on after a kill and ends with the same digits.
+Finished pictures are scored without diffusers and transformers, which take seconds to import.
 """
 
 import dataclasses
@@ -25,20 +26,19 @@ from bksdm.common.tables import listed
 from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.networks import PLAIN, Networks
-from bksdm.evaluate.output_error import output_errors
 from bksdm.evaluate.protocol import Protocol, check_counts
 from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
 from bksdm.evaluate.report import Row, write_evaluation
 from bksdm.evaluate.scores import differences
 from bksdm.evaluate.scoring import Scoring
 from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
-from bksdm.evaluate.worth import worth
 from bksdm.families import family_of
-from bksdm.generate.run import check, numbered
-from bksdm.models.configs import load_denoiser_config
-from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_ready, cutting, denoiser, drawings, fingerprint, load_pipeline, say_unlike
-from bksdm.options import EvaluateOptions, GenerateOptions
+from bksdm.generate.requests import check, numbered
+from bksdm.models.configs import check_ready, load_denoiser_config
+from bksdm.models.drawing import drawings, say_unlike
+from bksdm.models.folders import decoder_fingerprint, fingerprint
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.generate import GenerateOptions
 
 _MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "intervals", "latency", "json")
 _SAID = (
@@ -207,6 +207,8 @@ def _fitting(
         check_counts(counts, networks.size)
     lines = [source.check() for source in sources.values() if isinstance(source, Drawn)]
     if networks.encoder:
+        from bksdm.models.pipelines import cutting
+
         captions = [caption for source in sources.values() for caption in source.captions or []]
         lines.append(cut_line(captions, cutting(networks.encoder.tokenizer), "captions that are compared"))
     say_unlike({name: source.how for name, source in sources.items() if isinstance(source, Drawn)})
@@ -311,6 +313,10 @@ def _plain(name: str, source: Drawn | Finished, seen: Blocks) -> list[str]:
 
 def _worths(options: EvaluateOptions, drawn: Mapping[str, Drawn]) -> dict[str, dict[str, Any]]:
     """What the models cost; times stay those of an earlier call, if it timed all of these side by side."""
+    if not drawn:
+        return {}
+    from bksdm.evaluate.worth import worth
+
     seconds = _seconds(options, drawn)
     known = seconds.keys() == drawn.keys()
     found = worth(
@@ -346,6 +352,9 @@ def _output_errors(
     """How far every model's outputs are from the teacher's on the real pictures, one number each."""
     if "output_error" not in protocol.scores or isinstance(reference, Statistics) or not reference.captions:
         return {}
+    from bksdm.evaluate.output_error import output_errors
+    from bksdm.models.pipelines import denoiser, load_pipeline
+
     device = choose_device(options.device)
     teacher = load_pipeline(str(options.teacher)).to(device)
     found = {}

@@ -28,7 +28,7 @@ from bksdm.evaluate.statistics import (
     torch_fidelity_order,
     weighted_means,
 )
-from bksdm.options import Intervals
+from bksdm.options.evaluate import Intervals
 
 _CHUNK = 1024
 _SPLITS = 10

@@ -26,7 +26,7 @@ from bksdm.evaluate.scores import (
 )
 from bksdm.evaluate.sources import Source
 from bksdm.evaluate.statistics import Gaussian
-from bksdm.options import Intervals
+from bksdm.options.evaluate import Intervals
 
 RETRIEVAL_AMONG = 100
 _BOOTSTRAP = 0  # its seed; that of the pictures is an option

@@ -1,4 +1,9 @@
-"""Where the pictures that are scored come from: a model draws them, or they are finished and lie in a folder."""
+"""Where the pictures that are scored come from: a model draws them, or they are finished and lie in a folder.
+
+What draws is imported when a model is asked for pictures, for finished ones need none of it.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import json
@@ -6,9 +11,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bksdm.common.devices import choose_device, choose_precision
@@ -21,20 +25,14 @@ from bksdm.data.names import check_order, holds_pictures, kind, picture_names
 from bksdm.data.pictures import Captioned, Picture, as_it_is, size_of, was_flagged
 from bksdm.data.source import read_pictures
 from bksdm.evaluate.preparation import prepare_generated, prepare_real
-from bksdm.generate.run import save_picture
-from bksdm.generate.sampling import Request, sample, scheduler_named
-from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import (
-    check_text_to_image,
-    cutting,
-    fingerprint,
-    image_size,
-    safety_checker,
-    scheduler_config,
-)
-from bksdm.options import Precision
+from bksdm.generate.requests import Request
+from bksdm.models.folders import decoder_fingerprint, fingerprint
+from bksdm.options.shared import Precision
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.rgb import as_rgb
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 PAPER = "paper"
 _NAME = re.compile(r"[\w.-]+")
@@ -113,6 +111,10 @@ class Drawn:
         return len(self.requests)
 
     def pictures(self, numbers: range, preparation: str) -> list[Image.Image]:
+        from bksdm.generate.run import save_picture
+        from bksdm.generate.sampling import sample
+        from bksdm.models.pipelines import image_size, scheduler_config
+
         pipeline, how = self._pipeline(), self.how
         height, width = image_size(pipeline)
         batches = sample(
@@ -159,6 +161,10 @@ class Drawn:
         Raises:
             InputError: It is incomplete, damaged, or no text-to-image model.
         """
+        from bksdm.generate.sampling import scheduler_named
+        from bksdm.models.decoder import load_model
+        from bksdm.models.pipelines import check_text_to_image, cutting
+
         pipeline = load_model(self.model, decoder=self.sampling.decoder)
         check_text_to_image(pipeline, self.model)
         if self.sampling.scheduler:
@@ -171,6 +177,10 @@ class Drawn:
 
     def _pipeline(self) -> DiffusionPipeline:
         if self._loaded is None:
+            from bksdm.generate.sampling import scheduler_named
+            from bksdm.models.decoder import load_model
+            from bksdm.models.pipelines import safety_checker
+
             device = choose_device(self.sampling.device)
             dtype = choose_precision(self.sampling.precision, device, training=False)
             pipeline = load_model(self.model, dtype, self.sampling.decoder)
@@ -201,7 +211,7 @@ class Finished:
     real: bool
 
     @classmethod
-    def of(cls, data: str, prompts: Sequence[str] | None = None, *, real: bool) -> "Finished":
+    def of(cls, data: str, prompts: Sequence[str] | None = None, *, real: bool) -> Finished:
         """The pictures that DATA stands for.
 
         Arguments:

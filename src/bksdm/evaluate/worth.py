@@ -8,7 +8,7 @@ from bksdm.evaluate.benchmark import whole_pictures
 from bksdm.evaluate.rivals import Drawing, TorchRival
 from bksdm.models.configs import context_tokens, load_denoiser_config
 from bksdm.models.decoder import load_model
-from bksdm.options import Precision
+from bksdm.options.shared import Precision
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
 

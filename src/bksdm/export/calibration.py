@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from bksdm.common.progress import bar
 from bksdm.export.formats import Source
 from bksdm.families import family_of_pipeline
-from bksdm.generate.sampling import Request, sample_latents
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import sample_latents
 from bksdm.runtime.asks import INPUTS
 from bksdm.runtime.networks import Array
 

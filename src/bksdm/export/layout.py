@@ -18,7 +18,8 @@ from bksdm.common.runs import write_text
 from bksdm.export.components import Component
 from bksdm.export.formats import Source
 from bksdm.families import family_of_pipeline
-from bksdm.models.pipelines import save_vocabulary, scheduler_config, tokenizers
+from bksdm.models.folders import save_vocabulary
+from bksdm.models.pipelines import scheduler_config, tokenizers
 from bksdm.runtime.schedulers import check_scheduler
 
 
@@ -28,7 +29,7 @@ def write_layout(pipeline: DiffusionPipeline, folder: Path) -> None:
     for name, tokenizer in zip(family.tokenizers, tokenizers(pipeline), strict=True):
         family.tokenizer_for_readers(tokenizer).save_pretrained(folder / name)
         if isinstance(tokenizer, CLIPTokenizer):
-            save_vocabulary(tokenizer, folder / name)
+            save_vocabulary(tokenizer.backend_tokenizer, folder / name)
     (folder / "scheduler").mkdir()
     write_scheduler(scheduler_config(pipeline.scheduler), folder)
     flags = {name: value for name, value in pipeline.config.items() if isinstance(value, bool)}

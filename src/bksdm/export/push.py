@@ -23,9 +23,9 @@ from bksdm.common.runs import replace_folder, write_text
 from bksdm.evaluate.scores import KINDS
 from bksdm.evaluate.table import cell
 from bksdm.models.adapters.kinds import LORA_FILE
+from bksdm.models.folders import check_folder
 from bksdm.models.parts import PAPERS
-from bksdm.models.pipelines import check_folder
-from bksdm.options import PushOptions
+from bksdm.options.export import PushOptions
 
 _CARD = "README.md"
 _STAY = ("config.yaml", "provenance.json", "training.json", "retraining.json")

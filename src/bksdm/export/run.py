@@ -26,19 +26,13 @@ from bksdm.export.unpickle import pickled, unpickle
 from bksdm.families import family_of_pipeline
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
-from bksdm.models.configs import family_of_model
-from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import (
-    captions,
-    check_ready,
-    check_text_to_image,
-    drawing_defaults,
-    fingerprint,
-    image_size,
-    safety_checker,
-)
-from bksdm.options import ExportOptions
-from bksdm.pruning.run import recipe_of
+from bksdm.models.configs import check_ready, family_of_model
+from bksdm.models.decoder import load_model
+from bksdm.models.drawing import drawing_defaults
+from bksdm.models.folders import decoder_fingerprint, fingerprint
+from bksdm.models.pipelines import captions, check_text_to_image, image_size, safety_checker
+from bksdm.options.export import ExportOptions
+from bksdm.pruning.told import recipe_of
 from bksdm.runtime.defaults import Defaults, as_files
 
 _MOST_DIFFERENT = 2  # of 255, in float32

@@ -26,7 +26,7 @@ from bksdm.export.formats import Format, Source
 from bksdm.export.mil import Program, quiet_coremltools
 from bksdm.export.split_einsum import split_attention
 from bksdm.export.swift import RESOURCES, guide, script
-from bksdm.models.pipelines import save_vocabulary
+from bksdm.models.folders import save_vocabulary
 from bksdm.runtime.networks import Array, Networks, Tokens, Told
 
 NAMES = {
@@ -118,7 +118,7 @@ def write(source: Source, folder: Path) -> None:
                 model.save(str(folder / f"{package.name}.mlpackage"))
             progress.advance()
     (folder / RESOURCES).mkdir()
-    save_vocabulary(source.pipeline.tokenizer, folder / RESOURCES)
+    save_vocabulary(source.pipeline.tokenizer.backend_tokenizer, folder / RESOURCES)
     write_text(folder / "compile.sh", script([package.name for package in made]))
     (folder / "compile.sh").chmod(0o755)
     write_text(folder / "README.md", guide(source))

@@ -7,7 +7,7 @@ import yaml
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import TorchNetworks
 from bksdm.models.pipelines import Origin, formats_of, load_pipeline, save_pipeline
-from bksdm.pruning.run import RECIPE_FILE
+from bksdm.pruning.told import RECIPE_FILE
 from bksdm.runtime.networks import Networks
 
 

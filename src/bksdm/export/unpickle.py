@@ -16,9 +16,10 @@ from torch import Tensor
 from bksdm.common.errors import InputError
 from bksdm.common.hub import hub_errors, is_id, missing, not_on_hub
 from bksdm.models.configs import load_contents
+from bksdm.models.folders import part_names
 from bksdm.models.parts import PAPERS, copy_papers, copy_part, find_weights, plain_name, write_index
-from bksdm.models.pipelines import load_pipeline, part_names
-from bksdm.pruning.run import RECIPE_FILE
+from bksdm.models.pipelines import load_pipeline
+from bksdm.pruning.told import RECIPE_FILE
 from bksdm.runtime.defaults import SAMPLING_FILE
 
 _WANTED = (

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from bksdm.common.errors import InputError
-from bksdm.families.layers import Layer
+from bksdm.families import networks
+from bksdm.families.layers import Layer, Shapes, tensor_shapes
 from bksdm.families.noise import ForwardProcess, NoiseSchedule
 from bksdm.families.originals import Joined
 from bksdm.families.reader import Reader
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from bksdm.families.graph import Graph
 
 Told: TypeAlias = "dict[str, Tensor]"  # by name: what a denoiser is told besides noisy latents and their timestep
-Shapes = dict[str, tuple[int, ...]]
+_ANY_SIZE = (64, 64)  # of latents, by which no shape of a tensor goes
 Timesteps = Literal["even", "logit_normal"]
 _FEW_STEPS = (
     "such a teacher knows a few timesteps only, and a student learns at all of them; the model that it was made from "
@@ -93,6 +94,7 @@ class Family(ABC):
         denoiser: The name of the network that is made smaller.
         noun: What people call it.
         inputs: Entries of its config that say what it takes and gives.
+        defaults: What its denoiser is in diffusers where a config does not say, as far as that is reckoned with.
         encoders, tokenizers: Names of the text encoders, and of their tokenizers in the same order.
         text_outputs: Of each text encoder, what it gives other runtimes, in the order in which transformers does.
         of_caption, of_picture: Names of the conditions that a caption gives, and that say something of a picture.
@@ -129,6 +131,7 @@ class Family(ABC):
     denoiser: ClassVar[str] = "unet"
     noun: ClassVar[str] = "U-Net"
     inputs: ClassVar[tuple[str, ...]]
+    defaults: ClassVar[Config]
     encoders: ClassVar[tuple[str, ...]]
     tokenizers: ClassVar[tuple[str, ...]]
     text_outputs: ClassVar[tuple[tuple[str, ...], ...]]
@@ -236,6 +239,16 @@ class Family(ABC):
         None where the config says anything that is not reckoned with here, so that it has to be built to be counted.
         """
         return None
+
+    def shapes_of(self, config: Config, name: str | None = None) -> Shapes | None:
+        """Shapes of the tensors of one of its networks by their names: of the one of this name, or the denoiser.
+
+        None where the config says anything that is not reckoned with here, or the network is of another kind.
+        """
+        if name is not None and name != self.denoiser:
+            return networks.shapes(self.networks[name], config)
+        layers = self.layers_of(config, _ANY_SIZE, self.usual_tokens)
+        return None if layers is None else tensor_shapes(layers)
 
     def readers(self, config: Config) -> list[Reader]:  # noqa: ARG002
         """What is known of programs and a denoiser with this config."""

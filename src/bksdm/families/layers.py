@@ -4,12 +4,13 @@ A layer's matrix, or its kernel, is multiplied with what comes in at every place
 multiply-accumulates (MACs) are its numbers times its places.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 Shape = tuple[int, ...]
+Shapes = dict[str, Shape]  # by name
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ def embedding(path: str, takes: int, gives: int, *, bias: bool = True) -> list[L
         linear(f"{path}.linear_1", takes, gives, bias=bias),
         linear(f"{path}.linear_2", gives, gives, bias=bias),
     ]
+
+
+def tensor_shapes(layers: Iterable[Layer]) -> Shapes:
+    """Shapes of the tensors of layers, by their names in the network."""
+    return {
+        f"{layer.path}.{name}".removeprefix("."): shape for layer in layers for name, shape in layer.tensors.items()
+    }
 
 
 def said(config: Mapping[str, Any]) -> dict[str, Any]:

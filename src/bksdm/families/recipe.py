@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from bksdm.common.assets import asset
 from bksdm.common.errors import InputError
-from bksdm.options import Taps
+
+if TYPE_CHECKING:
+    from bksdm.options.distill import Taps
 
 Config = Mapping[str, Any]
 Layers = tuple[tuple[int, ...], ...] | tuple[int, ...] | Literal["all"]
@@ -187,7 +189,7 @@ class Pruning:
     attention_taps: tuple[Tap, ...] = ()
     layer_taps: tuple[Tap, ...] = ()
 
-    def chosen_taps(self, taps: Taps) -> tuple[Tap, ...]:
+    def chosen_taps(self, taps: "Taps") -> tuple[Tap, ...]:
         """The pairs of modules that an option names.
 
         Raises:

@@ -22,20 +22,14 @@ from bksdm.common.devices import choose_device, choose_precision
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.data.pictures import open_picture
+from bksdm.generate.requests import Request
 from bksdm.generate.run import save_picture
-from bksdm.generate.sampling import Request, is_flagged, sample
+from bksdm.generate.sampling import is_flagged, sample
+from bksdm.models.configs import check_ready
 from bksdm.models.decoder import load_model
-from bksdm.models.pipelines import (
-    check_ready,
-    check_text_to_image,
-    cutting,
-    denoiser,
-    drawing,
-    image_size,
-    scheduler_config,
-    text_encoders,
-)
-from bksdm.options import DemoOptions
+from bksdm.models.drawing import drawing
+from bksdm.models.pipelines import check_text_to_image, cutting, denoiser, image_size, scheduler_config, text_encoders
+from bksdm.options.generate import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bksdm.generate.sampling import Request
+from bksdm.generate.requests import Request
 from bksdm.runtime.defaults import Interval
 from bksdm.runtime.files import read_json
 from bksdm.runtime.folder import open_folder

@@ -22,20 +22,21 @@ from bksdm.common.tables import listed
 from bksdm.data.pictures import open_picture, was_flagged
 from bksdm.data.prompts import read_prompts
 from bksdm.generate.exported import is_exported
+from bksdm.generate.requests import Request, check, numbered
 from bksdm.generate.runtimes import Drawer, open_drawer
-from bksdm.generate.sampling import Request, is_flagged, side_by_side
+from bksdm.generate.sampling import is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
 from bksdm.models.adapters.lora_files import lora_fingerprint
-from bksdm.models.configs import family_of_model, load_denoiser_config
-from bksdm.models.decoder import decoder_fingerprint
-from bksdm.models.pipelines import check_multiple, check_ready, drawing, fingerprint
-from bksdm.options import GenerateOptions
+from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
+from bksdm.models.drawing import drawing
+from bksdm.models.folders import decoder_fingerprint, fingerprint
+from bksdm.models.pipelines import check_multiple
+from bksdm.options.generate import GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
 
 _MAY_CHANGE = ("json", "batch_size", "device")
 _FAST_STEPS, _FAST_SCHEDULER, _FAST_REUSE = 10, "DPMSolverMultistepScheduler", 3
-_SEEDS = 2**63 - 2**32
 
 
 def generate(options: GenerateOptions) -> list[Path]:
@@ -204,43 +205,11 @@ def _image_and_mask(options: GenerateOptions) -> tuple[Image.Image | None, Image
     return image, mask
 
 
-def check(options: GenerateOptions) -> None:
-    """Refuse options that no model could serve.
-
-    Raises:
-        InputError: Naming the option and its value.
-    """
-    for name in ("steps", "batch_size", "images_per_prompt"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
-    if not 0 <= options.seed < _SEEDS:
-        raise InputError(f"seed is {options.seed}; give 0 or more, and less than 2^63")
-    if options.strengths is not None and not (options.strengths and options.image):
-        raise InputError(f"strengths is {options.strengths}; give one or more, with an --image to start from")
-    for strength in options.strengths or [options.strength]:
-        if not 0 < strength <= 1:
-            raise InputError(f"strength is {strength}; give more than 0 and at most 1")
-        if options.image and options.steps is not None and options.steps * strength < 1:
-            raise InputError(f"strength {strength} of {options.steps} steps leaves no step to do; give more of either")
-    for name in ("height", "width"):
-        value = getattr(options, name)
-        if value is not None and (value < 8 or value % 8):
-            raise InputError(f"{name} is {value}; give a multiple of 8")
-    choose_device(options.device)
-
-
 def _requests(options: GenerateOptions) -> list[Request]:
     if bool(options.prompt) == bool(options.prompts):
         raise InputError("give either --prompt or --prompts")
     prompts = options.prompt or read_prompts(options.prompts or "")
     return numbered(prompts, options.images_per_prompt, options.seed)
-
-
-def numbered(prompts: Sequence[str], images_per_prompt: int, seed: int) -> list[Request]:
-    """Requests in the order of the prompts; number n has seed + n."""
-    repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    return [Request(prompt, seed + number) for number, prompt in enumerate(repeated)]
 
 
 def save_picture(picture: Image.Image, path: Path, about: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:

@@ -26,21 +26,14 @@ from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.adapters.lora import Lora, merge_lora
 from bksdm.models.adapters.lora_files import check_made_for
 from bksdm.models.configs import family_of_model, load_denoiser_config, load_scheduler_config
-from bksdm.models.decoder import decoder_fingerprint, load_model
-from bksdm.models.pipelines import (
-    check_drawing,
-    check_folder,
-    cutting,
-    fingerprint,
-    has_safety_checker,
-    image_size,
-    pixels_of_a_token,
-    say_hidden,
-    scheduler_config,
-)
-from bksdm.options import ExportFormat, ExportOptions, Precision, Runtime
+from bksdm.models.decoder import load_model
+from bksdm.models.folders import check_folder, decoder_fingerprint, fingerprint, has_safety_checker
+from bksdm.models.pipelines import check_drawing, cutting, image_size, pixels_of_a_token, say_hidden, scheduler_config
+from bksdm.options.export import ExportFormat, ExportOptions
+from bksdm.options.generate import Runtime
+from bksdm.options.shared import Precision
 from bksdm.pruning.cost import unet_cost
-from bksdm.pruning.run import recipe_of
+from bksdm.pruning.told import recipe_of
 from bksdm.runtime.flow import why_no_flow
 from bksdm.runtime.schedulers import why_unknown, with_scheduler
 

@@ -18,6 +18,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
+from bksdm.generate.requests import Request
 from bksdm.models.pipelines import caption_length, denoiser, image_size, safety_checker, scheduler_config
 from bksdm.runtime.defaults import Interval
 from bksdm.runtime.schedulers import with_scheduler
@@ -25,14 +26,6 @@ from bksdm.runtime.schedulers import with_scheduler
 _FLAGGED = "flagged"
 _UNCHECKED = {"requires_safety_checker": False}  # pictures are checked here
 _OVERFLOWING: WeakSet[nn.Module] = WeakSet()  # VAEs of which it has been said
-
-
-@dataclass(frozen=True)
-class Request:
-    """One picture: what it shows and which random numbers it starts from."""
-
-    prompt: str
-    seed: int
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from bksdm.common.assets import asset
-from bksdm.families import family_of, family_of_pipeline
+from bksdm.families import family_of
 from bksdm.families.family import Family
-from bksdm.models.pipelines import denoiser, image_size
+from bksdm.families.recipe import Config
 from bksdm.pruning.describe import Description
 from bksdm.runtime.defaults import Defaults
 
@@ -53,16 +52,19 @@ def personal_card(
     return _template("personal_card.md.jinja").render(**given, lora=lora, call=call)
 
 
-def drawing_call(pipeline: DiffusionPipeline, own: Defaults | None) -> str:
+def drawing_call(family: Family, config: Config, pixels: int, own: Defaults | None) -> str:
     """What a call of a pipeline needs besides the prompt, as Python.
 
     Arguments:
-        pipeline: That is called.
+        family: Of the pipeline.
+        config: Of its denoiser.
+        pixels: To a side of one of the denoiser's latents.
         own: What it draws best with, where that is known.
     """
     size = {}
-    if not family_of_pipeline(pipeline).draws_its_size(denoiser(pipeline).config):
-        size = dict(zip(("height", "width"), image_size(pipeline), strict=True))
+    if not family.draws_its_size(config):
+        height, width = family.latent_sides(config)
+        size = {"height": height * pixels, "width": width * pixels}
     given = size | (own.arguments() if own else {})
     return "".join(f", {name}={value}" for name, value in given.items())
 

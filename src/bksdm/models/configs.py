@@ -148,6 +148,29 @@ def family_of_model(model: str | Path) -> Family:
     return family_of_class(load_index(model).get("_class_name")) or family_of(load_denoiser_config(model))
 
 
+def check_ready(verb: str, *models: str, options: Mapping[str, Any] | None = None) -> None:
+    """Refuse a verb, or an option of it, that models of some family do not go through yet.
+
+    Arguments:
+        verb: The verb.
+        models: The MODELs; what is none says so elsewhere.
+        options: Options by name, that count where they are set.
+
+    Raises:
+        InputError: Naming the family and what it is not ready for.
+    """
+    asked = [verb, *(f"--{name}" for name, value in (options or {}).items() if value)]
+    for model in models:
+        try:
+            family = family_of_model(model)
+        except InputError:  # which is said where it is loaded
+            continue
+        for word in asked:
+            if word in family.unready:
+                what = verb if word == verb else f"{verb} {word}"
+                raise InputError(f"model {model} is of {family.name}, for which there is no {what} yet")
+
+
 def load_contents(file: str | Path) -> Contents:
     """What a single-file checkpoint says about itself; no weights are read.
 

@@ -14,17 +14,12 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError
-from bksdm.common.hub import hub_errors, is_id, missing, not_on_hub
-from bksdm.common.runs import files_digest
 from bksdm.families.recipe import Config
+from bksdm.models.folders import decoder_folder
 from bksdm.models.pipelines import load_network, load_pipeline, with_parts
-
-_DECODERS = "the folder of an AutoencoderTiny, a hub id (OWNER/NAME) or 'emoji'"
 
 
 class SmallDecoder(nn.Module):
@@ -90,19 +85,7 @@ def load_decoder(decoder: str | Path, dtype: torch.dtype = torch.float32) -> Aut
     Raises:
         InputError: There is none, it is incomplete or damaged, or its weights are not safetensors.
     """
-    return load_network(_folder(decoder), AutoencoderTiny, dtype)
-
-
-def decoder_fingerprint(decoder: str | Path | None) -> str | None:
-    """A digest of a decoder's files: changed files make another decoder. None for none.
-
-    Raises:
-        InputError: There is no such decoder.
-    """
-    if decoder is None:
-        return None
-    folder = _folder(decoder)
-    return files_digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+    return load_network(decoder_folder(decoder), AutoencoderTiny, dtype)
 
 
 def fresh_autoencoder(vae: Config, channels: int, blocks: int, seed: int) -> AutoencoderTiny:
@@ -150,21 +133,3 @@ def _check_fits(small: AutoencoderTiny, pipeline: DiffusionPipeline, decoder: st
             f"decoder {decoder} makes {makes} pixels of a latent, and this model's VAE {factor}; give a decoder that "
             f"was made for its VAE"
         )
-
-
-def _folder(decoder: str | Path) -> Path:
-    if str(decoder) == ART:
-        return asset(ART, "decoder")
-    path = Path(decoder).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"decoder {decoder} has no config.json; give the folder of an AutoencoderTiny")
-        return path
-    if path.is_file():
-        raise InputError(f"decoder {decoder} is no folder; give {_DECODERS}")
-    if not is_id(decoder):
-        raise missing("decoder", decoder, _DECODERS)
-    try:
-        return Path(snapshot_download(str(decoder), allow_patterns=["config.json", "*.safetensors"]))
-    except hub_errors(OSError) as error:
-        raise not_on_hub("decoder", str(decoder), error) from error

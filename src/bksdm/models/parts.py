@@ -2,25 +2,33 @@
 
 Weights are one file, NAME.safetensors, or pieces with an index. diffusers and transformers read a variant,
 NAME.fp16.safetensors, where it is asked for by name; here it stands in where there is nothing else.
+
+A file of safetensors is a header, which says where each tensor lies, and their bytes behind one another. A tensor that
+takes another name or place keeps its bytes, so torch is imported only where numbers are read.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from bksdm.common.errors import InputError
-from bksdm.common.runs import write_text
+from bksdm.common.runs import replace_file, write_text
 from bksdm.data.names import files_in
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _NAME = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)(\.(?P<variant>[^.]+?))?(?P<piece>-\d{5}-of-\d{5})?"
@@ -32,11 +40,12 @@ PAPERS = ("README.md", "LICEN[CS]E*", "Licen[cs]e*", "licen[cs]e*", "NOTICE*")  
 _WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".pb", ".gguf"}
 _WEIGHTS |= {".onnx", ".onnx_data", ".data", ".xml"}  # ONNX and OpenVINO, of which the rest lies in a .bin
 _INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")
-_PIECE = 10 * 10**9  # bytes
-_STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-_STORED |= {torch.int64: "I64", torch.int32: "I32"}
+PIECE = 10 * 10**9  # bytes
+_BUFFER = 2**20  # bytes
+# Number formats as safetensors calls them, by what torch does.
+_STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32"}
 _READ = {name: dtype for dtype, name in _STORED.items()}
-_HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
+_HALF = ("F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -70,25 +79,57 @@ def find_weights(folder: Path, suffix: str = "safetensors") -> Weights | None:
     return None
 
 
-class Tensors(Mapping[str, Tensor]):
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, which is not read.
+
+    Attributes:
+        file: The file.
+        dtype: Its number format as safetensors calls it.
+        shape: Its shape.
+        start: Where its bytes begin in the file.
+        size: How many they are.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def is_read(self) -> bool:
+        """Whether networks are kept in its number format here."""
+        return self.dtype in _READ
+
+
+def stored(files: Iterable[Path]) -> dict[str, Stored]:
+    """The tensors of files that were found whole, by their names."""
+    found = {}
+    for file in files:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        for name, about in header.items():
+            if name != "__metadata__":
+                start, end = about["data_offsets"]
+                found[name] = Stored(file, about["dtype"], tuple(about["shape"]), 8 + length + start, end - start)
+    return found
+
+
+class Tensors(Mapping[str, "Tensor"]):
     """Tensors by name, each read from its file when it is asked for."""
 
     def __init__(self, weights: Weights) -> None:
-        self._files: dict[str, Path] = {}
-        self._about: dict[str, tuple[tuple[int, ...], str]] = {}
-        for file in weights.files:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    tensor = opened.get_slice(name)
-                    self._files[name], self._about[name] = file, (tuple(tensor.get_shape()), tensor.get_dtype())
+        self._stored = stored(weights.files)
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as opened:
-            return cast(Tensor, opened.get_tensor(name))
+        with safe_open(self._stored[name].file, framework="pt") as opened:
+            return cast("Tensor", opened.get_tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read for that."""
-        return self._about[name][0]
+        return self._stored[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The number format of a tensor.
@@ -96,22 +137,21 @@ class Tensors(Mapping[str, Tensor]):
         Raises:
             InputError: It is none that networks are kept in here.
         """
-        if self.stored(name) not in _READ:
-            raise InputError(
-                f"{self._files[name]} has {name} in the number format {self.stored(name)}, which is not read; give a "
-                f"model in bf16, fp16 or fp32"
-            )
-        return _READ[self.stored(name)]
+        import torch
 
-    def stored(self, name: str) -> str:
-        """The number format of a tensor as safetensors calls it."""
-        return self._about[name][1]
+        tensor = self._stored[name]
+        if not tensor.is_read:
+            raise InputError(
+                f"{tensor.file} has {name} in the number format {tensor.dtype}, which is not read; give a model in "
+                f"bf16, fp16 or fp32"
+            )
+        return cast("torch.dtype", getattr(torch, _READ[tensor.dtype]))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._stored)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
@@ -124,18 +164,31 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], like: Mapping[str
         tensors: By name.
         like: Tensors of the same names, shapes and number formats, whose numbers do not matter.
     """
-    pieces: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in like.items():
-        size += _bytes(tensor)
-        if pieces[-1] and size > _PIECE:
-            pieces.append({})
-            size = _bytes(tensor)
-        pieces[-1][name] = tensor
-    for number, piece in enumerate(pieces, 1):
-        of_several = f"-{number:05d}-of-{len(pieces):05d}" if len(pieces) > 1 else ""
-        write_file(folder / f"{_STEMS[0]}{of_several}.safetensors", tensors, piece)
+    for file, names in _pieces(folder, {name: _bytes(tensor) for name, tensor in like.items()}):
+        write_file(file, tensors, {name: like[name] for name in names})
     write_index(folder)
+
+
+def copy_weights(folder: Path, tensors: Mapping[str, Stored]) -> None:
+    """As `write_weights`, of tensors that lie in other files and keep their bytes."""
+    for file, names in _pieces(folder, {name: tensor.size for name, tensor in tensors.items()}):
+        copy_tensors(file, {name: tensors[name] for name in names})
+    write_index(folder)
+
+
+def _pieces(folder: Path, sizes: Mapping[str, int]) -> Iterator[tuple[Path, list[str]]]:
+    """The files of a network whose tensors have these sizes in bytes, and what is in each."""
+    pieces: list[list[str]] = [[]]
+    whole = 0
+    for name, size in sizes.items():
+        whole += size
+        if pieces[-1] and whole > PIECE:
+            pieces.append([])
+            whole = size
+        pieces[-1].append(name)
+    for number, names in enumerate(pieces, 1):
+        of_several = f"-{number:05d}-of-{len(pieces):05d}" if len(pieces) > 1 else ""
+        yield folder / f"{_STEMS[0]}{of_several}.safetensors", names
 
 
 def write_file(
@@ -148,22 +201,68 @@ def write_file(
         tensors, like: As for `write_weights`.
         metadata: More texts for the header.
     """
-    names = sorted(like, key=lambda name: (-like[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    about = {
+        name: (_STORED[_named(tensor.dtype)], tuple(tensor.shape), _bytes(tensor)) for name, tensor in like.items()
+    }
+    with file.open("wb") as opened:
+        for name in _write_header(opened, about, metadata or {}):
+            opened.write(_raw(tensors[name]))
+
+
+def copy_tensors(file: Path, tensors: Mapping[str, Stored]) -> None:
+    """Write one file of tensors that lie in others, of whose numbers none is read."""
+    about = {name: (tensor.dtype, tensor.shape, tensor.size) for name, tensor in tensors.items()}
+    with contextlib.ExitStack() as stack, file.open("wb") as opened:
+        sources = {source: stack.enter_context(source.open("rb")) for source in {t.file for t in tensors.values()}}
+        for name in _write_header(opened, about, {}):
+            _copy_bytes(sources[tensors[name].file], tensors[name], opened)
+
+
+def _write_header(
+    opened: BinaryIO, about: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]
+) -> list[str]:
+    """Write where tensors will lie, given number format, shape and bytes of each; returns the order of their bytes.
+
+    Wide numbers come first, so that all of them begin where a processor likes to read them.
+    """
+    names = sorted(about, key=lambda name: (-_width(about[name]), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name in names:
-        start, end = end, end + _bytes(like[name])
-        header[name] = {
-            "dtype": _STORED[like[name].dtype],
-            "shape": list(like[name].shape),
-            "data_offsets": [start, end],
-        }
+        dtype, shape, size = about[name]
+        start, end = end, end + size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as opened:
-        opened.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            opened.write(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    opened.write(len(text).to_bytes(8, "little") + text)
+    return names
+
+
+def _width(about: tuple[str, tuple[int, ...], int]) -> int:
+    """Bytes of a number."""
+    _, shape, size = about
+    return size // max(1, prod(shape))
+
+
+def _copy_bytes(source: BinaryIO, tensor: Stored, target: BinaryIO) -> None:
+    source.seek(tensor.start)
+    left = tensor.size
+    while left:
+        found = source.read(min(left, _BUFFER))
+        if not found:
+            raise InputError(f"{tensor.file} is cut short; copy or make it again")
+        target.write(found)
+        left -= len(found)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -199,31 +298,53 @@ def copy_papers(source: Path, target: Path) -> None:
 def rewrite_weights(folder: Path, dtype: torch.dtype | None, prefix: str = "") -> None:
     """Bring the weights of a part into a number format, if one is given, and let their names begin with `prefix`."""
     weights = find_weights(folder)
-    if weights is None or (_stored_in(weights, dtype) and all(name.startswith(prefix) for name in Tensors(weights))):
+    tensors = stored(weights.files) if weights else {}
+    wanted = None if _stored_in(tensors.values(), dtype) else dtype
+    if weights is None or (wanted is None and all(name.startswith(prefix) for name in tensors)):
         return
     for file in weights.files:
-        tensors = {
-            name if name.startswith(prefix) else prefix + name: t.to(dtype) if dtype and t.is_floating_point() else t
-            for name, t in load_file(file).items()
-        }
-        save_file(tensors, file, metadata={"format": "pt"})
+        with replace_file(file) as partial:
+            if wanted:
+                _convert(file, partial, wanted, prefix)
+            else:
+                named = {_prefixed(name, prefix): tensor for name, tensor in stored([file]).items()}
+                copy_tensors(partial, named)
     write_index(folder)
 
 
-def _stored_in(weights: Weights, dtype: torch.dtype | None) -> bool:
+def _convert(file: Path, target: Path, dtype: torch.dtype, prefix: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        _prefixed(name, prefix): tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    return name if name.startswith(prefix) else prefix + name
+
+
+def _stored_in(tensors: Iterable[Stored], dtype: torch.dtype | None) -> bool:
     """Whether all numbers but whole ones are in a number format already, if one is given."""
-    tensors = Tensors(weights)
-    return dtype is None or all(tensors.stored(name) in (_STORED[dtype], "I32", "I64") for name in tensors)
+    return dtype is None or all(tensor.dtype in (_STORED[_named(dtype)], "I32", "I64") for tensor in tensors)
 
 
 def half_format(files: Iterable[Path], prefix: str = "") -> torch.dtype | None:
     """float16 or bfloat16, if most of the tensors whose names begin with `prefix` are so."""
-    count: Counter[str] = Counter()
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
-            count.update(opened.get_slice(name).get_dtype() for name in names)
-    return _HALF.get(count.most_common(1)[0][0]) if count else None
+    usual = _usual_format(files, prefix)
+    if usual not in _HALF:
+        return None
+    import torch
+
+    return cast("torch.dtype", getattr(torch, _READ[usual]))
+
+
+def _usual_format(files: Iterable[Path], prefix: str = "") -> str | None:
+    """The number format of most of the tensors whose names begin with `prefix`; None where there are none."""
+    count = Counter(tensor.dtype for name, tensor in stored(files).items() if name.startswith(prefix))
+    return count.most_common(1)[0][0] if count else None
 
 
 def load_in_float32(folder: Path) -> None:
@@ -237,8 +358,8 @@ def load_in_float32(folder: Path) -> None:
     if weights is None or "_class_name" in config:
         return
     named = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    stored = "float32" if half_format(weights.files) is None else "half"
-    if any(config.get(key, stored) != "float32" for key in named):
+    own = "half" if _usual_format(weights.files) in _HALF else "float32"
+    if any(config.get(key, own) != "float32" for key in named):
         write_text(file, json.dumps(config | dict.fromkeys(named, "float32"), indent=2) + "\n")
 
 

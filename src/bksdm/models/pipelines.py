@@ -5,10 +5,9 @@ Hugging Face Hub id. Weights come from safetensors only, and no code from a mode
 """
 
 import functools
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
@@ -21,8 +20,6 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from tokenizers import Encoding
 from torch import Tensor, nn
@@ -30,49 +27,36 @@ from transformers import CLIPTokenizer, CLIPVisionModelWithProjection
 
 from bksdm.common.devices import PRECISIONS
 from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import hub_errors, not_on_hub
+from bksdm.common.hub import hub_errors
 from bksdm.common.progress import say
-from bksdm.common.runs import files_digest, replace_folder, write_text
+from bksdm.common.runs import write_text
 from bksdm.data.pictures import Size, sides
-from bksdm.families import FAMILIES, family_claiming, family_of, family_of_class, family_of_pipeline
+from bksdm.families import FAMILIES, family_claiming, family_of_pipeline
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config
-from bksdm.models.configs import (
-    UNPICKLED,
-    check_safetensors,
-    config_of,
-    conversion,
-    family_of_model,
-    load_contents,
-    load_denoiser_config,
-    load_index,
-    local,
-    read_json,
+from bksdm.models.configs import config_of, load_contents, load_denoiser_config, read_json
+from bksdm.models.folders import (
+    NETWORKS,
+    check_fit,
+    check_folder,
+    check_weights,
+    complete,
+    copy_parts,
+    located,
+    named_parts,
+    new_folder,
+    save_vocabulary,
 )
-from bksdm.models.parts import (
-    Tensors,
-    copy_papers,
-    copy_part,
-    find_weights,
-    half_format,
-    load_in_float32,
-    rewrite_weights,
-    write_weights,
-)
+from bksdm.models.parts import Tensors, find_weights, half_format, write_weights
 from bksdm.models.single_file import read_pipeline, unread
-from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 from bksdm.runtime.schedulers import LEFT_OUT, told
 from bksdm.runtime.tokens import beyond, encoded, hidden_words, saved_words
 
-_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
-_NETWORKS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.networks))
-_TOKENIZERS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.tokenizers))
 _OTHERS = {"safety_checker": StableDiffusionSafetyChecker, "image_encoder": CLIPVisionModelWithProjection}
-_ALL_NETWORKS = (*_NETWORKS, *_OTHERS)
-_FIRST = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # of digests that older runs wrote
-_EXPORTED = ("vae_decoder", "vae_encoder")  # the two halves of `vae`, in folders that `bksdm export` wrote
+_ALL_NETWORKS = (*NETWORKS, *_OTHERS)
+if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":  # which diffusers itself does not ask
+    diffusers.utils.logging.disable_progress_bar()
 _CAPTION = "\ue000"  # in no caption
-_COPY = "copy the whole pipeline"
 
 
 def load_pipeline(
@@ -155,27 +139,6 @@ def _ready(pipeline: DiffusionPipeline, path: Path) -> DiffusionPipeline:
     return pipeline
 
 
-def located(model: str | Path) -> Path:
-    """The folder or file that MODEL stands for; what is on the Hub and not here yet is downloaded.
-
-    Raises:
-        InputError: There is no such model, or it has no safetensors.
-    """
-    path = local(model)
-    if path is not None:
-        return path
-    for variant in (None, "fp16"):
-        try:
-            return Path(DiffusionPipeline.download(str(model), use_safetensors=True, variant=variant))
-        except hub_errors(OSError, ValueError) as error:
-            reason = error.__cause__ or error
-            if isinstance(reason, hub_errors()):
-                raise not_on_hub("model", str(model), reason) from error
-            if "variant=" not in str(error):  # it is not that files of this variant are lacking
-                raise InputError(f"model {model} cannot be loaded: {one_line(error, 300)}") from error
-    raise InputError(f"model {model} has no safetensors for some of its parts; {conversion(model)}")
-
-
 def _folder(
     path: Path, dtype: torch.dtype, with_denoiser: bool, denoiser_dtype: torch.dtype | None = None
 ) -> DiffusionPipeline:
@@ -205,7 +168,7 @@ def _open_folder(path: Path) -> tuple[DiffusionPipeline, Mapping[str, Tensor]]:
     others = [name for name in family.networks if name != family.denoiser]
     networks = {name: _emptied(path / name, family.network_class(name), arguments) for name in others}
     denoiser, tensors = _unread(path / family.denoiser, family)
-    optional = dict.fromkeys(_OTHERS.keys() & dict(_parts(read_json(path / "model_index.json"))).keys())
+    optional = dict.fromkeys(_OTHERS.keys() & dict(named_parts(read_json(path / "model_index.json"))).keys())
     return _around(path, family, networks | optional | {family.denoiser: denoiser}, arguments), tensors
 
 
@@ -249,113 +212,6 @@ def _single_file(path: Path, dtype: torch.dtype, with_denoiser: bool) -> Diffusi
     return pipeline
 
 
-def fingerprint(model: str | Path) -> str | None:
-    """A digest of a local MODEL's networks, tokenizer and scheduler: changed files make another model.
-
-    None for a model on the hub, whose id and revision are its own.
-    """
-    path = local(model)
-    if path is None:
-        return None
-    parts = dict.fromkeys((*_FIRST, *_EXPORTED, *_NETWORKS, *_TOKENIZERS))
-    files = [file for part in parts for file in sorted((path / part).rglob("*")) if file.is_file()]
-    return files_digest(files if path.is_dir() else [path])
-
-
-def drawing_defaults(model: str | Path) -> Defaults | None:
-    """What MODEL, or an exported folder, says that it draws best with; None where it does not tell.
-
-    Raises:
-        InputError: There is no such model, or what it says means nothing here.
-    """
-    path = local(model)
-    if path is None:
-        try:
-            return read_defaults(Path(hf_hub_download(str(model), SAMPLING_FILE)).parent, _usual(model))
-        except hub_errors(OSError) as error:
-            if isinstance(error, LocalEntryNotFoundError) or not isinstance(error, EntryNotFoundError):
-                _say_unknown(str(model), type(error).__name__, _usual(model))
-            return None
-    own = read_defaults(path, _usual(model)) if path.is_dir() else load_contents(path).sampling
-    if own and own.sigmas is not None and not family_of_model(model).by_flow:
-        raise InputError(
-            f"{path / SAMPLING_FILE} has sigmas, and models of {family_of_model(model).name} draw by timesteps; remove "
-            f"them from it"
-        )
-    return own
-
-
-@functools.cache  # so that it is said once
-def _say_unknown(model: str, reason: str, usual: Defaults) -> None:
-    say(
-        f"whether {model} has a {SAMPLING_FILE} could not be asked ({reason}); it draws in {usual.steps} "
-        f"steps with guidance {usual.guidance:g} unless --steps and --guidance say otherwise"
-    )
-
-
-def drawing(
-    model: str | Path,
-    steps: int | None = None,
-    guidance: float | None = None,
-    interval: Sequence[float] | None = None,
-    reuse: int | None = None,
-) -> Defaults:
-    """How MODEL draws: as is asked for, else as it draws best, else as is usual for its family.
-
-    Raises:
-        InputError: As `drawing_defaults` and `Defaults.chosen` do.
-    """
-    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance, interval, reuse)
-
-
-def _usual(model: str | Path) -> Defaults:
-    """How models of the same family are drawn; what is none says so where it is loaded."""
-    try:
-        return family_of_model(model).usual
-    except InputError:
-        return Defaults()
-
-
-def drawings(
-    models: Mapping[str, str],
-    steps: int | None,
-    guidance: float | None,
-    interval: Sequence[float] | None = None,
-    reuse: int | None = None,
-) -> dict[str, Defaults]:
-    """How each of several models draws, by name.
-
-    Arguments:
-        models: MODELs by name.
-        steps, guidance, interval, reuse: For all of them, where they are asked for.
-
-    Raises:
-        InputError: As `drawing` does.
-    """
-    return {name: drawing(model, steps, guidance, interval, reuse) for name, model in models.items()}
-
-
-def say_unlike(ways: Mapping[str, Defaults]) -> None:
-    """A line where models, by name, do not draw alike."""
-    if len(set(ways.values())) > 1:
-        told = "; ".join(f"{name}: steps {how.steps}, guidance {how.guidance:g}" for name, how in ways.items())
-        say(f"each model draws as it draws best ({told}); --steps and --guidance hold for all")
-
-
-def network_digest(*networks: Any) -> str:
-    """A short name for what networks compute: their weights, and the factor by which a VAE scales its latents.
-
-    Weights count by value, so that a copy in another file, or in a wider number format, is the same network.
-    """
-    whole = hashlib.sha256()
-    for network in networks:
-        whole.update(str(getattr(network.config, "scaling_factor", "")).encode())
-        for name, tensor in sorted(network.state_dict().items()):
-            whole.update(name.encode())
-            whole.update(tensor.float().cpu().contiguous().numpy())
-    return whole.hexdigest()[:16]
-
-
 def check_text_to_image(pipeline: DiffusionPipeline, model: str | Path) -> None:
     """Refuse a U-Net that takes more than noisy latents, as those for inpainting and depth do.
 
@@ -389,29 +245,6 @@ def check_drawing(pipeline: DiffusionPipeline, model: str | Path, *, masked: boo
         raise InputError(f"model {model} is one for in-painting; give it --image and --mask, or another model")
 
 
-def check_ready(verb: str, *models: str, options: Mapping[str, Any] | None = None) -> None:
-    """Refuse a verb, or an option of it, that models of some family do not go through yet.
-
-    Arguments:
-        verb: The verb.
-        models: The MODELs; what is none says so elsewhere.
-        options: Options by name, that count where they are set.
-
-    Raises:
-        InputError: Naming the family and what it is not ready for.
-    """
-    asked = [verb, *(f"--{name}" for name, value in (options or {}).items() if value)]
-    for model in models:
-        try:
-            family = family_of_model(model)
-        except InputError:  # which is said where it is loaded
-            continue
-        for word in asked:
-            if word in family.unready:
-                what = verb if word == verb else f"{verb} {word}"
-                raise InputError(f"model {model} is of {family.name}, for which there is no {what} yet")
-
-
 def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     """Refuse a U-Net of another family than its pipeline, and networks that do not go together.
 
@@ -423,13 +256,7 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     if networks[family.denoiser] is None:
         with torch.device("meta"):
             networks[family.denoiser] = family.build(load_denoiser_config(model))
-    configs = {name: config_of(network) for name, network in networks.items()}
-    denoiser = configs[family.denoiser]
-    if not family.claims(denoiser):
-        raise InputError(f"model {model} is a {family.pipeline} around a U-Net of {family_of(denoiser).name}; {_COPY}")
-    reason = family.misfit(configs)
-    if reason:
-        raise InputError(f"model {model} does not fit together: {reason}; {_COPY} or give another model")
+    check_fit(family, {name: config_of(network) for name, network in networks.items()}, model)
 
 
 def remark_on(teacher: DiffusionPipeline) -> None:
@@ -495,7 +322,7 @@ def load_network(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) ->
     found = read_json(folder / "config.json").get("_class_name")
     if found != kind.__name__:
         raise InputError(f"{folder} holds {found}; give the folder of {kind.__name__}")
-    _check_weights(folder, folder)
+    check_weights(folder, folder)
     try:
         return _network(folder, kind, {"dtype": dtype, "use_safetensors": True}).eval()
     except InputError:
@@ -535,74 +362,6 @@ def formats_of(model: str | Path, precision: str) -> dict[str, torch.dtype]:
         return {}  # files are copied
     parts = load_contents(path).layout.parts
     return {name: half_format([path], part.prefix) or torch.float32 for name, part in parts.items()}
-
-
-def check_folder(path: Path) -> Family:
-    """Refuse a folder that is not a whole pipeline with safetensors weights.
-
-    Returns:
-        The family that it is of.
-
-    Raises:
-        InputError: Naming what is missing or damaged.
-    """
-    for name in part_names(path):
-        _check_weights(path / name, path)
-    family = _family(path, read_json(path / "model_index.json"))
-    for name in (*family.networks, *family.tokenizers, "scheduler"):
-        if not (path / name).is_dir():
-            config = path / family.denoiser / "config.json"
-            reason = family.why_not(read_json(config)) if config.is_file() else None
-            raise InputError(f"{path} has no folder {name}{f': {reason}' if reason else ''}; give a whole pipeline")
-    for name in family.tokenizers:
-        _check_tokenizer(path / name)
-    return family
-
-
-def _family(path: Path, index: Mapping[str, Any]) -> Family:
-    found = index.get("_class_name")
-    family = family_of_class(found)
-    if family is None:
-        raise InputError(f"{path} holds a {found}; give one of {', '.join(f.pipeline for f in FAMILIES)}")
-    return family
-
-
-def has_safety_checker(model: str | Path) -> bool:
-    """Whether MODEL is a folder whose pipeline has a safety checker; of what is on the Hub, nothing is said."""
-    return "safety_checker" in dict(_parts(load_index(model)))
-
-
-def part_names(path: Path) -> list[str]:
-    """The names of the folders that a pipeline consists of.
-
-    Raises:
-        InputError: It is none, or a part is missing or wants code of its own.
-    """
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"{path} is not a diffusers pipeline (no model_index.json); give the folder of a pipeline")
-    values = read_json(index)
-    networks = _family(path, values).networks
-    for name, kind in _parts(values):
-        if len(kind) != 2:
-            raise InputError(f"{index} names {name} as {kind}, not as a library and a class; copy it again")
-        if name in networks and kind[1] != networks[name] and kind[0] in _LIBRARIES:
-            raise InputError(f"{path} has a {kind[1]} as its {name}; give one with a {networks[name]}")
-        if kind[0] not in _LIBRARIES:
-            raise InputError(f"{path} wants code of its own for {name} ({kind[0]}), which is never run")
-        if not (path / name).is_dir():
-            raise InputError(f"{path} has no folder {name}, which its model_index.json names; copy the whole pipeline")
-    return [name for name, _ in _parts(values)]
-
-
-def _parts(index: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Name, and library and class, of the parts that a `model_index.json` names."""
-    for name, kind in index.items():
-        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
-            continue
-        if not name.isidentifier():
-            raise InputError(f"model_index.json names a part {name!r}, which is no name of a folder; copy it again")
-        yield name, kind
 
 
 @dataclass(frozen=True)
@@ -656,17 +415,14 @@ def save_pipeline(
         raise InputError(
             f"cannot write {folder}: the pipeline has a small decoder, which such a folder cannot hold; save it without"
         )
-    try:
-        with replace_folder(folder) as partial:
-            if origin:
-                _copy_parts(pipeline, origin, partial, weights)
-            else:
-                _write_parts(pipeline, partial)
-            _complete(pipeline, partial, formats or {})
-            for name, content in (extra or {}).items():
-                write_text(partial / name, content)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+    with new_folder(folder) as partial:
+        if origin:
+            _copy_parts(pipeline, origin, partial, weights)
+        else:
+            _write_parts(pipeline, partial)
+        _complete(pipeline, partial, formats or {})
+        for name, content in (extra or {}).items():
+            write_text(partial / name, content)
 
 
 def _write_parts(pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -679,12 +435,9 @@ def _copy_parts(
     pipeline: DiffusionPipeline, origin: Origin, folder: Path, weights: Mapping[str, Tensor] | None
 ) -> None:
     """The papers and parts of where the pipeline came from, and its own parts that changed."""
-    copy_papers(origin.folder, folder)
+    copy_parts(origin.folder, folder, origin.changed)
     index = read_json(origin.folder / "model_index.json")
-    named = dict(_parts(index))
-    for name in named:
-        if name not in origin.changed:
-            copy_part(origin.folder / name, folder / name)
+    named = dict(named_parts(index))
     for name in origin.changed:
         part = getattr(pipeline, name)
         if getattr(part, "device", None) == torch.device("meta"):
@@ -694,23 +447,18 @@ def _copy_parts(
         else:
             part.save_pretrained(folder / name)
         named[name] = [named[name][0], type(part).__name__]
-    if index | named == index:
-        shutil.copyfile(origin.folder / "model_index.json", folder / "model_index.json")
-    else:
+    if index | named != index:
         write_text(folder / "model_index.json", json.dumps(index | named, indent=2) + "\n")
 
 
 def _complete(pipeline: DiffusionPipeline, folder: Path, formats: Mapping[str, torch.dtype]) -> None:
     """What readers of the folder look for, where it lacks that."""
     family = family_of_pipeline(pipeline)
-    for part in folder.iterdir():
-        if part.is_dir():
-            prefixed = family.networks.get(part.name) == "CLIPTextModel"
-            rewrite_weights(part, formats.get(part.name), "text_model." if prefixed else "")
-            load_in_float32(part)
+    complete(folder, family, formats)
     for name in family.tokenizers:
-        if isinstance(getattr(pipeline, name), CLIPTokenizer) and not (folder / name / "merges.txt").is_file():
-            save_vocabulary(getattr(pipeline, name), folder / name)
+        tokenizer = getattr(pipeline, name)
+        if isinstance(tokenizer, CLIPTokenizer) and not (folder / name / "merges.txt").is_file():
+            save_vocabulary(tokenizer.backend_tokenizer, folder / name)
 
 
 def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
@@ -725,14 +473,6 @@ def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
 def said(scheduler: SchedulerMixin) -> dict[str, Any]:
     """The config of a scheduler without what it was not told: another scheduler has defaults of its own there."""
     return told(scheduler_config(scheduler))
-
-
-def save_vocabulary(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write `vocab.json` and `merges.txt` from a fast tokenizer."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
-    lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *lines, ""]))
 
 
 def with_parts(pipeline: DiffusionPipeline, **parts: nn.Module) -> DiffusionPipeline:
@@ -859,24 +599,3 @@ def _encoding(
         return cast(Encoding, made.encodings[0])
 
     return lambda text: encoded(prompted(text), encode, words)
-
-
-def _check_weights(folder: Path, model: Path) -> None:
-    weights = find_weights(folder)
-    for file in weights.files if weights else ():
-        check_safetensors(file)
-    pickled = [file for file in sorted(folder.iterdir()) if file.suffix in UNPICKLED]
-    if pickled and not weights:
-        mend = conversion(model) if find_weights(folder, "bin") else "convert it to safetensors"
-        raise InputError(f"{pickled[0]} is a pickle, which can run code and is not loaded; {mend}")
-    if not weights and folder.name in _NETWORKS:
-        raise InputError(f"{folder} has no weights (*.safetensors); copy the whole pipeline")
-
-
-def _check_tokenizer(folder: Path) -> None:
-    """transformers would make an empty tokenizer where the files are missing."""
-    has = {file.name for file in folder.iterdir()}
-    if "tokenizer.json" not in has and not {"vocab.json", "merges.txt"} <= has:
-        raise InputError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; copy the whole pipeline")
-    if "tokenizer_config.json" not in has:
-        raise InputError(f"{folder} has no tokenizer_config.json; copy the whole pipeline")

@@ -30,8 +30,9 @@ from bksdm.evaluate.sources import check_not_flagged, named
 from bksdm.evaluate.table import cell
 from bksdm.generate.run import generate
 from bksdm.generate.sampling import side_by_side
-from bksdm.models.pipelines import drawings, say_unlike
-from bksdm.options import FidelityOptions, GenerateOptions
+from bksdm.models.drawing import drawings, say_unlike
+from bksdm.options.generate import GenerateOptions
+from bksdm.options.personalize import FidelityOptions
 from bksdm.personalize.subject import read_subject
 
 TITLES = {"dino": "subject, DINO", "clip_i": "subject, CLIP-I", "clip_t": "prompt, CLIP-T"}

@@ -26,25 +26,27 @@ from bksdm.families.family import Told
 from bksdm.generate.run import generate
 from bksdm.models.adapters.training import add_lora, check_peft, save_lora
 from bksdm.models.card import drawing_call, personal_card
+from bksdm.models.configs import check_ready
+from bksdm.models.drawing import drawing, drawing_defaults
+from bksdm.models.folders import fingerprint
 from bksdm.models.pipelines import (
     Origin,
-    check_ready,
     check_text_to_image,
     cutting,
     denoiser,
-    drawing,
-    drawing_defaults,
-    fingerprint,
     image_size,
     load_pipeline,
+    pixels_a_side,
     save_pipeline,
     text_encoders,
     tokenizing,
 )
-from bksdm.options import GenerateOptions, PersonalizeOptions
+from bksdm.options.generate import GenerateOptions
+from bksdm.options.personalize import PersonalizeOptions
 from bksdm.personalize.objective import Personalization
 from bksdm.personalize.subject import SubjectSamples, encoded, read_subject, view
-from bksdm.pruning.run import recipe_of, save_student
+from bksdm.pruning.inherit import save_student
+from bksdm.pruning.told import recipe_of
 from bksdm.runtime.defaults import as_files
 
 STEPS_FILE = "training.json"
@@ -285,7 +287,8 @@ def _save(folder: Path, learner: Learner, state: TrainState, options: Personaliz
     """What was learnt, whole or not at all."""
     shown: dict[str, Any] = {name: getattr(options, name) for name in _ON_CARD if options.lora or name != "rank"}
     own, family = drawing_defaults(options.model), family_of_pipeline(learner.pipeline)
-    call = drawing_call(learner.pipeline, own)
+    config, pixels = denoiser(learner.pipeline).config, pixels_a_side(learner.pipeline)
+    call = drawing_call(family, config, pixels, own)
     files = {
         "README.md": personal_card(options.model, family, options.prompt, shown, lora=options.lora, call=call),
         STEPS_FILE: ended(state.step),

@@ -26,9 +26,13 @@ from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
-from bksdm.models.configs import family_of_model, load_denoiser_config
-from bksdm.models.pipelines import check_ready, drawing, fingerprint
-from bksdm.options import DistillOptions, EvaluateOptions, PruneOptions, QuickstartOptions
+from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
+from bksdm.models.drawing import drawing
+from bksdm.models.folders import fingerprint
+from bksdm.options.distill import DistillOptions
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.pruning import PruneOptions
+from bksdm.options.quickstart import QuickstartOptions
 from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
 from bksdm.quickstart.report import Model, write_report
@@ -137,9 +141,9 @@ def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         cosine=True,
         ema_decay=0.97,
         flip=False,
-        # In a stack of blocks features grow with depth; and its little work wins back the answer to the empty prompt,
-        # which guidance asks for at every step, only where it meets it; at high noise the caption is all that it goes by,
-        # so it is asked about many (docs/log.md).
+        # In a stack of blocks features grow with depth. Its little work wins back the answer to the empty prompt, which
+        # guidance asks for at every step, only where it meets it. At high noise the caption is all that it goes by, so
+        # it is asked about many (docs/log.md).
         normalize_features=stack,
         caption_dropout=0.15 if stack else 0.0,
         random_conditioning=1.0 if stack else None,

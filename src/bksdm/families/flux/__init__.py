@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Denoiser, Shapes, Told, few_steps
-from bksdm.families.layers import Layer, embedding, linear, norm, products
+from bksdm.families.family import Denoiser, Told, few_steps
+from bksdm.families.layers import Layer, Shapes, embedding, linear, norm, products
 from bksdm.families.recipe import Config
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.layers import joint_attention, of_two_stacks

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Denoiser, Shapes, Told, few_steps
-from bksdm.families.layers import Layer, embedding, linear, norm, products
+from bksdm.families.family import Denoiser, Told, few_steps
+from bksdm.families.layers import Layer, Shapes, embedding, linear, norm, products
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names

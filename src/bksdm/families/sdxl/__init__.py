@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Denoiser, Frame, Shapes, Told, few_steps
+from bksdm.families.family import Denoiser, Frame, Told, few_steps
+from bksdm.families.layers import Shapes
 from bksdm.families.recipe import Config
 from bksdm.families.single_file import FileShapes, Layout, Part, Vocabulary
 from bksdm.families.unet import names, structure, text_names

@@ -32,7 +32,6 @@ class StackFamily(Family):
 
     Attributes:
         stacks: Its blocks.
-        defaults: What its network is in diffusers where a config does not say.
         signs: Entries that its config alone has, by which one without a class is known.
         originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
         original_others: Tensors that are of no such layer, by their names there.
@@ -61,7 +60,6 @@ class StackFamily(Family):
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)
     latents_of_a_token = 4
     stacks: ClassVar[tuple[Stack, ...]]
-    defaults: ClassVar[Config]
     signs: ClassVar[tuple[str, ...]]
     originals: ClassVar[Mapping[str, Joined]]
     original_others: ClassVar[Mapping[str, str]]

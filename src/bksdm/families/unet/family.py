@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
-from bksdm.families.family import Family, Shapes
-from bksdm.families.layers import Layer
+from bksdm.families.family import Family
+from bksdm.families.layers import Layer, Shapes
 from bksdm.families.noise import NoiseSchedule
 from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.unet import names, structure
 from bksdm.families.unet import units as unet_units
 from bksdm.families.unet.depth import listed
-from bksdm.families.unet.layers import layers
+from bksdm.families.unet.layers import IDLE, READ, USUAL, layers
 from bksdm.families.unet.readers import readers
 from bksdm.families.units import Names, Removals, Unit
 from bksdm.runtime.defaults import Interval
@@ -31,6 +31,7 @@ class UNetFamily(Family):
     """A family whose denoiser is a `UNet2DConditionModel`."""
 
     inputs = ("in_channels", "out_channels", "cross_attention_dim", "projection_class_embeddings_input_dim")
+    defaults = READ | IDLE | USUAL
     projections = {  # noqa: RUF012
         "unet": ("to_q", "to_k", "to_v", "to_out.0"),
         **dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "k_proj", "v_proj", "out_proj")),

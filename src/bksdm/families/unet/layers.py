@@ -34,7 +34,7 @@ READ = {
     "projection_class_embeddings_input_dim": None,
 }
 # Those that change no count, whatever they say.
-IDLE = ("sample_size", "upcast_attention")
+IDLE = {"sample_size": None, "upcast_attention": False}
 # Those that are reckoned with as diffusers has them by default, and not otherwise.
 USUAL = {
     "center_input_sample": False,

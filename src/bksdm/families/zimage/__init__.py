@@ -6,8 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bksdm.families.family import Denoiser, Shapes, Told
-from bksdm.families.layers import Layer, are_sizes, linear, norm, products
+from bksdm.families.family import Denoiser, Told
+from bksdm.families.layers import Layer, Shapes, are_sizes, linear, norm, products
 from bksdm.families.originals import Joined
 from bksdm.families.recipe import Config
 from bksdm.families.stack.family import StackFamily

@@ -33,11 +33,10 @@ from bksdm.models.adapters.lora_files import check_made_for, lora_files, read_lo
 from bksdm.models.adapters.lora_out import diffusers_leaves_out, write_lora
 from bksdm.models.adapters.t2i_adapter import check_scale, widths_of
 from bksdm.models.adapters.words import check_widths, read_words, write_words
-from bksdm.models.configs import load_config, load_denoiser_config
+from bksdm.models.configs import check_ready, load_config, load_denoiser_config
 from bksdm.models.parts import copy_part
-from bksdm.models.pipelines import check_ready
-from bksdm.options import AdaptOptions
-from bksdm.pruning.run import as_list, checked_pruning
+from bksdm.options.adapt import AdaptOptions
+from bksdm.pruning.told import checked_pruning
 
 RESULT_FILE = "adapted.json"
 _OF_THE_ENCODER = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
@@ -302,5 +301,10 @@ def _check_config(what: str, source: Path, own: Mapping[str, Any], teacher: Conf
     """Refuse what was made for a U-Net of another config."""
     for key in keys:
         ours, theirs = own.get(key), teacher.get(key)
-        if as_list(ours) != as_list(theirs):
+        if _as_list(ours) != _as_list(theirs):
             raise InputError(f"{what} {source} is not of this teacher: its {key} is {ours}, and the teacher's {theirs}")
+
+
+def _as_list(value: object) -> object:
+    """An entry of a config as its file has it: files know no tuples."""
+    return list(value) if isinstance(value, tuple) else value

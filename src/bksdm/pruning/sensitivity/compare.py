@@ -12,7 +12,8 @@ from bksdm.data.pictures import Picture
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.output_error import probes
 from bksdm.evaluate.scores import clip_score, frechet_distance
-from bksdm.generate.sampling import Request, decode, sample_latents
+from bksdm.generate.requests import Request
+from bksdm.generate.sampling import decode, sample_latents
 from bksdm.models.pipelines import denoiser
 from bksdm.pruning.sensitivity.measures import Score, clip_fall, frechet_rise, latent_shift, output_loss
 from bksdm.runtime.defaults import Defaults

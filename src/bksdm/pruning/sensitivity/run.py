@@ -22,19 +22,14 @@ from bksdm.evaluate.encoder import DualEncoder
 from bksdm.families import bypassed, units
 from bksdm.families.recipe import Config
 from bksdm.families.units import Unit
-from bksdm.generate.run import check
+from bksdm.generate.requests import check
 from bksdm.generate.sampling import scheduler_named
-from bksdm.models.configs import context_tokens, load_denoiser_config
-from bksdm.models.pipelines import (
-    check_ready,
-    check_text_to_image,
-    cutting,
-    denoiser,
-    drawing,
-    fingerprint,
-    load_pipeline,
-)
-from bksdm.options import GenerateOptions, SensitivityOptions
+from bksdm.models.configs import check_ready, context_tokens, load_denoiser_config
+from bksdm.models.drawing import drawing
+from bksdm.models.folders import fingerprint
+from bksdm.models.pipelines import check_text_to_image, cutting, denoiser, load_pipeline
+from bksdm.options.generate import GenerateOptions
+from bksdm.options.pruning import SensitivityOptions
 from bksdm.pruning.budget import Budget, What, check_share
 from bksdm.pruning.cost import parts_cost
 from bksdm.pruning.describe import describe_config
