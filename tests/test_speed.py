@@ -59,7 +59,14 @@ def compiled_as(call: Any) -> Any:
     return compile
 
 
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without OpenVINO."""
+    monkeypatch.setattr("bksdm.distill.run.openvino_is_faster", lambda device, precision: False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_torch")
 def test_a_compiled_teacher_that_is_right_is_used(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +83,7 @@ def test_a_compiled_teacher_that_is_right_is_used(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_torch")
 def test_a_compiled_teacher_that_is_wrong_is_found_out(
     v1_folder: Path,
     v1_student: Path,
@@ -94,12 +102,29 @@ def test_a_compiled_teacher_that_is_wrong_is_found_out(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_torch")
 def test_a_teacher_that_is_really_compiled(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
     plain = torch.tensor(retrained(v1_folder, v1_student, pictures, tmp_path / "plain"))
     compiled = torch.tensor(
         retrained(v1_folder, v1_student, pictures, tmp_path / "compiled", compile_teacher=True, sample_every=2)
     )
     assert torch.allclose(plain, compiled, rtol=1e-4)
+
+
+def test_a_teacher_computed_by_openvino_gives_the_same_losses_and_goes_on_to_the_bit(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+
+    def by_openvino(out: str, **changes: object) -> list[list[float]]:
+        return retrained(v1_folder, v1_student, pictures, tmp_path / out, compile_teacher=True, **changes)
+
+    plain = torch.tensor(retrained(v1_folder, v1_student, pictures, tmp_path / "plain"))
+    whole = by_openvino("whole")
+    assert torch.allclose(plain, torch.tensor(whole), rtol=1e-4)
+    assert not torch.equal(plain, torch.tensor(whole))  # it was not torch that computed it
+    by_openvino("parts", steps=2)
+    assert by_openvino("parts") == whole
 
 
 def test_memory_layouts_change_nothing_but_rounding(v1_teacher: StableDiffusionPipeline) -> None:
