@@ -181,6 +181,9 @@ class Distillation:
         Returns:
             How far its output and its features then are from what they were: the largest relative 2-norm of a
             difference. Where that is more than rounding, call `uncompile_teacher`.
+
+        Raises:
+            NotConverted: OpenVINO does not know an operation of the teacher.
         """
         asked = self._question(batch, draws)
         before = self._all_taught(asked)

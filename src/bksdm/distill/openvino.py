@@ -14,6 +14,10 @@ def openvino_is_faster(device: torch.device, precision: torch.dtype) -> bool:
     return device.type == "cpu" and precision == torch.float32 and find_spec("openvino") is not None
 
 
+class NotConverted(Exception):  # noqa: N818
+    """OpenVINO does not know an operation of the network."""
+
+
 class ByOpenvino:
     """A network in float32, for inputs of one shape.
 
@@ -22,15 +26,18 @@ class ByOpenvino:
         inputs: An example.
 
     Raises:
-        RuntimeError: OpenVINO does not know an operation of it.
+        NotConverted: OpenVINO does not know an operation of it.
     """
 
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
         import openvino  # noqa: PLC0415
 
         shapes = [tuple(value.shape) for value in inputs]
-        with quiet(), torch.no_grad():
-            model = openvino.convert_model(network, example_input=tuple(inputs), input=shapes)
+        try:
+            with quiet(), torch.no_grad():
+                model = openvino.convert_model(network, example_input=tuple(inputs), input=shapes)
+        except openvino.frontend.OpConversionFailure as error:
+            raise NotConverted from error
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
