@@ -85,9 +85,10 @@ class Worker:
 def work(size_name: str, variant_name: str) -> None:
     """Train for as many steps as each line of the input says, and answer what that took."""
     import torch  # noqa: PLC0415
-    import train_throughput as bench  # noqa: PLC0415 - of the commit that is measured
+    import train_throughput  # noqa: PLC0415 - of the commit that is measured
     from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
 
+    bench: Any = train_throughput
     torch.set_num_threads(1)
     bench.quiet_libraries()
     read, bench.read_captions = bench.read_captions, lambda folder: read(folder)[:_PICTURES]
