@@ -6,7 +6,7 @@ benchmarks/train_turns.py --before 4cbf806
 
 Each loop has a process of its own, with the sources of its commit and one thread; the models, pictures, order and
 random numbers of all are those of `train_throughput.py`. They take turns, some steps each, and seconds are those of the
-processor, so that what else the machine does is no part of them. Times are medians of the turns' ratios. Beside them:
+processor: waiting is no part of them, though what neighbours do to its caches is. Times are medians of the turns' ratios. Beside them:
 a step's convolutions and matrix products (attention left out) over the float32 matrix products of 1,024 that the same
 processes computed between their turns, which is what no loop of this arithmetic can go below.
 """
@@ -41,11 +41,12 @@ class Loop:
     variant: str
 
 
-def loops(before: str) -> list[Loop]:
+def loops(before: str, compiled_before: bool) -> list[Loop]:
     usual, compiled = "+ attention and memory layout of the device", "+ compiled teacher"
     return [
         Loop("published loop", None, "published loop"),
         Loop(f"ours at {before}", before, usual),
+        *([Loop(f"ours at {before}, --compile_teacher", before, compiled)] if compiled_before else []),
         Loop("ours now, --compile_teacher", None, compiled),
     ]
 
@@ -113,9 +114,8 @@ def work(size_name: str, variant_name: str) -> None:
         print(_MARK + json.dumps(answer), flush=True)
 
 
-def measured(size: str, before: str, tree: Path, turns: int, steps: int) -> dict[str, Any]:
-    """What all loops take at a size."""
-    all_loops = loops(before)
+def measured(size: str, all_loops: list[Loop], tree: Path, turns: int, steps: int) -> dict[str, Any]:
+    """What all loops take at a size; `tree` has the sources of the earlier commit."""
     workers = [Worker(loop, size, tree if loop.commit else HERE) for loop in all_loops]
     seen: list[list[Any]] = [[] for _ in workers]
     for turn in range(turns):
@@ -177,6 +177,7 @@ def table(found: dict[str, Any], about: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="4cbf806", help="commit")
+    parser.add_argument("--compiled-before", action="store_true", help="also with its teacher compiled: takes minutes")
     parser.add_argument("--sizes", nargs="+", default=["small", "small-f4"])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
@@ -195,7 +196,8 @@ def main() -> None:
         )
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         for size in arguments.sizes:
-            found = measured(size, arguments.before, Path(folder), arguments.turns, arguments.steps)
+            wanted = loops(arguments.before, arguments.compiled_before)
+            found = measured(size, wanted, Path(folder), arguments.turns, arguments.steps)
             tables.append(table(found, SIZES[size].about))
             print(tables[-1], flush=True)
             if arguments.out:
