@@ -79,7 +79,7 @@ def main() -> None:
 
 def taught(objective: Distillation, batch: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        objective._taught(objective._question(batch, Draws(0, "noise")))
+        objective._all_taught(objective._question(batch, Draws(0, "noise")))
 
 
 def report(name: str, step: Callable[[], object], count: int, device: torch.device, steps: int = 5) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import PictureSamples
+from bksdm.distill.openvino import ByOpenvino
 from bksdm.distill.run import distill
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import load_pipeline, tokenizing
@@ -59,7 +60,14 @@ def compiled_as(call: Any) -> Any:
     return compile
 
 
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without OpenVINO."""
+    monkeypatch.setattr("bksdm.distill.run.openvino_is_faster", lambda device, precision: False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_torch")
 def test_a_compiled_teacher_that_is_right_is_used(
     v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +84,7 @@ def test_a_compiled_teacher_that_is_right_is_used(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_torch")
 def test_a_compiled_teacher_that_is_wrong_is_found_out(
     v1_folder: Path,
     v1_student: Path,
@@ -94,12 +103,51 @@ def test_a_compiled_teacher_that_is_wrong_is_found_out(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_torch")
 def test_a_teacher_that_is_really_compiled(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
     plain = torch.tensor(retrained(v1_folder, v1_student, pictures, tmp_path / "plain"))
     compiled = torch.tensor(
         retrained(v1_folder, v1_student, pictures, tmp_path / "compiled", compile_teacher=True, sample_every=2)
     )
     assert torch.allclose(plain, compiled, rtol=1e-4)
+
+
+def test_openvino_computes_a_network_and_leaves_its_earlier_answers_alone() -> None:
+    pytest.importorskip("openvino")
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 8, 3).requires_grad_(False)
+
+        def forward(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+            found = self.inner(latents)
+            return found * timesteps[:, None, None, None], found
+
+    network, times = Both(), torch.tensor([1, 700])
+    first, second = torch.randn(2, 2, 3, 6, 6)
+    computed = ByOpenvino(network, (first, times))
+    early = computed((first, times))
+    for found, latents in ((computed((second, times)), second), (early, first)):
+        for one, own in zip(found, network(latents, times), strict=True):
+            torch.testing.assert_close(one, own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_teacher_computed_by_openvino_gives_the_same_losses_and_goes_on_to_the_bit(
+    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+
+    def by_openvino(out: str, **changes: object) -> list[list[float]]:
+        return retrained(v1_folder, v1_student, pictures, tmp_path / out, compile_teacher=True, **changes)
+
+    plain = torch.tensor(retrained(v1_folder, v1_student, pictures, tmp_path / "plain"))
+    whole = by_openvino("whole")
+    assert torch.allclose(plain, torch.tensor(whole), rtol=1e-4)
+    assert not torch.equal(plain, torch.tensor(whole))  # it was not torch that computed it
+    by_openvino("parts", steps=2)
+    assert by_openvino("parts") == whole
 
 
 def test_memory_layouts_change_nothing_but_rounding(v1_teacher: StableDiffusionPipeline) -> None:

@@ -28,6 +28,17 @@ def permutation(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator(seed, "order", epoch)).tolist()
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Numbers of this machine's memory on a device, with no wait for it.
+
+    A GPU of NVIDIA fetches them by itself only from memory that stays where it is; a copy from any other waits until
+    the GPU has done all that it was given before.
+    """
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 class Draws:
     """Random numbers for a batch whose rows are the draws `first`, `first` + 1, ... of a run.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bksdm.common.randomness import Draws
+from bksdm.common.randomness import Draws, sent
 from bksdm.data.stream import together
 from bksdm.families.family import Told
 
@@ -79,12 +79,12 @@ class Captions:
             None where there is no pool. The empty prompt belongs to every picture.
         """
         count, device = len(timesteps), timesteps.device
-        dropped = draws.also("caption dropout").uniform((count,)).to(device) < self._dropout
+        dropped = sent(draws.also("caption dropout").uniform((count,)), device) < self._dropout
         replaced = None
         if self._pool is not None:
             numbers = draws.also("random conditioning")
             likely = torch.exp(-self._rate * (1 - timesteps / self._timesteps))
-            replaced = (numbers.uniform((count,)).to(device) < likely) & ~dropped
+            replaced = (sent(numbers.uniform((count,)), device) < likely) & ~dropped
             told = _where(replaced, self._pool.embedded(numbers.integers(len(self._pool), count)), told)
         return _where(dropped, self.empty, told), replaced
 
@@ -92,6 +92,6 @@ class Captions:
 def _where(chosen: Tensor, some: Told, others: Told) -> Told:
     """Of the samples that are chosen, (B,), some conditions; of the rest, the others."""
     return {
-        name: torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), some[name].to(value), value)
+        name: torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), sent(some[name], value.device).to(value), value)
         for name, value in others.items()
     }

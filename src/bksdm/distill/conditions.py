@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 
-from bksdm.common.randomness import Draws
+from bksdm.common.randomness import Draws, sent
 from bksdm.data.stream import Batch
 from bksdm.families import family_of_pipeline
 from bksdm.families.family import Family, Frame, Told
@@ -61,7 +61,7 @@ class Conditions:
             mean, std = batch["latents_mean"], batch["latents_std"]
         else:
             mean, std = self.posterior(batch["pixel_values"])
-        return (mean + std * draws.normal(mean.shape).to(mean)).float()
+        return (mean + std * sent(draws.normal(mean.shape), mean.device).to(mean)).float()
 
     def captions(self, batch: Batch) -> Told:
         """What the captions of a batch give."""

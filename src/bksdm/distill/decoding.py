@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from bksdm.common.randomness import Draws
+from bksdm.common.randomness import Draws, sent
 from bksdm.data.pictures import flips
 from bksdm.data.stream import Batch, Samples
 from bksdm.distill.conditions import Conditions
@@ -74,7 +74,7 @@ class DecoderDistillation:
         if not self._latent_noise:
             return latents
         deviation = self._latent_noise * draws.uniform((len(latents), 1, 1, 1))
-        return latents + (deviation * draws.normal(latents.shape)).to(latents)
+        return latents + sent(deviation * draws.normal(latents.shape), latents.device).to(latents)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ described in docs/distillation-options.md.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from bksdm.data.stream import Batch
 from bksdm.distill.captions import Captions
 from bksdm.distill.conditions import Conditions, as_type, joined, repeated
 from bksdm.distill.losses import LossWeights, feature_kd_losses, guided, output_kd_loss, task_loss
+from bksdm.distill.openvino import ByOpenvino
 from bksdm.families.family import Told
 from bksdm.families.noise import ForwardProcess
 from bksdm.families.recipe import Tap
@@ -42,6 +43,11 @@ class _Question:
     told: Told
     target: Tensor
     replaced: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs in their order."""
+        return (self.latents, self.timesteps, *self.told.values())
 
 
 class Distillation:
@@ -108,7 +114,9 @@ class Distillation:
         self.guided_output = guided_output
         self._remaining = remaining
         self._student_features = Features(student, [tap.student for tap in taps])
-        self._teacher_features = Features(teacher, [tap.teacher for tap in taps])
+        self._tapped = tuple(dict.fromkeys(tap.teacher for tap in taps))
+        self._teacher_features = Features(teacher, self._tapped)
+        self._by_openvino: ByOpenvino | None = None
 
     def __call__(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         asked = self._question(batch, draws)
@@ -118,8 +126,7 @@ class Distillation:
             whole[module] = output
             return read(module, output)
 
-        with torch.no_grad(), self._teacher_features.recording(kept if self._replaced else read) as wanted:
-            taught = self._taught(asked)
+        taught, wanted = self._taught(asked, kept if self._replaced else read)
         instead = {tap.student: whole[self.teacher.get_submodule(tap.teacher)] for tap in self._replaced}
         with self._student_features.recording(read, instead) as learnt:
             told = as_type(asked.told, torch.float32)
@@ -165,35 +172,69 @@ class Distillation:
         """Those of the samples with captions."""
         return answers if self.guided_output is None else answers.chunk(2)[0]
 
-    def compile_teacher(self, batch: Batch, draws: Draws) -> float:
+    def compile_teacher(self, batch: Batch, draws: Draws, *, by_openvino: bool = False) -> float:
         """Compile the teacher for batches like `batch`.
+
+        Arguments:
+            batch: Such a batch.
+            draws: Random numbers for it.
+            by_openvino: Whether OpenVINO computes the teacher from here on, for this objective alone, where the student
+                is not given what the teacher has; else it is compiled by torch.
 
         Returns:
             How far its output and its features then are from what they were: the largest relative 2-norm of a
             difference. Where that is more than rounding, call `uncompile_teacher`.
+
+        Raises:
+            NotConverted: OpenVINO does not know an operation of the teacher.
         """
         asked = self._question(batch, draws)
-        before = self._teacher_answers(asked)
-        self.teacher.compile(dynamic=False)
-        after = self._teacher_answers(asked)
+        before = self._all_taught(asked)
+        if by_openvino and not self._replaced:
+            self._by_openvino = ByOpenvino(_Traced(self, asked), asked.tensors)
+        else:
+            self.teacher.compile(dynamic=False)
+        after = self._all_taught(asked)
         return max(
             float((now - then).norm() / then.norm().clamp(min=1e-12)) for then, now in zip(before, after, strict=True)
         )
 
     def uncompile_teacher(self) -> None:
         """Take `compile_teacher` back."""
-        self.teacher._compiled_call_impl = None
+        self._by_openvino, self.teacher._compiled_call_impl = None, None
 
-    @torch.no_grad()
-    def _teacher_answers(self, asked: _Question) -> list[Tensor]:
-        with self._teacher_features.recording(self._reader(asked)) as features:
-            output = self._taught(asked)
+    def _all_taught(self, asked: _Question) -> list[Tensor]:
+        """The teacher's output and its features."""
+        output, features = self._taught(asked, self._reader(asked))
         return [value.float() for value in (output, *features.values())]
 
-    def _taught(self, asked: _Question) -> Tensor:
-        """The teacher's output, computed in the teacher's own number format."""
+    @torch.no_grad()
+    def _taught(self, asked: _Question, read: Read) -> tuple[Tensor, dict[str, Tensor]]:
+        """The teacher's output and what is read of its taps, computed in the teacher's own number format."""
+        if self._by_openvino:
+            output, *features = self._by_openvino(asked.tensors)
+            return output, dict(zip(self._tapped, features, strict=True))
         own: Any = self.teacher.dtype
-        with torch.autocast(asked.latents.device.type, enabled=False):
-            return self.conditions.family.answer(
+        with (
+            torch.autocast(asked.latents.device.type, enabled=False),
+            self._teacher_features.recording(read) as wanted,
+        ):
+            output = self.conditions.family.answer(
                 self.teacher, asked.latents.to(own), asked.timesteps, as_type(asked.told, own)
             )
+        return output, wanted
+
+
+class _Traced(nn.Module):
+    """The teacher as a tracer takes it: the tensors of a question to its output and then its features."""
+
+    def __init__(self, objective: Distillation, asked: _Question) -> None:
+        super().__init__()
+        self.teacher = objective.teacher
+        self._objective, self._asked = objective, asked
+
+    def forward(self, latents: Tensor, timesteps: Tensor, *told: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self._asked.told, told, strict=True))
+        asked = replace(self._asked, latents=latents, timesteps=timesteps, told=named)
+        output, features = self._objective._taught(asked, self._objective._reader(asked))
+        return (output, *(features[path] for path in self._objective._tapped))

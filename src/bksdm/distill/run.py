@@ -16,6 +16,7 @@ from bksdm.distill.captions import Captions
 from bksdm.distill.data import Latents, Pictures, open_data
 from bksdm.distill.follow import check_not_negative, check_training
 from bksdm.distill.objective import Distillation
+from bksdm.distill.openvino import NotConverted, openvino_is_faster
 from bksdm.distill.pair import Pair, changes_captions, check_formats
 from bksdm.distill.plan import Plan, plan
 from bksdm.distill.state import TrainState
@@ -161,7 +162,13 @@ def _compile_teacher(objective: Distillation, samples: Samples, options: Distill
     say("compiling the teacher, which takes minutes")
     batch = next(Stream(samples, options.batch_size, options.seed).batches())
     on_device = {name: value.to(pair.formats.device) for name, value in batch.items()}
-    difference = objective.compile_teacher(on_device, Draws(options.seed, "compile"))
+    draws, formats = Draws(options.seed, "compile"), pair.formats
+    by_openvino = not options.shard_teacher and openvino_is_faster(formats.device, formats.teacher_precision)
+    try:
+        difference = objective.compile_teacher(on_device, draws, by_openvino=by_openvino)
+    except NotConverted:
+        say("OpenVINO does not know an operation of this teacher, so torch compiles it")
+        difference = objective.compile_teacher(on_device, Draws(options.seed, "compile"))
     most = _ROUNDING[denoiser(pair.teacher).dtype]
     if not difference <= most:
         objective.uncompile_teacher()

@@ -4,11 +4,7 @@ Batch, height and width are left open. Beside the networks lies the tokenizer as
 length. Whatever the precision, inputs and outputs are float32.
 """
 
-import contextlib
-import io
-import os
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
 from bksdm.families import family_of_pipeline
 from bksdm.models.pipelines import scheduler_config, tokenizers
 from bksdm.runtime.networks import Networks
+from bksdm.runtime.openvino_networks import OpenvinoNetworks, quiet
 
 MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
 
@@ -65,7 +62,7 @@ def write_graph(component: Component, file: Path, precision: str, steps: list[St
         precision: Of the U-Net; text encoder and VAE have 8-bit weights where the U-Net has fewer bits or w8a8.
         steps: Denoising steps that w8a8 is fitted to.
     """
-    with _quiet():
+    with quiet():
         graph = to_graph(component)
     save_graph(graph, file, precision if component.denoises else beside(precision), steps)
 
@@ -93,7 +90,7 @@ def save_graph(graph: Any, file: Path, precision: str, steps: list[Step]) -> Non
     """Lower a float32 graph, which changes it, to a precision, and write it."""
     import openvino  # noqa: PLC0415
 
-    with _quiet():
+    with quiet():
         if precision == "int8":
             graph = to_int8(graph)
         elif precision == "int4":
@@ -109,7 +106,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, file: Path, length: int)
     import openvino_tokenizers  # noqa: PLC0415
 
     padded = isinstance(tokenizer, CLIPTokenizer)
-    with _quiet():
+    with quiet():
         graph = openvino_tokenizers.convert_tokenizer(
             tokenizer, use_max_padding=padded, truncation=True, max_length=length
         )
@@ -121,25 +118,7 @@ def beside(precision: str) -> str:
     return precision if precision in ("fp32", "fp16") else "int8"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep OpenVINO and NNCF from their bars and notices, and from sending statistics, which they leave out in CI."""
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before
-
-
 def _open(folder: Path, source: Source) -> Networks:  # noqa: ARG001
-    from bksdm.runtime.openvino_networks import OpenvinoNetworks  # noqa: PLC0415
-
     return OpenvinoNetworks(folder)
 
 

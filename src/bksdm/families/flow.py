@@ -52,9 +52,11 @@ class FlowSchedule:
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at levels drawn for them, or at timesteps drawn evenly of `grid`, (G,)."""
-        noise = draws.normal(latents.shape).to(latents)
+        from bksdm.common.randomness import sent
+
+        noise = sent(draws.normal(latents.shape), latents.device).to(latents)
         drawn = _T * self.levels(draws, latents) if grid is None else grid[draws.integers(len(grid), len(latents))]
-        timesteps = drawn.to(latents)
+        timesteps = sent(drawn, latents.device).to(latents)
         return Corrupted(self.mixed(latents, noise, timesteps), timesteps, noise - latents)
 
     def parted(self, latents: Tensor, timesteps: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,11 +98,11 @@ class NoiseSchedule:
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at timesteps drawn uniformly from `grid`, with shape (G,), or from all."""
-        noise = draws.normal(latents.shape).to(latents)
-        if grid is None:
-            timesteps = draws.integers(len(self), len(latents)).to(latents.device)
-        else:
-            timesteps = grid[draws.integers(len(grid), len(latents))].to(latents.device)
+        from bksdm.common.randomness import sent
+
+        noise = sent(draws.normal(latents.shape), latents.device).to(latents)
+        drawn = draws.integers(len(self) if grid is None else len(grid), len(latents))
+        timesteps = sent(drawn if grid is None else grid[drawn], latents.device)
         signal, spread = self._shares(timesteps, latents)
         target = noise if self.prediction_type == "epsilon" else signal * noise - spread * latents
         return Corrupted(signal * latents + spread * noise, timesteps, target)
@@ -130,5 +130,7 @@ class NoiseSchedule:
 
     def _shares(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """What clean latents and noise are multiplied by, each with shape (B, 1, 1, 1)."""
-        share = self.alphas_cumprod.to(like)[timesteps].view(-1, 1, 1, 1)
+        from bksdm.common.randomness import sent
+
+        share = sent(self.alphas_cumprod, like.device).to(like)[timesteps].view(-1, 1, 1, 1)
         return share.sqrt(), (1 - share).sqrt()

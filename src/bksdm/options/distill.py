@@ -41,7 +41,8 @@ class DistillOptions(StudentTraining):
         caption_pool: File with one caption a line for random_conditioning; captions of the data by default.
         cutmix: Share of the pictures that show a rectangle of another, and are left out of the task loss.
         ema_decay: Decay of the averaged weights, which become the student; 0 for none.
-        compile_teacher: Compile the teacher first, which takes minutes, and check it against itself.
+        compile_teacher: Compile the teacher first, which takes minutes, and check it against itself; by OpenVINO where
+            that is installed, on a CPU in float32, and else by torch.
         sample_guidance: Guidance scale of the sample grids; the teacher's own by default, else its family's usual.
         plan: Start nothing; foresee memory, work, time and passes over the data.
         peak_tflops: Peak of the device in TFLOP/s, for a plan that measures nothing.

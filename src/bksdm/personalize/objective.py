@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bksdm.common.randomness import Draws
+from bksdm.common.randomness import Draws, sent
 from bksdm.data.stream import Batch
 from bksdm.distill.losses import task_loss
 from bksdm.families.family import Family, Told
@@ -59,5 +59,5 @@ class Personalization:
         return {"loss": task + self._prior_weight * prior, "task": task, "prior": prior}
 
     def _corrupted(self, mean: Tensor, deviation: Tensor, draws: Draws) -> Corrupted:
-        latents = mean + deviation * draws.normal(mean.shape).to(mean)
+        latents = mean + deviation * sent(draws.normal(mean.shape), mean.device).to(mean)
         return self._schedule.corrupt(latents, draws)

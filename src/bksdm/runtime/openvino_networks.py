@@ -1,6 +1,10 @@
 """Networks of an OpenVINO folder, computed by OpenVINO on the CPU."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
 
 
 @cache
-def _core() -> Any:
+def core() -> Any:
     """OpenVINO's core, one as long as the process lives.
 
     A core sets up the stack that signals are handled on, and on its end brings back the one that it found; which is
@@ -23,6 +27,22 @@ def _core() -> Any:
     except ImportError as error:
         raise InputError("OpenVINO folders need openvino; pip install openvino") from error
     return openvino.Core()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from their bars and notices, and from sending statistics, which they leave out in CI."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
 
 
 class OpenvinoNetworks(FolderNetworks):
@@ -53,7 +73,7 @@ class OpenvinoNetworks(FolderNetworks):
             InputError: OpenVINO is missing.
         """
         super().__init__(folder, low_memory=low_memory)
-        self._core = _core()
+        self._core = core()
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": cache}
         self._settings = {name: str(value) for name, value in settings.items() if value is not None}
 
