@@ -6,9 +6,9 @@ benchmarks/train_turns.py --before 4cbf806
 
 Each loop has a process of its own, with the sources of its commit and one thread; the models, pictures, order and
 random numbers of all are those of `train_throughput.py`. They take turns, some steps each, and seconds are those of the
-processor: waiting is no part of them, though what neighbours do to its caches is. Times are medians of the turns' ratios. Beside them:
-a step's convolutions and matrix products (attention left out) over the float32 matrix products of 1,024 that the same
-processes computed between their turns, which is what no loop of this arithmetic can go below.
+processor: waiting is no part of them, though what neighbours do to its caches is. Times are medians of the turns'
+ratios. Beside them: a step's convolutions and matrix products (attention left out) over the float32 matrix products of
+1,024 that the same processes computed between their turns, which no loop of this arithmetic can go below.
 """
 
 import argparse
