@@ -40,7 +40,6 @@ from bksdm.quickstart.report import Model, write_report
 TRAIN, HELD_OUT = f"{ART}/train", f"{ART}/heldout"
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
 _LATENCY_ROUNDS = 5
-_PICTURES = 32  # that a step learns from
 
 
 def quickstart(options: QuickstartOptions) -> Path:
@@ -122,34 +121,47 @@ class _Folders:
 
 
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
-    """How the quickstart retrains: the paper's losses, paced for a small model and few steps.
-
-    A stack of blocks learns by twice as many steps of half as many pictures, which cost the same.
-    """
-    stack = bool(family_of_model(options.teacher).depths(load_denoiser_config(options.teacher)))
-    halves = 2 if stack else 1
-    return DistillOptions(
+    """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
+    plain = DistillOptions(
         teacher=options.teacher,
         student=str(_Folders(out, options.steps).pruned),
         data=TRAIN,
         out=str(_Folders(out, options.steps).distillation),
-        steps=options.steps * halves,
-        batch_size=_PICTURES // halves,
+        steps=options.steps,
+        batch_size=32,
         accumulation=1,
         lr=1e-3,
-        warmup=10 * halves,
+        warmup=10,
         cosine=True,
         ema_decay=0.97,
         flip=False,
-        # In a stack of blocks features grow with depth. Its little work wins back the answer to the empty prompt, which
-        # guidance asks for at every step, only where it meets it. At high noise the caption is all that it goes by, so
-        # it is asked about many (docs/log.md).
-        normalize_features=stack,
-        caption_dropout=0.15 if stack else 0.0,
-        random_conditioning=1.0 if stack else None,
         seed=options.seed,
-        sample_every=max(1, options.steps * halves // 4),
-        checkpoint_every=50 * halves,
+        sample_every=max(1, options.steps // 4),
+        checkpoint_every=50,
+    )
+    blocks = family_of_model(options.teacher).depths(load_denoiser_config(options.teacher))
+    return _of_blocks(plain) if blocks else plain
+
+
+def _of_blocks(plain: DistillOptions) -> DistillOptions:
+    """The same for a stack of blocks, which has learnt more of as many pictures so (docs/log.md).
+
+    Its features grow with depth. Its little work wins back the answer to the empty prompt, which guidance asks for at
+    every step, only where it meets it. At high noise the caption is all that it goes by, so it is asked about many.
+    """
+    return dataclasses.replace(
+        plain,
+        steps=4 * plain.steps,
+        batch_size=plain.batch_size // 4,
+        optimizer="muon",
+        lr=1.4e-3,
+        warmup=4 * plain.warmup,
+        ema_decay=0.98,
+        normalize_features=True,
+        caption_dropout=0.15,
+        random_conditioning=1.0,
+        sample_every=4 * plain.sample_every,
+        checkpoint_every=4 * plain.checkpoint_every,
     )
 
 
