@@ -4,13 +4,13 @@
     python benchmarks/cpu_speed.py measure     # steps and decoders, each beside torch in float32, taking turns
     python benchmarks/cpu_speed.py whole       # whole 512-px pictures
     python benchmarks/cpu_speed.py table       # what is known so far; writes benchmarks/results/cpu_speed.md
-    python benchmarks/cpu_speed.py fast        # a stock picture and ways with less work, with what these need; writes
+    python benchmarks/cpu_speed.py fast        # a stock picture and ways with less work, call by call; writes
                                                # benchmarks/results/cpu_fast.md
 
 Every rival is measured in a process of its own beside diffusers' network in float32, in turns, and the ratio is taken
 within a round. What is measured already is not measured again. Guidance is on: the U-Net is called with a batch of two.
-`fast` counts the seconds of processors beside those of the clock, which say little on a machine with other work, and
-sets them beside what the picture's operations take at the pace of a big matrix product.
+`fast` counts seconds of processors, since those of the clock say little on a machine with other work, and sets them
+beside what a picture's operations take at the pace of a big matrix product.
 """
 
 import argparse
@@ -277,7 +277,7 @@ def measure(rival: Rival, out: Path, rounds: int) -> dict[str, Any]:
 
 
 def whole(wanted: Picture, out: Path) -> dict[str, Any]:
-    """One 512-px picture: seconds by the clock and of processors, and the peak over what the libraries took."""
+    """One 512-px picture: seconds, and the peak of this process over what its libraries took."""
     from bksdm.generate.exported import open_exported, sample_exported  # noqa: PLC0415
     from bksdm.generate.sampling import Request, sample  # noqa: PLC0415
 
@@ -290,17 +290,12 @@ def whole(wanted: Picture, out: Path) -> dict[str, Any]:
         pipeline = open_exported(out / wanted.name, wanted.arithmetic, wanted.scheduler)
         list(sample_exported(pipeline, request, **{**wanted.how, "steps": 2}))  # compiled, and loaded
         draw = partial(sample_exported, pipeline, request)
-    began, spent = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     with peak_inside(CPU) as peak, torch.inference_mode():
         picture = np.asarray(next(iter(draw(**wanted.how)))[0])
     assert picture.shape == (8 * SIDE, 8 * SIDE, 3)
-    return {
-        **dataclasses.asdict(wanted),
-        "seconds": time.perf_counter() - began,
-        "processors": time.process_time() - spent,
-        "load": os.getloadavg()[1],
-        "peak": (peak.bytes or 0) - libraries,
-    }
+    seconds = time.perf_counter() - began
+    return {**dataclasses.asdict(wanted), "seconds": seconds, "peak": (peak.bytes or 0) - libraries}
 
 
 # What the picture's operations take at best
@@ -414,11 +409,19 @@ def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
     rows += ["", "| whole 512-px picture | steps | guidance | arithmetic | seconds | peak memory, GiB |"]
     rows += ["|---|---|---|---|---|---|"]
     rows += [
-        f"| {line['name']} | {line['steps']} | {line['guidance']} | {_arithmetic(line)} | {line['seconds']:.1f} "
+        f"| {_drawn(line)} | {line['steps']} | {line['guidance']} | {_arithmetic(line)} | {line['seconds']:.1f} "
         f"| {line['peak'] / 2**30:.2f} |"
         for line in wholes
     ]
     return "\n".join(rows)
+
+
+def _drawn(line: dict[str, Any]) -> str:
+    """By what a picture was drawn, and what was spared."""
+    interval = " to ".join(str(level) for level in line.get("interval") or ())
+    words = [line["name"], line.get("scheduler"), interval and f"guidance at {interval}"]
+    words += [line.get("reuse") and f"inside every {line['reuse']} steps"]
+    return ", ".join(word for word in words if word)
 
 
 def _arithmetic(line: dict[str, Any]) -> str:
@@ -453,20 +456,22 @@ def each(what: str, out: Path, rounds: int, keys: Mapping[str, list[str]]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("convert", "measure", "whole", "table", "fast", "paces"))
+    parser.add_argument("what", choices=("convert", "measure", "whole", "table", "fast", "paces", "calls"))
     parser.add_argument("--out", type=Path, default=Path("runs/cpu_speed"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help="a network or a picture, in this process")
     given = parser.parse_args()
     out: Path = given.out
     rivals = {rival.name: rival for rival in RIVALS}
-    pictures = {one.key: one for one in (*PICTURES, *WAYS)}
-    if given.what == "table":
-        show(out)
-    elif given.what == "fast":
-        fast(out)
-    elif given.what == "paces":
-        print(json.dumps(paces()))
+    pictures = {one.key: one for one in (*PICTURES, *WAYS)}  # of which some are the same
+    at_once: dict[str, Callable[[], None]] = {
+        "table": lambda: show(out),
+        "fast": lambda: fast(out, given.rounds),
+        "paces": lambda: print(json.dumps(paces())),
+        "calls": lambda: print(json.dumps(call_seconds(out, given.rounds))),
+    }
+    if given.what in at_once:
+        at_once[given.what]()
     elif given.one is None:
         if given.what == "convert":
             for name, rival in reversed(rivals.items()):
@@ -477,7 +482,7 @@ def main() -> None:
         elif given.what == "measure":
             each("measure", out, given.rounds, {name: ["--one", name] for name in rivals})
         else:
-            each("whole", out, given.rounds, {one.key: ["--one", one.key] for one in PICTURES})
+            each("whole", out, given.rounds, {name: ["--one", name] for name in pictures})
     elif given.what == "convert":
         convert(rivals[given.one], out)
     elif given.what == "measure":
@@ -486,41 +491,77 @@ def main() -> None:
         print(json.dumps(whole(pictures[given.one], out)))
 
 
-def fast(out: Path) -> None:
-    """Stock and what spares work, each in a process of its own."""
+def fast(out: Path, rounds: int) -> None:
+    """Stock and what spares work, composed of the calls that they make."""
     integers = Rival(UNET, "tiny", "openvino", "w8a8")
     if not (out / integers.folder / UNET / "conversion.json").exists():
         child("convert", "--out", str(out), "--one", integers.name)
     export_pictures(out)
-    each("whole", out, 1, {one.key: ["--one", one.key] for one in WAYS})
     each("paces", out, 1, {"paces": []})
-    found = {line["key"]: line for line in read_lines(out / "whole.jsonl")}
-    (pace,) = read_lines(out / "paces.jsonl")
-    text = f"{fast_table(found, pace)}\n\n{machine()}"
+    each("calls", out, rounds, {"calls": []})
+    (pace,), (spent,) = (read_lines(out / f"{what}.jsonl") for what in ("paces", "calls"))
+    text = f"{fast_table(spent, pace)}\n\n{machine()}"
     print(text)
     write_text(
         RESULTS / "cpu_fast.md", f"# A picture with less work\n\n`python benchmarks/cpu_speed.py fast`\n\n{text}\n"
     )
 
 
-def fast_table(found: Mapping[str, dict[str, Any]], pace: Mapping[str, float]) -> str:
-    """Of the ways that were measured; the first is compared with."""
+def call_seconds(out: Path, rounds: int) -> dict[str, Any]:
+    """Processor seconds of the calls that pictures of `WAYS` consist of, in turns, and the load of the machine."""
+    networks = OpenvinoNetworks(out / W8A8_SMALL, threads=torch.get_num_threads(), precision=_MULTIPLIED)
+    latents, context = np.zeros((2, 4, SIDE, SIDE), np.float32), np.zeros((2, TOKENS, WIDTH), np.float32)
+    stock, decode = unet("teacher"), decoder("kl").decode
+    deep = networks.keeping(latents[:1], 901.0, {"context": context[:1]})[1].repeat(2, axis=0)
+    noisy, told = torch.from_numpy(latents), torch.from_numpy(context)
+    works: dict[str, Callable[[], object]] = {"decoder tiny": lambda: networks.decode(latents[:1])}
+    for count in (2, 1):
+        given = latents[:count], 901.0, {"context": context[:count]}
+        works[f"{count} keeping"] = partial(networks.keeping, *given)
+        works[f"{count} outer"] = partial(networks.outer, *given, deep[:count])
+    for work in works.values():  # OpenVINO makes ready for a size when it meets it
+        work()
+    works["stock"] = lambda: stock(noisy, torch.tensor(901), told, return_dict=False)
+    works["decoder kl"] = lambda: decode(noisy[:1], return_dict=False)
+    spent: dict[str, list[float]] = {name: [] for name in works}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, work in works.items():
+                began = time.process_time()
+                work()
+                spent[name].append(time.process_time() - began)
+                print(name, spent[name], file=sys.stderr, flush=True)
+    return {"seconds": {name: float(np.median(each)) for name, each in spent.items()}, "load": os.getloadavg()[1]}
+
+
+def composed(way: Picture, seconds: Mapping[str, float]) -> float:
+    """Processor seconds of a picture, from its first U-Net call to pixels."""
+    if way.name in MODELS:
+        return len(calls(way)) * seconds["stock"] + seconds["decoder kl"]
+    each = (seconds[f"{samples} {'keeping' if computes else 'outer'}"] for samples, computes in calls(way))
+    return sum(each) + seconds["decoder tiny"]
+
+
+def fast_table(spent: Mapping[str, Any], pace: Mapping[str, float]) -> str:
+    """Of `WAYS`, the first of which is compared with."""
     rows = [
-        "| 512-px picture, 10 steps, guidance 7.5 | TMACs, int8 + float | at best, s of a processor | s of processors "
-        "| times less | s by the clock | load | peak, GiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| 512-px picture, 10 steps, guidance 7.5 | TMACs, int8 + float | seconds of one processor | times less "
+        "| at best, s |",
+        "|---|---|---|---|---|",
     ]
-    first = found[WAYS[0].key]["processors"]
+    first = composed(WAYS[0], spent["seconds"])
     for way in WAYS:
-        line, work, stock = found[way.key], of_picture(way), way.name in MODELS
-        least = work.seconds({**pace, "floats": pace["stock"]} if stock else pace)
+        work, own = of_picture(way), composed(way, spent["seconds"])
+        least = work.seconds({**pace, "floats": pace["stock"]} if way.name in MODELS else pace)
         rows.append(
-            f"| {way.key} | {work.integers / 1e12:.2f} + {work.floats / 1e12:.2f} | {least:.1f} "
-            f"| {line['processors']:.1f} | {first / line['processors']:.2f} | {line['seconds']:.1f} "
-            f"| {line['load']:.1f} | {line['peak'] / 2**30:.2f} |"
+            f"| {way.key} | {work.integers / 1e12:.2f} + {work.floats / 1e12:.2f} | {own:.1f} | {first / own:.2f} "
+            f"| {least:.1f} |"
         )
     products = ", ".join(f"{pace[kind] / 1e9:.0f} {name}" for kind, name in _KINDS.items())
-    return "\n".join([*rows, "", f"GMACs a second of one processor in a product of {_PRODUCT}: {products}."])
+    each = ", ".join(f"{name} {seconds:.2f}" for name, seconds in spent["seconds"].items())
+    notes = [f"Seconds of one processor a call: {each}; others waited for it too (load {spent['load']:.0f})."]
+    notes += [f"At best: at the pace of a product of {_PRODUCT}, in GMACs a second {products}."]
+    return "\n".join([*rows, "", *notes])
 
 
 def show(out: Path) -> None:
