@@ -16,7 +16,7 @@ from bksdm.export.run import export
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
 from bksdm.generate.exported import open_exported, sample_exported
-from bksdm.generate.sampling import Request, sample
+from bksdm.generate.sampling import Request, sample, scheduler_named
 from bksdm.models.pipelines import denoiser, drawing, save_pipeline
 from bksdm.options import ExportFormat, ExportOptions
 from bksdm.pruning.run import prune_unet, with_denoiser
@@ -170,7 +170,7 @@ def largest(one: list[Image.Image], other: list[Image.Image]) -> int:
 def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: pytest.FixtureRequest) -> None:
     exported: DiffusionPipeline = request.getfixturevalue("xl_exported" if "xl" in folder else "exported")
     by_torch = with_denoiser(exported, denoiser(exported))
-    by_torch.scheduler = DDIMScheduler.from_config(exported.scheduler.config)
+    by_torch.scheduler = scheduler_named("DDIMScheduler", exported.scheduler)
     pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler", reuses=True)
     for interval in (None, (0.5, 5.0)):
         ways = {reuse: {"reuse": reuse, "interval": interval} for reuse in (3, 1, None)}
