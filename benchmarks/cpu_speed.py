@@ -503,7 +503,8 @@ def fast(out: Path, rounds: int) -> None:
     text = f"{fast_table(spent, pace)}\n\n{machine()}"
     print(text)
     write_text(
-        RESULTS / "cpu_fast.md", f"# A picture with less work\n\n`python benchmarks/cpu_speed.py fast`\n\n{text}\n"
+        RESULTS / "cpu_fast.md",
+        f"# A picture with less work\n\n`python benchmarks/cpu_speed.py fast`, rounds: {rounds}\n\n{text}\n",
     )
 
 
