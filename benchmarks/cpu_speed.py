@@ -4,14 +4,19 @@
     python benchmarks/cpu_speed.py measure     # steps and decoders, each beside torch in float32, taking turns
     python benchmarks/cpu_speed.py whole       # whole 512-px pictures
     python benchmarks/cpu_speed.py table       # what is known so far; writes benchmarks/results/cpu_speed.md
+    python benchmarks/cpu_speed.py fast        # a stock picture and ways with less work, call by call; writes
+                                               # benchmarks/results/cpu_fast.md
 
 Every rival is measured in a process of its own beside diffusers' network in float32, in turns, and the ratio is taken
 within a round. What is measured already is not measured again. Guidance is on: the U-Net is called with a batch of two.
+`fast` counts seconds of processors, since those of the clock say little on a machine with other work, and sets them
+beside what a picture's operations take at the pace of a big matrix product.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,11 +25,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import torch
+from decoder import gmacs
 from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from full_size import DATA, NOISE_SCHEDULE, folders, stable_diffusion
 from plan import VAE
@@ -37,20 +43,24 @@ from bksdm.export.calibration import denoising_steps
 from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components, least_side
 from bksdm.export.formats import Source
 from bksdm.export.run import export
-from bksdm.families import derive
+from bksdm.families import derive, family_of
 from bksdm.families.recipe import load_recipe
 from bksdm.options.export import ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
-from bksdm.runtime.networks import Networks
+from bksdm.runtime.networks import Array, Networks, PartedNetworks, Told
 from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
+from bksdm.runtime.reuse import Reusing
+from bksdm.runtime.schedulers import trajectory, with_scheduler
 
-RESULT = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu_speed.md"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 SIDE, TOKENS, WIDTH = 64, 77, 768
 MODELS = ("teacher", "base", "small", "tiny")
 EXPORTED, EXPORTED_SMALL, EXPORTED_FEW = "tiny-openvino", "tiny-openvino-small-decoder", "tiny-openvino-few-steps"
 W8A8_SMALL, W8A8_FEW = "tiny-openvino-w8a8-small-decoder", "tiny-openvino-w8a8-few-steps"
 CPU = torch.device("cpu")
+_PRODUCT, _TIMES = 4096, 3
+_KINDS = {"integers": "in int8", "floats": "in the arithmetic of the rest", "stock": "in float32"}
 
 
 @dataclass(frozen=True)
@@ -83,16 +93,33 @@ class Rival:
 
 @dataclass(frozen=True)
 class Picture:
-    """A whole picture: by which model or exported folder, how many steps, which guidance and what arithmetic."""
+    """A whole picture: by which model or exported folder, how many steps, which guidance and what arithmetic.
+
+    And by which scheduler where not its own, at which noise levels guided, and every how many steps inside.
+    """
 
     name: str
     steps: int
     guidance: float = 7.5
     arithmetic: str = "f32"
+    scheduler: str | None = None
+    interval: tuple[float, float] | None = None
+    reuse: int | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.name} {self.steps}{_note(self.arithmetic)}"
+        spared = [self.scheduler, *(self.interval or ()), self.reuse]
+        words = [
+            self.name,
+            f"{self.steps}{_note(self.arithmetic)}",
+            *(str(word) for word in spared if word is not None),
+        ]
+        return " ".join(words)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What `sample` is told of it."""
+        return {name: getattr(self, name) for name in ("steps", "guidance", "interval", "reuse")}
 
 
 def _note(arithmetic: str) -> str:
@@ -105,6 +132,15 @@ PICTURES = [
     *(Picture(EXPORTED_SMALL, steps, arithmetic="bf16") for steps in (10, 25)),
     *(Picture(W8A8_SMALL, steps, arithmetic="bf16") for steps in (10, 25)),
     *(Picture(W8A8_FEW, steps, guidance=1.0, arithmetic="bf16") for steps in (1, 4, 8)),
+]
+_MULTIPLIED = "bf16" if torch.cpu._is_avx512_bf16_supported() else "f32"
+_INTEGERS = Picture(W8A8_SMALL, 10, arithmetic=_MULTIPLIED)
+_SOLVED = dataclasses.replace(_INTEGERS, scheduler="DPMSolverMultistepScheduler")
+WAYS = [
+    Picture("teacher", 10),
+    _INTEGERS,
+    dataclasses.replace(_SOLVED, reuse=3),
+    dataclasses.replace(_SOLVED, reuse=3, interval=(0.3, 5.0)),
 ]
 RIVALS = [
     *(Rival(UNET, "tiny", "openvino", precision) for precision in ("fp32", "w8a8", "int8")),
@@ -252,15 +288,107 @@ def whole(wanted: Picture, out: Path) -> dict[str, Any]:
     if wanted.name in MODELS:
         draw = partial(sample, student(wanted.name), request)
     else:
-        pipeline = open_exported(out / wanted.name, wanted.arithmetic)
-        list(sample_exported(pipeline, request, steps=1, guidance=7.5))  # compiled, and loaded
+        pipeline = open_exported(out / wanted.name, wanted.arithmetic, wanted.scheduler)
+        list(sample_exported(pipeline, request, **{**wanted.how, "steps": 2}))  # compiled, and loaded
         draw = partial(sample_exported, pipeline, request)
     began = time.perf_counter()
     with peak_inside(CPU) as peak, torch.inference_mode():
-        picture = np.asarray(next(iter(draw(steps=wanted.steps, guidance=wanted.guidance)))[0])
+        picture = np.asarray(next(iter(draw(**wanted.how)))[0])
     assert picture.shape == (8 * SIDE, 8 * SIDE, 3)
     seconds = time.perf_counter() - began
     return {**dataclasses.asdict(wanted), "seconds": seconds, "peak": (peak.bytes or 0) - libraries}
+
+
+# What the picture's operations take at best
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates (MACs) in 8-bit integers and in floating point."""
+
+    integers: float = 0.0
+    floats: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.integers + other.integers, self.floats + other.floats)
+
+    def times(self, many: float) -> "Work":
+        return Work(self.integers * many, self.floats * many)
+
+    def seconds(self, paces: Mapping[str, float]) -> float:
+        """At so many MACs a second of either kind."""
+        return self.integers / paces["integers"] + self.floats / paces["floats"]
+
+
+def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
+    """One sample through all of a U-Net, and through its outermost stage; convolutions of `rounded` are in integers."""
+    config = dict(unet(model).config)
+    whole = outer = Work()
+    for layer in family_of(config).layers_of(config, (SIDE, SIDE), TOKENS) or []:
+        shape = layer.tensors.get("weight", ())
+        spared = rounded and len(shape) == 4 and layer.path not in ("conv_in", "conv_out")
+        work = Work(layer.macs, 0) if spared else Work(0, layer.macs + layer.products)
+        last = f"up_blocks.{len(config['up_block_types']) - 1}."
+        inside = layer.path.startswith(("down_blocks", "mid_block", "up_blocks"))
+        outermost = layer.path.startswith(("down_blocks.0.", last)) and ".downsamplers." not in layer.path
+        whole += work
+        outer += work if outermost or not inside else Work()
+    return whole, outer
+
+
+def of_picture(wanted: Picture) -> Work:
+    """From the first U-Net call to pixels; text encoders take a hundredth of it, and are left out."""
+    stock = wanted.name in MODELS
+    whole, outer = of_unet(wanted.name if stock else "tiny", rounded="w8a8" in wanted.name)
+    total = Work(0, 1e9 * gmacs(decoder("kl" if stock else "tiny"), torch.zeros(1, 4, SIDE, SIDE)))
+    for samples, computes in calls(wanted):
+        total += (whole if computes else outer).times(samples)
+    return total
+
+
+def calls(wanted: Picture) -> list[tuple[int, bool]]:
+    """Of every U-Net call its samples, and whether the inside computes, as the runtime has it."""
+    found: list[tuple[int, bool]] = []
+    deep = np.zeros((2, 0, 0, 0), np.float32)
+
+    class Counted:
+        def check_parted(self) -> None: ...
+        def keeping(self, latents: Array, timestep: float, told: Told) -> tuple[Array, Array]:  # noqa: ARG002
+            found.append((len(latents), True))
+            return latents, deep[: len(latents)]
+
+        def outer(self, latents: Array, timestep: float, told: Told, deep: Array) -> Array:  # noqa: ARG002
+            found.append((len(latents), False))
+            return latents
+
+    config = {"_class_name": "PNDMScheduler", **NOISE_SCHEDULE, "skip_prk_steps": True}
+    way = trajectory(config if wanted.scheduler is None else with_scheduler(config, wanted.scheduler), wanted.steps)
+    reusing = Reusing(cast(PartedNetworks, Counted()), wanted.reuse or 1)
+    low, high = wanted.interval or (0.0, float("inf"))
+    for timestep in way.timesteps:
+        reusing.predict(np.zeros((1 + (low <= way.level(timestep) <= high), 4, 1, 1), np.float32), timestep, {})
+    return found
+
+
+def paces() -> dict[str, float]:
+    """MACs a second of processor time of a big matrix product, the best of some."""
+    wide = torch.randn(_PRODUCT, _PRODUCT)
+    floats = wide.bfloat16() if _MULTIPLIED == "bf16" else wide
+    integers = torch.randint(-100, 100, (_PRODUCT, _PRODUCT), dtype=torch.int8)
+    kinds: dict[str, Callable[[], object]] = {
+        "integers": partial(torch._int_mm, integers, integers),
+        "floats": partial(torch.mm, floats, floats),
+        "stock": partial(torch.mm, wide, wide),
+    }
+    found = {}
+    for kind, product in kinds.items():
+        spent = []
+        for _ in range(_TIMES):
+            began = time.process_time()
+            product()
+            spent.append(time.process_time() - began)
+        found[kind] = _PRODUCT**3 / min(spent)
+    return found
 
 
 # Tables
@@ -282,11 +410,19 @@ def table(lines: list[dict[str, Any]], wholes: list[dict[str, Any]]) -> str:
     rows += ["", "| whole 512-px picture | steps | guidance | arithmetic | seconds | peak memory, GiB |"]
     rows += ["|---|---|---|---|---|---|"]
     rows += [
-        f"| {line['name']} | {line['steps']} | {line['guidance']} | {_arithmetic(line)} | {line['seconds']:.1f} "
+        f"| {_drawn(line)} | {line['steps']} | {line['guidance']} | {_arithmetic(line)} | {line['seconds']:.1f} "
         f"| {line['peak'] / 2**30:.2f} |"
         for line in wholes
     ]
     return "\n".join(rows)
+
+
+def _drawn(line: dict[str, Any]) -> str:
+    """By what a picture was drawn, and what was spared."""
+    interval = " to ".join(str(level) for level in line.get("interval") or ())
+    words = [line["name"], line.get("scheduler"), interval and f"guidance at {interval}"]
+    words += [line.get("reuse") and f"inside every {line['reuse']} steps"]
+    return ", ".join(word for word in words if word)
 
 
 def _arithmetic(line: dict[str, Any]) -> str:
@@ -321,16 +457,22 @@ def each(what: str, out: Path, rounds: int, keys: Mapping[str, list[str]]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("convert", "measure", "whole", "table"))
+    parser.add_argument("what", choices=("convert", "measure", "whole", "table", "fast", "paces", "calls"))
     parser.add_argument("--out", type=Path, default=Path("runs/cpu_speed"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help="a network or a picture, in this process")
     given = parser.parse_args()
     out: Path = given.out
     rivals = {rival.name: rival for rival in RIVALS}
-    pictures = {one.key: one for one in PICTURES}
-    if given.what == "table":
-        show(out)
+    pictures = {one.key: one for one in (*PICTURES, *WAYS)}  # of which some are the same
+    at_once: dict[str, Callable[[], None]] = {
+        "table": lambda: show(out),
+        "fast": lambda: fast(out, given.rounds),
+        "paces": lambda: print(json.dumps(paces())),
+        "calls": lambda: print(json.dumps(call_seconds(out, given.rounds))),
+    }
+    if given.what in at_once:
+        at_once[given.what]()
     elif given.one is None:
         if given.what == "convert":
             for name, rival in reversed(rivals.items()):
@@ -350,16 +492,96 @@ def main() -> None:
         print(json.dumps(whole(pictures[given.one], out)))
 
 
+def fast(out: Path, rounds: int) -> None:
+    """Stock and what spares work, composed of the calls that they make."""
+    integers = Rival(UNET, "tiny", "openvino", "w8a8")
+    if not (out / integers.folder / UNET / "conversion.json").exists():
+        child("convert", "--out", str(out), "--one", integers.name)
+    export_pictures(out)
+    each("paces", out, 1, {"paces": []})
+    each("calls", out, rounds, {"calls": []})
+    (pace,), (spent,) = (read_lines(out / f"{what}.jsonl") for what in ("paces", "calls"))
+    text = f"{fast_table(spent, pace)}\n\n{machine()}"
+    print(text)
+    write_text(
+        RESULTS / "cpu_fast.md",
+        f"# A picture with less work\n\n`python benchmarks/cpu_speed.py fast`, rounds: {rounds}\n\n{text}\n",
+    )
+
+
+def call_seconds(out: Path, rounds: int) -> dict[str, Any]:
+    """Processor seconds of the calls that pictures of `WAYS` consist of, in turns, and the load of the machine."""
+    networks = OpenvinoNetworks(out / W8A8_SMALL, threads=torch.get_num_threads(), precision=_MULTIPLIED)
+    latents, context = np.zeros((2, 4, SIDE, SIDE), np.float32), np.zeros((2, TOKENS, WIDTH), np.float32)
+    stock, decode = unet("teacher"), decoder("kl").decode
+    deep = networks.keeping(latents[:1], 901.0, {"context": context[:1]})[1].repeat(2, axis=0)
+    noisy, told = torch.from_numpy(latents), torch.from_numpy(context)
+    works: dict[str, Callable[[], object]] = {"decoder tiny": lambda: networks.decode(latents[:1])}
+    for count in (2, 1):
+        given = latents[:count], 901.0, {"context": context[:count]}
+        works[f"{count} keeping"] = partial(networks.keeping, *given)
+        works[f"{count} outer"] = partial(networks.outer, *given, deep[:count])
+    for work in works.values():  # OpenVINO makes ready for a size when it meets it
+        work()
+    works["stock"] = lambda: stock(noisy, torch.tensor(901), told, return_dict=False)
+    works["decoder kl"] = lambda: decode(noisy[:1], return_dict=False)
+    spent: dict[str, list[float]] = {name: [] for name in works}
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, work in works.items():
+                began = time.process_time()
+                work()
+                spent[name].append(time.process_time() - began)
+                print(name, spent[name], file=sys.stderr, flush=True)
+    return {"seconds": {name: float(np.median(each)) for name, each in spent.items()}, "load": os.getloadavg()[1]}
+
+
+def composed(way: Picture, seconds: Mapping[str, float]) -> float:
+    """Processor seconds of a picture, from its first U-Net call to pixels."""
+    if way.name in MODELS:
+        return len(calls(way)) * seconds["stock"] + seconds["decoder kl"]
+    each = (seconds[f"{samples} {'keeping' if computes else 'outer'}"] for samples, computes in calls(way))
+    return sum(each) + seconds["decoder tiny"]
+
+
+def fast_table(spent: Mapping[str, Any], pace: Mapping[str, float]) -> str:
+    """Of `WAYS`, the first of which is compared with."""
+    rows = [
+        "| 512-px picture, 10 steps, guidance 7.5 | TMACs, int8 + float | seconds of one processor | times less "
+        "| at best, s |",
+        "|---|---|---|---|---|",
+    ]
+    first = composed(WAYS[0], spent["seconds"])
+    for way in WAYS:
+        work, own = of_picture(way), composed(way, spent["seconds"])
+        least = work.seconds({**pace, "floats": pace["stock"]} if way.name in MODELS else pace)
+        rows.append(
+            f"| {way.key} | {work.integers / 1e12:.2f} + {work.floats / 1e12:.2f} | {own:.1f} | {first / own:.2f} "
+            f"| {least:.1f} |"
+        )
+    products = ", ".join(f"{pace[kind] / 1e9:.0f} {name}" for kind, name in _KINDS.items())
+    each = ", ".join(f"{name} {seconds:.2f}" for name, seconds in spent["seconds"].items())
+    notes = [f"Seconds of one processor a call: {each}; others waited for it too (load {spent['load']:.0f})."]
+    notes += [f"At best: at the pace of a product of {_PRODUCT}, in GMACs a second {products}."]
+    return "\n".join([*rows, "", *notes])
+
+
 def show(out: Path) -> None:
     lines, wholes = (read_lines(out / f"{what}.jsonl") for what in ("measure", "whole"))
+    text = f"{table(lines, wholes)}\n\n{machine()}"
+    print(text)
+    write_text(
+        RESULTS / "cpu_speed.md", f"# Speed on a CPU at full size\n\n`python benchmarks/cpu_speed.py`\n\n{text}\n"
+    )
+
+
+def machine() -> str:
     about = provenance()
     extras = [("8-bit dot products", torch.cpu._is_vnni_supported()), ("bf16", torch.cpu._is_avx512_bf16_supported())]
     arithmetic = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in extras if there)]
     processor = f"{about['processor']} ({', '.join(arithmetic)})"
-    machine = f"{processor}, {about['processors']} cores, threads: {torch.get_num_threads()}"
-    text = f"{table(lines, wholes)}\n\n{machine}; {about['started'][:10]}; torch {about['versions']['torch']}."
-    print(text)
-    write_text(RESULT, f"# Speed on a CPU at full size\n\n`python benchmarks/cpu_speed.py`\n\n{text}\n")
+    cores = f"{about['processors']} cores, threads: {torch.get_num_threads()}"
+    return f"{processor}, {cores}; {about['started'][:10]}; torch {about['versions']['torch']}."
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from bksdm.common.errors import InputError
+from bksdm.export.run import export
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
 from bksdm.generate.exported import open_exported, sample_exported
 from bksdm.generate.requests import Request
-from bksdm.generate.sampling import sample
+from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.drawing import drawing
-from bksdm.models.pipelines import denoiser
+from bksdm.models.pipelines import denoiser, save_pipeline
+from bksdm.options.export import ExportFormat, ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from tiny_models import TWO_STAGES, build_pipeline
 from verbs import Run
@@ -162,14 +164,70 @@ def test_the_runtime_without_torch_guides_within_the_same_interval(folder: str, 
     assert not same(drawn_by["between"], drawn_by["plain"])
 
 
+def largest(one: list[Image.Image], other: list[Image.Image]) -> int:
+    return max(int(np.abs(np.array(a, int) - np.array(b, int)).max()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("folder", ["onnx_folder", "openvino_folder", "xl_openvino_folder"])
+def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: pytest.FixtureRequest) -> None:
+    exported: DiffusionPipeline = request.getfixturevalue("xl_exported" if "xl" in folder else "exported")
+    by_torch = with_denoiser(exported, denoiser(exported))
+    by_torch.scheduler = scheduler_named("DDIMScheduler", exported.scheduler)
+    pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler", reuses=True)
+    for interval in (None, (0.5, 5.0)):
+        ways = {reuse: {"reuse": reuse, "interval": interval} for reuse in (3, 1, None)}
+        ours = {
+            reuse: next(sample_exported(pipeline, ASKED, steps=STEPS, guidance=GUIDANCE, **way))
+            for reuse, way in ways.items()
+        }
+        assert largest(ours[3], drawn(by_torch, **ways[3])) <= 1
+        assert same(ours[1], ours[None])
+        assert not same(ours[3], ours[None])
+
+
+@pytest.mark.parametrize("to", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_student_without_a_middle_block_keeps_what_it_has(
+    to: ExportFormat, exported: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    student, _ = prune_unet(exported.unet, Recipe("without", mid=False))
+    pipeline = with_denoiser(exported, student.eval())
+    save_pipeline(pipeline, tmp_path / "student")
+    export(ExportOptions(str(tmp_path / "student"), to, str(tmp_path / "export")))
+    opened = open_exported(tmp_path / "export", reuses=True)
+    (ours,) = sample_exported(opened, ASKED, steps=STEPS, guidance=GUIDANCE, reuse=3)
+    assert largest(ours, drawn(pipeline, reuse=3)) <= 1
+    assert not same(ours, drawn(pipeline))
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_folders_of_before_say_what_mends_them(
+    to: str, run: Run, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    old = shutil.copytree(request.getfixturevalue(f"{to}_folder"), tmp_path / "old")
+    for part in (old / "unet").glob("model.onnx.[ko]*"):
+        part.unlink()
+    for graph in (old / "unet").glob("*.xml"):
+        graph.write_text(graph.read_text().replace('names="deep"', 'names="7"'))
+    outcome = run("generate", old, "--prompt", "red", "--reuse", 2, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    mend = f"{old / 'unet'} was exported without what reuse needs; export the model again, or leave it out"
+    assert outcome.said == [f"error: {mend}"]
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="export the model again"):
+        open_exported(old).sample(["red"], reuse=2)
+
+
 def test_exports_and_models_draw_alike(exported_model: Path, onnx_folder: Path, done: Run, tmp_path: Path) -> None:
     words = ["--prompt", "red", "--steps", STEPS, "--guidance_interval", 0.5, 5, "--scheduler", "DDIMScheduler"]
+    words += ["--reuse", 2]
     done("generate", exported_model, *words, "--runtime", "torch", "--out", tmp_path / "torch")
     done("generate", onnx_folder, *words, "--out", tmp_path / "onnx")
     pictures = [np.array(Image.open(tmp_path / name / "00000.png"), int) for name in ("torch", "onnx")]
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
-    with Image.open(tmp_path / "torch" / "00000.png") as picture:
-        assert '"guidance_interval": [0.5, 5.0]' in picture.text["bksdm"]
+    for name in ("torch", "onnx"):
+        with Image.open(tmp_path / name / "00000.png") as picture:
+            told = json.loads(picture.text["bksdm"])
+        assert (told["guidance_interval"], told["reuse"]) == ([0.5, 5.0], 2)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +236,6 @@ def test_exports_and_models_draw_alike(exported_model: Path, onnx_folder: Path, 
         (["--guidance_interval", 5, 0.3], "guidance_interval is 5 0.3; give two noise levels, the lower first"),
         (["--guidance_interval", 5], "guidance_interval is 5; give two noise levels"),
         (["--reuse", 0], "reuse is 0; give at least 1"),
-        (["--reuse", 2, "--runtime", "onnx"], "reuse needs torch; leave out --runtime"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -213,7 +270,7 @@ def test_fast_is_what_the_table_recommends(
     told = {name: json.loads(picture.text["bksdm"]) for name, picture in pictures.items()}
     assert [told["fast"][name] for name in ("steps", "reuse")] == [10, 3]
     assert [told["other"][name] for name in ("steps", "reuse", "scheduler")] == [3, 1, "DDIMScheduler"]
-    assert "reuse" not in told["export"]
+    assert told["export"]["reuse"] == 3
     few = shutil.copytree(v1_folder, tmp_path / "few")
     (few / "sampling.json").write_text('{"num_inference_steps": 4, "guidance_scale": 1.0}')
     outcome = run("generate", few, "--prompt", "red", "--fast", "--out", tmp_path / "out")

@@ -294,10 +294,6 @@ def _check(options: BenchmarkOptions) -> None:
         raise InputError(f"rounds is {options.rounds}; give at least 1")
     if options.warmup < 0:
         raise InputError(f"warmup is {options.warmup}; give 0 or more")
-    if options.reuse is not None and (options.runtimes != ["torch"] or any(map(is_exported, options.models))):
-        raise InputError(
-            f"reuse is {options.reuse}, which torch alone computes; leave it out, or give no other runtime"
-        )
     shared = ("steps", "guidance", "height", "width", "device")
     check_generation(GenerateOptions("", "", **{name: getattr(options, name) for name in shared}))
 

@@ -223,7 +223,8 @@ class ExportedRival:
 
     @classmethod
     def load(cls, title: str, folder: str, drawing: Drawing) -> "ExportedRival":
-        return cls(title, folder, open_exported(folder), drawing, str(export_facts(folder).get("precision")))
+        pipeline = open_exported(folder, reuses=drawing.reuse is not None)
+        return cls(title, folder, pipeline, drawing, str(export_facts(folder).get("precision")))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -262,8 +263,7 @@ _FIRST_TIMESTEP = 901.0
 def _whole(draw: Callable[..., Iterator[object]], batch_size: int, drawing: Drawing, size: tuple[int, int]) -> Task:
     """A batch of pictures from prompts to pixels."""
     requests = [Request(PROMPT, seed) for seed in range(batch_size)]
-    wanted: dict[str, Any] = {"steps": drawing.steps, "guidance": drawing.guidance, "interval": drawing.interval}
-    wanted |= {} if drawing.reuse is None else {"reuse": drawing.reuse}  # of torch alone
+    wanted: dict[str, Any] = {name: getattr(drawing, name) for name in ("steps", "guidance", "interval", "reuse")}
 
     def make() -> object:
         return list(draw(requests, **wanted, batch_size=batch_size, height=size[0], width=size[1]))

@@ -23,7 +23,8 @@ from bksdm.common.progress import bar
 from bksdm.export.components import Component, components, least_side
 from bksdm.export.formats import Format, Source
 from bksdm.export.layout import component_folder, why_not, write_layout
-from bksdm.runtime.networks import Networks
+from bksdm.runtime.networks import DEEP, Networks
+from bksdm.runtime.onnx_networks import part_file
 
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 _OPSET = 18
@@ -31,6 +32,13 @@ _BLOCK = 32
 
 
 def write(source: Source, folder: Path) -> None:
+    """The whole pipeline in `folder`, in the source's precision, and its denoiser in parts."""
+    write_networks(source, folder)
+    for file in folder.glob(f"*/{MODEL_FILE}"):
+        write_parts(file)
+
+
+def write_networks(source: Source, folder: Path) -> None:
     """The whole pipeline in `folder`, in the source's precision."""
     write_layout(source.pipeline, folder)
     least = least_side(source.pipeline)
@@ -50,17 +58,20 @@ def write_graph(component: Component, file: Path) -> None:
     """A network as a float32 graph, with its weights in a file beside it."""
     # Other ways to attend promise an order in memory that their decomposition does not keep.
     with _quiet(), sdpa_kernel(SDPBackend.MATH):
+        module, kept = component.keeping or component.module, [DEEP] if component.keeping else []
         program = torch.onnx.export(
-            component.module,
+            module,
             tuple(component.inputs.values()),
             dynamo=True,
             opset_version=_OPSET,
             input_names=list(component.inputs),
-            output_names=list(component.outputs),
+            output_names=[*component.outputs, *kept],
             # Names alone: torch then finds out itself which multiples a side has, and limits no size.
             dynamic_shapes=_dynamic(component),
         )
         assert program is not None
+        for _ in kept:  # a name within the graph from here on
+            program.model.graph.outputs.pop()
         program.save(file, external_data=True)
 
 
@@ -108,6 +119,50 @@ def _round_convolutions(graph: Any) -> None:
         parts: dict[str, Any] = {f"{name}_rounded": rounded, f"{name}_scale": scale.astype(np.float32)}
         graph.initializer.extend(numpy_helper.from_array(array, part) for part, array in parts.items())
         graph.node.insert(0, helper.make_node("DequantizeLinear", list(parts), [name], axis=0))
+
+
+def write_parts(file: Path) -> None:
+    """Write the graphs of a network's parts beside it, which share its weights, where it has a tensor `DEEP`."""
+    import onnx  # noqa: PLC0415
+
+    model = onnx.load(file, load_external_data=False)
+    graph = model.graph
+    deep = next((value for value in graph.value_info if value.name == DEEP), None)
+    if deep is None:
+        return
+    keeping, outer = onnx.ModelProto(), onnx.ModelProto()
+    keeping.CopyFrom(model)
+    keeping.graph.output.append(deep)
+    outer.CopyFrom(model)
+    _keep(outer.graph, _needed(graph, {DEEP}))
+    outer.graph.input.append(deep)
+    onnx.save(keeping, part_file(file, "keeping"), format="protobuf")
+    onnx.save(outer, part_file(file, "outer"), format="protobuf")
+
+
+def _needed(graph: Any, known: set[str]) -> set[str]:
+    """Names of the values that a graph's outputs are computed from, where some are known."""
+    makers = {output: node for node in graph.node for output in node.output}
+    needed: set[str] = set()
+    asked = [value.name for value in graph.output]
+    while asked:
+        name = asked.pop()
+        if name not in needed | known:
+            needed.add(name)
+            asked += makers[name].input if name in makers else []
+    return needed
+
+
+def _keep(graph: Any, needed: set[str]) -> None:
+    """Leave out what gives no value of these names."""
+    for parts, named in (
+        (graph.node, lambda node: node.output),
+        (graph.initializer, lambda tensor: [tensor.name]),
+        (graph.value_info, lambda value: [value.name]),
+    ):
+        kept = [part for part in parts if needed & set(named(part))]
+        del parts[:]
+        parts.extend(kept)
 
 
 def _save(model: Any, file: Path) -> None:

@@ -20,7 +20,7 @@ from bksdm.export.layout import component_folder, why_not, write_layout, write_s
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
 from bksdm.families import family_of_pipeline
 from bksdm.models.pipelines import scheduler_config, tokenizers
-from bksdm.runtime.networks import Networks
+from bksdm.runtime.networks import DEEP, Networks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks, quiet
 
 MODEL_FILE, TOKENIZER_FILE = "openvino_model.xml", "openvino_tokenizer.xml"
@@ -74,7 +74,12 @@ def to_graph(component: Component) -> Any:
     # openvino-genai gives U-Nets whole timesteps; `OpenvinoNetworks` makes room for others.
     whole = "timestep" if component.name == UNET else None
     examples = {name: value.long() if name == whole else value for name, value in component.inputs.items()}
-    model = openvino.convert_model(component.module, example_input=tuple(examples.values()))
+    model = openvino.convert_model(component.keeping or component.module, example_input=tuple(examples.values()))
+    if component.keeping:  # a name within the model alone: openvino-genai takes U-Nets of one output
+        result = model.outputs[-1].get_node()
+        deep = result.input_value(0)
+        model.remove_result(result)
+        deep.get_tensor().set_names({DEEP})
     for port, name in zip([*model.inputs, *model.outputs], [*examples, *component.outputs], strict=True):
         port.get_tensor().set_names({name})
     model.reshape(

@@ -20,7 +20,7 @@ _FLAGS = {"10": " --stronglyTyped", "11": ""}
 
 def write(source: Source, folder: Path) -> None:
     """The ONNX pipeline in `folder`, with `build_engines_trt10.sh` and `build_engines_trt11.sh`."""
-    to_onnx.write(source, folder)
+    to_onnx.write_networks(source, folder)
     networks = components(source.pipeline, source.height, source.width)
     for version, flags in _FLAGS.items():
         write_text(folder / f"build_engines_trt{version}.sh", script(networks, source.batch_size, version, flags))

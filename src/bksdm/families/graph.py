@@ -29,12 +29,14 @@ class Graph:
         inputs: Example tensors by name.
         outputs: Names.
         axes: Of each input, the dimensions that may vary.
+        keeping: The same network, which gives as one more output what runtimes know as `DEEP`; None where it has none.
     """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, Axis]]
+    keeping: nn.Module | None = None
 
 
 class TextEncoder(nn.Module):

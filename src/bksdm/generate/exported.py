@@ -30,19 +30,25 @@ def export_facts(model: str | Path) -> dict[str, object]:
     return read_json(Path(model).expanduser() / EXPORT_FILE)
 
 
-def open_exported(model: str | Path, arithmetic: str = "f32", scheduler: str | None = None) -> Pipeline:
+def open_exported(
+    model: str | Path, arithmetic: str = "f32", scheduler: str | None = None, *, reuses: bool = False
+) -> Pipeline:
     """The pipeline of an exported folder, with as many threads as torch has.
 
     Arguments:
         model: The folder.
         arithmetic: Of OpenVINO: f32, bf16 or f16.
         scheduler: Name of a diffusers scheduler in the place of the folder's own.
+        reuses: Whether the inside of its U-Net is to be computed in some steps alone.
 
     Raises:
-        InputError: It is incomplete, or of a format that does not run here.
+        InputError: It is incomplete, of a format that does not run here, or too old for `reuses`.
     """
     threads = torch.get_num_threads()
-    return open_folder(Path(model).expanduser(), threads=threads, precision=arithmetic, scheduler=scheduler)
+    pipeline = open_folder(Path(model).expanduser(), threads=threads, precision=arithmetic, scheduler=scheduler)
+    if reuses:
+        pipeline.networks.check_parted()
+    return pipeline
 
 
 def sample_exported(
@@ -52,6 +58,7 @@ def sample_exported(
     steps: int | None = None,
     guidance: float | None = None,
     interval: Interval | None = None,
+    reuse: int | None = None,
     batch_size: int = 4,
     negative_prompt: str | None = None,
     height: int | None = None,
@@ -70,6 +77,7 @@ def sample_exported(
         steps=steps,
         guidance=guidance,
         interval=interval,
+        reuse=reuse,
         batch_size=batch_size,
         negative_prompt=negative_prompt or "",
         height=height,

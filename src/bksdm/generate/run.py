@@ -21,7 +21,6 @@ from bksdm.common.runs import check_free, digest, files_digest, open_run, replac
 from bksdm.common.tables import listed
 from bksdm.data.pictures import open_picture, was_flagged
 from bksdm.data.prompts import read_prompts
-from bksdm.generate.exported import is_exported
 from bksdm.generate.requests import Request, check, numbered
 from bksdm.generate.runtimes import Drawer, open_drawer
 from bksdm.generate.sampling import is_flagged, side_by_side
@@ -82,7 +81,8 @@ def generate(options: GenerateOptions) -> list[Path]:
             lora=Lora(options.lora, options.lora_scale) if options.lora else None,
             masked=mask is not None,
             reuses=options.reuse is not None,
-            unet_calls=len(missing) * how.steps * (2 if how.guidance > 1 else 1),
+            # Of the whole U-Net; what reuse spares, a conversion cannot save.
+            unet_calls=len(missing) * -(-how.steps // (how.reuse or 1)) * (2 if how.guidance > 1 else 1),
         )
         check_multiple(drawer.multiple, height=options.height, width=options.width)
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
@@ -118,12 +118,11 @@ def _fast(options: GenerateOptions, own: Defaults) -> GenerateOptions:
     """With what benchmarks/results/quality_speed.md recommends where nothing else is asked for."""
     if own.steps <= _FAST_STEPS:
         raise InputError(f"fast is for models of many steps, and {options.model} draws in {own.steps}; leave it out")
-    reuses = options.runtime in ("auto", "torch") and not is_exported(options.model)
     return dataclasses.replace(
         options,
         steps=options.steps or _FAST_STEPS,
         scheduler=options.scheduler or _FAST_SCHEDULER,
-        reuse=options.reuse or (_FAST_REUSE if reuses else None),
+        reuse=options.reuse or _FAST_REUSE,
     )
 
 

@@ -48,6 +48,7 @@ _NOT_LOCAL = "the model is on the hub, and only local ones are converted"
 _NOT_INSTALLED = "no faster runtime is installed; pip install 'bksdm[openvino]' has one"
 _NOT_MEASURED = "how fast other runtimes are with models of this kind was not measured"
 _PRODUCT = 1024
+_EDITION = 2  # of conversions: those before have no parts of U-Nets, which reuse computes
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,11 @@ def open_drawer(
     Raises:
         InputError: Model and runtime do not go together; see the message.
     """
-    by_torch = next((name for name, given in (("mask", masked), ("lora", lora), ("reuse", reuses)) if given), None)
+    by_torch = next((name for name, given in (("mask", masked), ("lora", lora)) if given), None)
     if by_torch and (is_exported(model) or runtime not in ("auto", "torch")):
         raise InputError(f"{by_torch} needs torch; leave out --runtime, and give the model rather than its export")
     if is_exported(model):
-        return _exported(model, runtime, precision, decoder, scheduler)
+        return _exported(model, runtime, precision, decoder, scheduler, reuses)
     if by_torch:
         runtime = "torch"
     choice = choose(model, device, precision, decoder, scheduler, unet_calls) if runtime == "auto" else None
@@ -132,7 +133,7 @@ def open_drawer(
     _check_arithmetic(chosen, precision)
     if choice is not None:
         say(f"{chosen}: {choice.reason}")
-    return _exported(str(converted(model, chosen, decoder)), "auto", precision, None, scheduler)
+    return _exported(str(converted(model, chosen, decoder)), "auto", precision, None, scheduler, reuses)
 
 
 def choose(
@@ -215,7 +216,7 @@ def cache_folder() -> Path:
 
 def _kept(content: str, runtime: str, decoder: str | None) -> Path:
     small = f"-{decoder_fingerprint(decoder)}" if decoder else ""
-    return cache_folder() / f"{content}{small}-{runtime}"
+    return cache_folder() / f"{content}{small}-{runtime}-{_EDITION}"
 
 
 def _torch(
@@ -250,14 +251,16 @@ def _torch(
     )
 
 
-def _exported(model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None) -> Drawer:
+def _exported(
+    model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None, reuses: bool
+) -> Drawer:
     facts = export_facts(model)
     if runtime not in ("auto", facts.get("format")):
         raise InputError(f"{model} was exported to {facts.get('format')}, and runtime is {runtime}; leave it out")
     if decoder:
         raise InputError(f"{model} is exported with its decoder; leave out --decoder, or export it with another")
     arithmetic = _ARITHMETIC[precision]
-    pipeline = open_exported(model, arithmetic, scheduler)
+    pipeline = open_exported(model, arithmetic, scheduler, reuses=reuses)
     _check_arithmetic(str(facts["format"]), precision)
     weights = str(facts.get("precision"))
     for word in pipeline.tokenizer.hidden_words():

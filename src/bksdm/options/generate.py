@@ -22,7 +22,7 @@ class GenerateOptions(Seeded, Sparing):
         images_per_prompt: Pictures of each prompt.
         negative_prompt: What the pictures should not show.
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler; the model's own by default.
-        fast: Draw in 10 steps of DPMSolverMultistepScheduler, in torch with --reuse 3, where nothing else is asked for.
+        fast: Draw in 10 steps of DPMSolverMultistepScheduler, with --reuse 3, where nothing else is asked for.
         height: Height in pixels; the model's own by default.
         width: Width in pixels; the model's own by default.
         image: Picture to start from (image-to-image); its middle, cut to the shape of the output.

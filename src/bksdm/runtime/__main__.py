@@ -43,7 +43,7 @@ def _make(options: argparse.Namespace) -> None:
     for prompt in (options.prompt, options.negative_prompt):
         if lost := pipeline.tokenizer.cut_off(prompt):
             print(f"the model reads no more than the beginning of the prompt; cut off: {lost!r}", file=sys.stderr)
-    how = pipeline.defaults.chosen(options.steps, options.guidance, options.guidance_interval)
+    how = pipeline.defaults.chosen(options.steps, options.guidance, options.guidance_interval, options.reuse)
     if options.negative_prompt and pipeline.guidance(how.guidance) is None:
         print(f"the negative prompt changes nothing at guidance {how.guidance:g}", file=sys.stderr)
     (pictures,) = pipeline.sample(
@@ -52,6 +52,7 @@ def _make(options: argparse.Namespace) -> None:
         steps=options.steps,
         guidance=options.guidance,
         interval=options.guidance_interval,
+        reuse=options.reuse,
         negative_prompt=options.negative_prompt,
         height=options.height,
         width=options.width,
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="denoising steps (default: the model's own)")
     add("--guidance", type=float, help="guidance scale, 1 or less for none (default: the model's own)")
     add("--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="noise levels with guidance")
+    add("--reuse", type=int, help="every how many steps the inside of the U-Net is computed (default: every one)")
     add("--scheduler", help="such as DDIMScheduler (default: the model's own)")
     add("--negative_prompt", default="", help="what to keep away from")
     add("--height", type=int, help="in pixels (default: the model's own)")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
 from bksdm.runtime.conditions import Conditions
-from bksdm.runtime.networks import Array, Tokens, Told
+from bksdm.runtime.networks import DEEP, Array, Part, Tokens, Told
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,19 @@ class FolderNetworks(ABC):
         """
         self._folder = folder
         self._low_memory = low_memory
-        self._held: dict[str, Network] = {}
+        self._held: dict[tuple[str, Part], Network] = {}
 
     @abstractmethod
-    def load(self, file: Path) -> Network:
-        """A network from its file.
+    def load(self, file: Path, part: Part = "whole") -> Network:
+        """A network, or a part of it, from its file.
 
         Raises:
             InputError: The file cannot be read.
         """
+
+    @abstractmethod
+    def is_parted(self, file: Path) -> bool:
+        """Whether a network can be loaded in parts."""
 
     @cached_property
     def _conditions(self) -> Conditions:
@@ -85,29 +89,48 @@ class FolderNetworks(ABC):
         (output,) = self._run(asks.denoiser, asks.inputs(latents, timestep, told), (asks.output,))
         return asks.answer(output, latents)
 
+    def check_parted(self) -> None:
+        folder = self._folder / self._conditions.asks.denoiser
+        if not self.is_parted(folder / self.file):
+            raise InputError(f"{folder} was exported without what reuse needs; export the model again, or leave it out")
+
+    def keeping(self, latents: Array, timestep: float, told: Told) -> tuple[Array, Array]:
+        asks = self._conditions.asks
+        given = asks.inputs(latents, timestep, told)
+        output, deep = self._run(asks.denoiser, given, (asks.output, DEEP), "keeping")
+        return asks.answer(output, latents), deep
+
+    def outer(self, latents: Array, timestep: float, told: Told, deep: Array) -> Array:
+        asks = self._conditions.asks
+        given = {**asks.inputs(latents, timestep, told), DEEP: deep}
+        (output,) = self._run(asks.denoiser, given, (asks.output,), "outer")
+        return asks.answer(output, latents)
+
     def decode(self, latents: Array) -> Array:
         return self._run("vae_decoder", {"latent_sample": latents}, ("sample",))[0]
 
     def moments(self, pixels: Array) -> Array:
         return self._run("vae_encoder", {"sample": pixels}, ("latent_parameters",))[0]
 
-    def _run(self, name: str, given: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Array]:
-        network = self._network(name)
+    def _run(
+        self, name: str, given: Mapping[str, NDArray[Any]], outputs: Sequence[str], part: Part = "whole"
+    ) -> list[Array]:
+        network = self._network(name, part)
         lacking = sorted(given.keys() - network.inputs.keys())
         if lacking:
             raise InputError(f"{self._folder / name} has no input {lacking[0]}; export the model again")
         cast = {key: _as_declared(key, value, network.inputs[key]) for key, value in given.items()}
         return [np.asarray(found, dtype=np.float32) for found in network.run(cast, outputs)]
 
-    def _network(self, name: str) -> Network:
-        if name not in self._held:
+    def _network(self, name: str, part: Part) -> Network:
+        if (name, part) not in self._held:
             file = self._folder / name / self.file
             if not file.is_file():
                 raise InputError(f"{file} is missing; export the model again")
-            if self._low_memory:
-                self._held.clear()
-            self._held[name] = self.load(file)
-        return self._held[name]
+            if self._low_memory:  # whose parts are of one network
+                self._held = {key: held for key, held in self._held.items() if key[0] == name}
+            self._held[name, part] = self.load(file, part)
+        return self._held[name, part]
 
 
 def _as_declared(name: str, value: NDArray[Any], declared: Input) -> NDArray[Any]:

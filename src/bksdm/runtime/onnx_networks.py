@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
 from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
+from bksdm.runtime.networks import Part
 
 _FORMATS = {
     "tensor(float)": np.float32,
@@ -18,6 +19,11 @@ _FORMATS = {
     "tensor(int32)": np.int32,
 }
 _ERRORS_ONLY = 3
+
+
+def part_file(file: Path, part: Part) -> Path:
+    """The graph of a part of a network, which shares the weights that lie beside the whole graph `file`."""
+    return file if part == "whole" else file.with_name(f"{file.name}.{part}")
 
 
 class OnnxNetworks(FolderNetworks):
@@ -51,12 +57,16 @@ class OnnxNetworks(FolderNetworks):
         # What an operator asked for once need not stay for good; pictures of another size ask for other amounts.
         self._options.enable_cpu_mem_arena = not low_memory
 
-    def load(self, file: Path) -> Network:
+    def is_parted(self, file: Path) -> bool:
+        return part_file(file, "outer").is_file()
+
+    def load(self, file: Path, part: Part = "whole") -> Network:
+        graph = part_file(file, part)
         try:
-            session = self._runtime.InferenceSession(file, self._options, providers=["CPUExecutionProvider"])
+            session = self._runtime.InferenceSession(graph, self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's kinds of error have no base of their own
             first = str(error).splitlines()[0]
-            raise InputError(f"{file} cannot be loaded ({first}); export the model again") from error
+            raise InputError(f"{graph} cannot be loaded ({first}); export the model again") from error
         return _Session(session)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError, one_line
 from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
+from bksdm.runtime.networks import DEEP, Part
 
 
 @cache
@@ -77,10 +78,16 @@ class OpenvinoNetworks(FolderNetworks):
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "CACHE_DIR": cache}
         self._settings = {name: str(value) for name, value in settings.items() if value is not None}
 
-    def load(self, file: Path) -> Network:
+    def is_parted(self, file: Path) -> bool:
+        return f'names="{DEEP}"'.encode() in file.read_bytes()
+
+    def load(self, file: Path, part: Part = "whole") -> Network:
         try:
             model = self._core.read_model(str(file))
             self._take_fractions(model)
+            if part != "whole":
+                (deep,) = model.add_outputs(DEEP)
+                model = _outer(model, deep.get_node()) if part == "outer" else model
             return _Compiled(self._core.compile_model(model, "CPU", self._settings))
         except RuntimeError as error:
             raise InputError(f"{file} cannot be loaded ({one_line(error, None)}); export the model again") from error
@@ -93,6 +100,20 @@ class OpenvinoNetworks(FolderNetworks):
             if "timestep" in given.get_names():
                 given.get_node().set_element_type(openvino.Type.f32)
         model.validate_nodes_and_infer_types()
+
+
+def _outer(model: Any, deep: Any) -> Any:
+    """What of a model computes its first output from the tensor that the result `deep` takes, as an input of it."""
+    import openvino  # noqa: PLC0415
+
+    source = deep.input_value(0)
+    given = openvino.opset1.parameter(source.get_partial_shape(), source.get_element_type())
+    model.remove_result(deep)
+    for taker in source.get_target_inputs():
+        taker.replace_source_output(given.output(0))
+    source.get_tensor().set_names(set())
+    given.output(0).get_tensor().set_names({DEEP})
+    return openvino.Model(model.get_results(), [*model.get_parameters(), given])
 
 
 class _Compiled(Network):

@@ -16,13 +16,15 @@ from bksdm.runtime.conditions import Conditions
 from bksdm.runtime.defaults import Defaults, Interval
 from bksdm.runtime.flow import FlowEuler, flow_way
 from bksdm.runtime.kinds import Flow, Scale
-from bksdm.runtime.networks import Array, Networks, Told
+from bksdm.runtime.networks import Array, PartedNetworks, Told
 from bksdm.runtime.noise import Generator
+from bksdm.runtime.reuse import Reusing
 from bksdm.runtime.schedulers import trajectory
 from bksdm.runtime.tokens import Tokenizers
 from bksdm.runtime.trajectory import Trajectory
 
 Pixels = NDArray[np.uint8]
+Predict = Callable[[Array, float, Told], Array]
 _LOG_VARIANCE = (-30.0, 20.0)
 
 
@@ -46,7 +48,7 @@ class Pipeline:
         flow: What is particular to a model that learnt by flow matching; None for others.
     """
 
-    networks: Networks
+    networks: PartedNetworks
     tokenizer: Tokenizers
     scheduler: Mapping[str, Any]
     channels: int
@@ -68,6 +70,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         interval: Sequence[float] | None = None,
+        reuse: int | None = None,
         batch_size: int = 1,
         negative_prompt: str = "",
         height: int | None = None,
@@ -88,6 +91,7 @@ class Pipeline:
                 work.
             interval: The least and the largest noise level sqrt((1 - a) / a), a the share of the signal, at which
                 guidance is given (arXiv 2404.07724); all by default.
+            reuse: Every how many steps the inside of the U-Net is computed; every one by default. See `Reusing`.
             batch_size: Pictures at a time.
             negative_prompt: What to keep away from, under guidance.
             height: In pixels; the image's or the model's own by default.
@@ -102,13 +106,15 @@ class Pipeline:
         Raises:
             InputError: An argument is unfit, or a network gives numbers that are not finite; see the message.
         """
-        how = self.defaults.chosen(steps, guidance, interval)
+        how = self.defaults.chosen(steps, guidance, interval, reuse)
         how = how if sigmas is None else replace(how, sigmas=tuple(sigmas))
         chosen = range(len(prompts)) if seeds is None else seeds
         size = self._size(height, width, image)
         shape = (self.channels, size[0] // self.factor, size[1] // self.factor)
         self._check(prompts, chosen, batch_size, latents, image, shape)
         self._check_flow(negative_prompt, image, how)
+        if how.reuse is not None:
+            self.networks.check_parted()
         self._way(how, shape, strength if image is not None else 1.0)
         return self._batches(
             prompts, chosen, how, batch_size, negative_prompt, shape, image, strength, latents, on_step
@@ -142,11 +148,12 @@ class Pipeline:
                 clean, begun = self._latents(image, draws), trajectory(self.scheduler, how.steps, strength)
                 way, sample = begun, begun.noisy(clean, draws())
             alone = {name: value[-len(draws) :] for name, value in told.items()}
+            predict = self.networks.predict if how.reuse is None else Reusing(self.networks, how.reuse).predict
             for number, timestep in enumerate(way.timesteps, 1):
                 if guidance is not None and _within(how.interval, way, timestep):
-                    output = self._guided(way.scaled(sample), float(timestep), told, guidance)
+                    output = _guided(predict, way.scaled(sample), float(timestep), told, guidance)
                 else:
-                    output = self.networks.predict(way.scaled(sample), float(timestep), alone)
+                    output = predict(way.scaled(sample), float(timestep), alone)
                 sample = way.step(output, sample, draws)
                 if on_step is not None:
                     on_step(number, len(way.timesteps))
@@ -186,11 +193,6 @@ class Pipeline:
         both = {name: np.concatenate([np.repeat(away[name], count, axis=0), told[name]]) for name in told}
         return both | self.conditions.of_size(height, width, 2 * count)
 
-    def _guided(self, latents: Array, timestep: float, told: Told, guidance: float) -> Array:
-        both = self.networks.predict(np.concatenate([latents, latents]), timestep, told)
-        away, towards = np.split(both, 2)
-        return away + guidance * (towards - away)
-
     def _latents(self, image: Pixels, draws: "_Draws") -> Array:
         """Draws from the VAE's posterior for one picture, scaled for the U-Net."""
         mean, log_variance = np.split(self.networks.moments(from_bytes(image)), 2, axis=1)
@@ -216,6 +218,8 @@ class Pipeline:
             raise InputError(f"{self.flow.name} does not start from a picture here; leave out the image")
         if how.interval is not None:
             raise InputError(f"{self.flow.name} has no guidance_interval here; leave it out")
+        if how.reuse is not None:
+            raise InputError(f"{self.flow.name} has no reuse here; leave it out")
         if negative_prompt and not self.flow.negative:
             raise InputError(f"{self.flow.name} takes no negative prompt; leave it out")
 
@@ -238,6 +242,12 @@ class Pipeline:
             raise InputError("both latents and an image are given; give one of them")
         if latents is not None and latents.shape != (len(prompts), *shape):
             raise InputError(f"latents have shape {latents.shape}; give {(len(prompts), *shape)}")
+
+
+def _guided(predict: Predict, latents: Array, timestep: float, told: Told, guidance: float) -> Array:
+    both = predict(np.concatenate([latents, latents]), timestep, told)
+    away, towards = np.split(both, 2)
+    return away + guidance * (towards - away)
 
 
 def _within(interval: Interval | None, way: Trajectory | FlowEuler, timestep: float) -> bool:
