@@ -1,6 +1,7 @@
 """What does each way of drawing with less work cost in quality, and what does it save in time?
 
     python benchmarks/quality_speed.py --out benchmarks/results
+    python benchmarks/quality_speed.py --plot docs/images/quality_speed.png     # of the results that are there
 
 Draws the held-out prompts of the embedded art by a model with several schedulers, numbers of steps, intervals of
 guidance and reuses, and scores all of them beside its usual way. Times of all take turns in one process. A way is on
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bksdm.common.page import style, write_png
 from bksdm.common.runs import provenance, write_text
 from bksdm.evaluate.run import evaluate
 from bksdm.evaluate.timing import Interval, take_turns
@@ -106,6 +108,49 @@ def _cell(score: dict[str, Any]) -> str:
     return f"{score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g})"
 
 
+def plot(ways: dict[str, Any], file: Path) -> None:
+    """Fréchet distance against seconds, a line for each number of steps, filled where a way is on the Pareto line."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - nothing else here draws
+
+    with style():
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        medians = {name: Interval.of(way["seconds"]).median for name, way in ways.items()}
+        values = {name: way["scores"]["frechet_distance"] for name, way in ways.items()}
+        colours: dict[str, str] = {}
+        for name in ways:
+            group = name.partition(",")[0]
+            new = group not in colours
+            colour = colours.setdefault(group, f"C{len(colours)}")
+            beaten = any(
+                medians[other] < medians[name] and values[other]["value"] <= values[name]["value"] for other in ways
+            )
+            value = values[name]["value"]
+            axes.errorbar(
+                medians[name],
+                value,
+                [[value - values[name]["low"]], [values[name]["high"] - value]],
+                color=colour,
+                marker="s" if "guidance" in name else "o",
+                markerfacecolor="white" if beaten else colour,
+                elinewidth=0.5,
+                label=group if new else None,
+            )
+            axes.annotate(
+                name.rpartition("every ")[2][:1] if "every" in name else "",
+                (medians[name], value),
+                (4, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        axes.set(xlabel="seconds a picture", ylabel="Fréchet distance, 95 % interval")
+        axes.grid(alpha=0.3)
+        axes.legend(
+            title="squares: guidance at 0.3 to 5; numbers: --reuse; filled: Pareto", fontsize=7, title_fontsize=7
+        )
+        write_png(file, figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -113,7 +158,11 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--interval", type=float, nargs=2, default=(0.3, 5.0))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what --out holds, and nothing else")
     given = parser.parse_args()
+    if given.plot:
+        plot(json.loads((given.out / "quality_speed.json").read_text())["ways"], given.plot)
+        return
     quiet_libraries()
     how, made_by = drawing(given.model), provenance()
     found = ways(how.steps, tuple(given.interval))
