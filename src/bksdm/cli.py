@@ -95,6 +95,11 @@ def _push(options: verbs.PushOptions) -> None:
 
 
 def _demo(options: verbs.DemoOptions) -> None:
+    if options.web:
+        from bksdm.generate.web import serve_web
+
+        serve_web(options)
+        return
     from bksdm.generate.demo import demo
 
     demo(options)

@@ -27,7 +27,7 @@ from bksdm.families import family_of_pipeline
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.configs import family_of_model
-from bksdm.models.decoder import decoder_fingerprint, load_model
+from bksdm.models.decoder import decoder_fingerprint, load_model, with_own_decoder
 from bksdm.models.pipelines import (
     captions,
     check_ready,
@@ -192,6 +192,8 @@ def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
 
 def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Source:
     pipeline = load_model(options.model, decoder=options.decoder)
+    if kind.prefers_small_decoder and options.decoder is None:
+        pipeline = with_own_decoder(pipeline)
     if not kind.is_model:
         check_text_to_image(pipeline, options.model)
     if options.scheduler:
@@ -209,6 +211,7 @@ def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Sourc
         calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
         sampling=own,
         other_scheduler=options.scheduler is not None,
+        npm=options.npm,
     )
 
 

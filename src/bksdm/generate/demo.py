@@ -26,6 +26,7 @@ from bksdm.generate.run import save_picture
 from bksdm.generate.sampling import Request, is_flagged, sample
 from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import (
+    called,
     check_ready,
     check_text_to_image,
     cutting,
@@ -91,7 +92,7 @@ class Drawer:
             f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step; "
             f"whole model: {sum(p.numel() * p.element_size() for p in tensors) / 2**20:.0f} MiB"
         )
-        return cls(_called(model), pipeline.to(device), how, about)
+        return cls(called(model), pipeline.to(device), how, about)
 
 
 @dataclass(frozen=True)
@@ -289,12 +290,6 @@ def _pairs(numbers: Sequence[float], count: int) -> list[tuple[float, float]]:
     """Steps and guidance of each of `count` models, from what the sliders say."""
     pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
     return pairs if len(pairs) == count else pairs * count
-
-
-def _called(model: str) -> str:
-    """A model's name on the page: its folder's, or that of the run whose artefact it is."""
-    path = Path(model)
-    return path.parent.name if path.name in ("student", "model") and path.parent.name else path.name
 
 
 def _counting(progress: Any, name: str, wish: Wish) -> Callable[[], None]:
