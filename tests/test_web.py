@@ -382,7 +382,7 @@ def test_bad_input_is_said_in_a_line(tab: Any, tmp_path: Path) -> None:
     [
         (lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]), "its digest is not"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), r"it has \d+ of \d+ bytes"),
-        (Path.unlink, r"Unet/weights\.0 is missing on the server \(404\)"),
+        (Path.unlink, r"Text_encoder/weights\.0 is missing on the server \(404\)"),
     ],
     ids=["changed", "cut", "gone"],
 )
@@ -390,13 +390,13 @@ def test_a_damaged_file_is_named(
     browser: Any, folder: Path, tmp_path: Path, spoil: Callable[[Path], Any], line: str
 ) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    spoil(copy / "unet" / "weights.0")
+    spoil(copy / "text_encoder" / "weights.0")
     with served(copy) as address:
         context = browser.new_context()
         text = draw(visited(context.new_page(), address))
         context.close()
     assert re.search(line, text)
-    assert text.startswith("Unet/weights.0 is ")
+    assert text.startswith("Text_encoder/weights.0 is ")
     assert text.endswith("upload the folder again.") or text.endswith("upload the whole folder again.")
 
 
@@ -508,6 +508,7 @@ def test_the_manifest_names_every_file_by_its_digest(folder: Path) -> None:
             assert to_web.entry(folder / entry["path"], folder) == entry
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_package_of_npm(folder: Path) -> None:
     (folder / "config.yaml").write_text("model: /home/me\n")
     if shutil.which("npm") is None:

@@ -130,6 +130,7 @@ export class Networks {
       this.held[name] = await this.ort.InferenceSession.create(first, {
         executionProviders: [this.provider],
         externalData,
+        logSeverityLevel: 3, // errors alone
         // Weights of convolutions are made floats once, when the network is loaded, and not in every step.
         extra: { session: { disable_quant_qdq: "1" } },
       });
