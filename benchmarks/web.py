@@ -10,6 +10,7 @@ same files with as many. Memory is the most that the tab's process held while it
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -21,20 +22,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from full_size import folders
-from plan import VAE
+from diffusers import AutoencoderTiny
+from full_size import stable_diffusion
 from playwright.sync_api import Page, sync_playwright
 
 from bksdm.common.runs import provenance
-from bksdm.export.run import export
+from bksdm.export import to_onnx, to_web
+from bksdm.export.formats import Source
+from bksdm.families.recipe import load_recipe
 from bksdm.generate.web import server
-from bksdm.models.decoder import fresh_autoencoder
-from bksdm.options import ExportOptions
+from bksdm.models.decoder import with_autoencoder
+from bksdm.pruning.run import prune_unet, with_denoiser
 from bksdm.runtime.folder import open_folder
 
 PROMPT = "red apple, noto style"
 MIB = 2**20
-PRECISIONS = ("int8", "int4")
+BITS = {"int8": 8, "int4": 4}
+SIDE = 512
 OPEN = """async () => {
     const { open } = await import("/bksdm.js");
     const began = performance.now();
@@ -49,14 +53,21 @@ DRAW = """async (wish) => {
 
 
 def write_full(out: Path) -> None:
-    """BK-SDM-Tiny at full size with random weights and a decoder of TAESD's size, exported in both precisions."""
-    tiny = folders(out, ["tiny"])["tiny"]
-    decoder = out / "decoder"
-    fresh_autoencoder(VAE, channels=64, blocks=3, seed=0).save_pretrained(decoder)
-    for precision in PRECISIONS:
-        began = time.perf_counter()
-        made = export(ExportOptions(str(tiny), "web", str(out / precision), precision, decoder=str(decoder)))
-        print(f"{made.text()}; {time.perf_counter() - began:.0f} s", flush=True)
+    """BK-SDM-Tiny at full size, random, with a decoder of TAESD's size, as the export writes it; it is not compared."""
+    teacher = stable_diffusion()
+    tiny = with_denoiser(teacher, prune_unet(teacher.unet, load_recipe("tiny"))[0])
+    source = Source("tiny", with_autoencoder(tiny, AutoencoderTiny().eval()), None, "fp32", SIDE, SIDE)
+    print(f"memory, as the export says it: {to_web.memory(source) / MIB:.0f} MiB", flush=True)
+    (out / "onnx").mkdir(parents=True)
+    to_onnx.write(source, out / "onnx")
+    for precision, bits in BITS.items():
+        folder = Path(shutil.copytree(out / "onnx", out / precision))
+        for file in folder.rglob(to_onnx.MODEL_FILE):
+            to_onnx.to_integers(file, bits)
+        made = dataclasses.replace(source, precision=precision)
+        to_web.add_page(made, folder)
+        to_web.add_manifest(made, folder)
+        print(precision, "written", flush=True)
 
 
 def measure(folder: Path, steps: int, guidance: float, rounds: int) -> str:

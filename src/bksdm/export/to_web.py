@@ -199,7 +199,7 @@ def _package(source: Source) -> dict[str, Any]:
         "description": f"{called(source.model)}, a text-to-image model that draws in the browser",
         "type": "module",
         "exports": {".": "./bksdm.js", "./*": "./*"},
-        "files": ["*", "!config.yaml", "!provenance.json"],
+        "files": ["*", "!config.yaml", "!provenance.json", "!export.json"],
     }
 
 

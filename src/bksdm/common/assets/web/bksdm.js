@@ -79,6 +79,7 @@ class Model {
    * @throws {Error} Its message says what to mend; its name is AbortError where it was cancelled.
    */
   async draw(wish, { onProgress = () => {}, signal } = {}) {
+    signal?.throwIfAborted();
     const cancel = () => this.talk.cancel();
     signal?.addEventListener("abort", cancel);
     try {
