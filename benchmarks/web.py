@@ -5,8 +5,9 @@
     python benchmarks/web.py --full runs/web_full                    # writes BK-SDM-Tiny, random, in 8 and 4 bits
     python benchmarks/web.py runs/web_full/int8 runs/web_full/int4 --steps 2 --guidance 1 --rounds 1
 
-Headless Chromium draws by WebAssembly with as many threads as the machine has cores, and native onnxruntime from the
-same files with as many. Memory is the most that the tab's process held while it loaded and drew.
+Headless Chromium draws by WebAssembly, and native onnxruntime from the same files with as many threads. Seconds of the
+processors tell more than the clock where a machine does other things besides; with several threads both wait by
+spinning, so that one thread is what to compare. Memory is the most that the tab's process held.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import dataclasses
 import json
 import os
 import shutil
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import ClassVar
 
 import psutil
 from diffusers import AutoencoderTiny
@@ -30,7 +33,7 @@ from bksdm.common.runs import provenance
 from bksdm.export import to_onnx, to_web
 from bksdm.export.formats import Source
 from bksdm.families.recipe import load_recipe
-from bksdm.generate.web import server
+from bksdm.generate.web import Files, server
 from bksdm.models.decoder import with_autoencoder
 from bksdm.pruning.run import prune_unet, with_denoiser
 from bksdm.runtime.folder import open_folder
@@ -70,88 +73,124 @@ def write_full(out: Path) -> None:
         print(precision, "written", flush=True)
 
 
-def measure(folder: Path, steps: int, guidance: float, rounds: int) -> str:
+@dataclass(frozen=True)
+class Turn:
+    """A picture: seconds by the clock, of the processors, and of a step."""
+
+    seconds: float
+    worked: float
+    step: float = 0.0
+
+
+def measure(folder: Path, threads: int, steps: int, guidance: float, rounds: int) -> str:
     """A row of the table."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    entries = [
-        entry
-        for name, network in manifest["networks"].items()
-        if name != "vae_encoder"
-        for entry in (network["graph"], *network["weights"])
-    ]
-    weights, runtime = sum(entry["bytes"] for entry in entries), manifest["runtime"]["wasm"]
+    networks = [network for name, network in manifest["networks"].items() if name != "vae_encoder"]
+    files = [entry["bytes"] for network in networks for entry in (network["graph"], *network["weights"])]
     wish = {"prompt": PROMPT, "seed": 0, "steps": steps, "guidance": guidance, "preview": False}
-    native = native_drawer(folder, steps, guidance)
-    with tab(folder) as (page, peak):
+    native = native_drawer(folder, threads, steps, guidance)
+    with tab(folder, threads) as (page, watch):
         opening = page.evaluate(OPEN)
-        if rounds > 1:
-            page.evaluate(DRAW, wish)  # warms up
+        if rounds > 1:  # warms up
+            page.evaluate(DRAW, wish)
             native()
-        turns = [(page.evaluate(DRAW, wish), native()) for _ in range(rounds)]
-        memory = peak()
-    seconds = statistics.median(drawn["seconds"] for drawn, _ in turns)
-    step = statistics.median(step for drawn, _ in turns for step in drawn["steps"])
-    ratio = statistics.median(drawn["seconds"] / alone for drawn, alone in turns)
-    cells = [
-        f"{manifest['precision']}, {manifest['shape']['width']} px, {steps} steps, guidance {guidance:g}",
-        f"{weights / MIB:.1f} + {runtime / MIB:.1f}",
-        f"{max(entry['bytes'] for entry in entries) / MIB:.1f}",
-        f"{opening:.1f}",
-        f"{seconds:.2f}",
-        f"{step:.2f}",
-        f"{statistics.median(alone for _, alone in turns):.2f}",
-        f"{ratio:.1f}",
-        f"{memory / MIB:.0f}",
+        turns = [(drawn(page, watch, wish), native()) for _ in range(rounds)]
+    numbers = [
+        sum(files) / MIB,
+        manifest["runtime"]["wasm"] / MIB,
+        max(files) / MIB,
+        opening,
+        *(median(getattr(turn, name) for turn, _ in turns) for name in ("seconds", "step", "worked")),
+        median(alone.seconds for _, alone in turns),
+        median(alone.worked for _, alone in turns),
+        median(turn.seconds / alone.seconds for turn, alone in turns),
+        median(turn.worked / alone.worked for turn, alone in turns),
     ]
-    return f"| {' | '.join(cells)} |"
+    head = f"{manifest['precision']}, {manifest['shape']['width']} px, {threads} threads"
+    return f"| {head} | {' | '.join(f'{number:.2f}' for number in numbers)} | {watch.most / MIB:.0f} |"
 
 
-def native_drawer(folder: Path, steps: int, guidance: float) -> Callable[[], float]:
-    """Draws the same by onnxruntime, and gives the seconds."""
-    pipeline = open_folder(folder, threads=os.cpu_count())
+def drawn(page: Page, watch: "Watch", wish: dict[str, object]) -> Turn:
+    """A picture in the tab."""
+    before = watch.worked()
+    found = page.evaluate(DRAW, wish)
+    return Turn(found["seconds"], watch.worked() - before, median(found["steps"]))
 
-    def draw() -> float:
-        began = time.perf_counter()
+
+def native_drawer(folder: Path, threads: int, steps: int, guidance: float) -> Callable[[], Turn]:
+    """Draws the same by onnxruntime."""
+    pipeline = open_folder(folder, threads=threads)
+
+    def draw() -> Turn:
+        began, before = time.perf_counter(), time.process_time()
         list(pipeline.sample([PROMPT], [0], steps=steps, guidance=guidance))
-        return time.perf_counter() - began
+        return Turn(time.perf_counter() - began, time.process_time() - before)
 
     return draw
 
 
+class Bare(Files):
+    """Without the headers, so that the page has one thread."""
+
+    headers_sent: ClassVar[dict[str, str]] = {}
+
+
 @contextmanager
-def tab(folder: Path) -> Iterator[tuple[Page, Callable[[], int]]]:
-    """A page of the folder's address in Chromium, and what gives the most memory that its process held so far."""
-    with server(str(folder), "127.0.0.1", 0) as opened, sync_playwright() as started:
+def tab(folder: Path, threads: int) -> Iterator[tuple[Page, "Watch"]]:
+    """A page of the folder's address in Chromium, and what watches its process."""
+    kind = Bare if threads == 1 else Files
+    with server(str(folder), "127.0.0.1", 0, kind) as opened, sync_playwright() as started:
         threading.Thread(target=opened.serve_forever, daemon=True).start()
         path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(0)
         page.goto(f"http://127.0.0.1:{opened.server_port}/manifest.json")
-        most, over = [0], threading.Event()
-        watch = threading.Thread(target=_watch, args=(most, over))
-        watch.start()
-        yield page, lambda: most[0]
-        over.set()
-        watch.join()
+        watch = Watch()
+        yield page, watch
+        watch.end()
         browser.close()
         opened.shutdown()
 
 
-def _watch(most: list[int], over: threading.Event) -> None:
-    while not over.wait(0.1):
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if "--type=renderer" in process.cmdline():
-                    most[0] = max(most[0], process.memory_info().rss)
-            except psutil.Error:
-                continue
+class Watch:
+    """The memory and the work of the tabs' processes.
+
+    Attributes:
+        most: Bytes that one of them held at most.
+    """
+
+    def __init__(self) -> None:
+        self.most, self._over = 0, threading.Event()
+        self._tabs = [process for process in psutil.Process().children(recursive=True) if _is_tab(process)]
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def worked(self) -> float:
+        """Seconds of the processors so far."""
+        return sum(sum(tab.cpu_times()[:2]) for tab in self._tabs)
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.1):
+            self.most = max(self.most, *(tab.memory_info().rss for tab in self._tabs))
+
+
+def _is_tab(process: psutil.Process) -> bool:
+    try:
+        return "--type=renderer" in process.cmdline()
+    except psutil.Error:  # it has ended meanwhile
+        return False
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--full", type=Path, help="where BK-SDM-Tiny is written")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -160,10 +199,20 @@ def main() -> None:
         write_full(given.full)
     if not given.folders:
         return
-    print("| export | download, MiB | largest file | opened, s | a picture, s | a step | native | ratio | tab, MiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = [
+        "weights, MiB",
+        "runtime",
+        "largest file",
+        "opened, s",
+        "a picture, s",
+        "a step",
+        "of processors",
+        "native, s",
+    ]
+    columns += ["of processors", "ratio", "of processors", "tab, MiB"]
+    print(f"| export | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for folder in given.folders:
-        print(measure(folder, given.steps, given.guidance, given.rounds), flush=True)
+        print(measure(folder, given.threads, given.steps, given.guidance, given.rounds), flush=True)
     about = provenance()
     print(f"\n{about['processor']}, {os.cpu_count()} cores, {about['started'][:10]}; onnxruntime-web 1.30.0.")
 
