@@ -194,7 +194,7 @@ def convert(rival: Rival, out: Path) -> None:
         if rival.runtime == "onnx":
             to_onnx.write_graph(component, folder / to_onnx.MODEL_FILE)
             if rival.precision == "int8":
-                to_onnx.to_int8(folder / to_onnx.MODEL_FILE)
+                to_onnx.to_integers(folder / to_onnx.MODEL_FILE)
         else:
             calibration = ("red apple",)
             source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE, calibration=calibration)

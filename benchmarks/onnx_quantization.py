@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from bksdm.common.runs import provenance
 from bksdm.export.parity import check_parity
 from bksdm.export.run import export
-from bksdm.export.to_onnx import MODEL_FILE, to_int8
+from bksdm.export.to_onnx import MODEL_FILE, to_integers
 from bksdm.models.pipelines import load_pipeline
 from bksdm.options.export import ExportOptions
 from bksdm.options.pruning import PruneOptions
@@ -45,7 +45,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "dynamic, convolutions by channel": partial(dynamic, op_types_to_quantize=CONVOLUTIONS, per_channel=True),
     "dynamic, both by channel": partial(dynamic, per_channel=True),
     "dynamic, both by channel in 7 bits": partial(dynamic, per_channel=True, reduce_range=True),
-    "weights alone, as bksdm export does": to_int8,
+    "weights alone, as bksdm export does": to_integers,
 }
 
 

@@ -1,13 +1,16 @@
 """What the documentation site computes when it is built: the page of all options, and equations as MathML.
 
-mkdocs calls `on_files` and `on_page_content`. Nothing that is made here is kept in the repository.
+mkdocs calls `on_files`, `on_page_content` and `on_post_build`. Nothing that is made here is kept in the repository.
 """
 
 import dataclasses
 import html
+import os
 import re
+import shutil
 import types
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import parse
@@ -45,6 +48,13 @@ def on_page_content(content: str, **_: Any) -> str:
     for display, pattern in _EQUATIONS.items():
         content = pattern.sub(partial(_mathml, display), content)
     return content
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Put a page that draws into the site, in `live/`: the folder of `bksdm export --to web` that BKSDM_WEB names."""
+    if "BKSDM_WEB" in os.environ:
+        left_out = shutil.ignore_patterns("config.yaml", "provenance.json", "export.json")
+        shutil.copytree(os.environ["BKSDM_WEB"], Path(config.site_dir) / "live", ignore=left_out, dirs_exist_ok=True)
 
 
 def _mathml(display: str, equation: re.Match[str]) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +15,14 @@ from bksdm.models.configs import load_denoiser_config
 from bksdm.options.generate import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
+from browsing import foreign, needs_browser
 from tiny_models import MAX_TOKENS, PICTURE
 from verbs import Run, told
 
-pytest_plugins = ["verbs_fixtures"]
+pytest_plugins = ["verbs_fixtures", "browsing_fixtures"]
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 gradio = pytest.importorskip("gradio", reason="needs Gradio: pip install 'bksdm[demo]'")
 gradio_client = pytest.importorskip("gradio_client")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
 def free_port() -> int:
@@ -45,14 +40,6 @@ def address(v1_folder: Path, v1_student: Path) -> Iterator[str]:
     page.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def tab(browser: Any, address: str) -> Iterator[Any]:
     """The page, loaded; requests to anywhere else fail the test."""
@@ -65,10 +52,6 @@ def tab(browser: Any, address: str) -> Iterator[Any]:
     yield opened
     context.close()
     assert not strangers
-
-
-def foreign(url: str, address: str) -> bool:
-    return not url.startswith((address, "data:", "blob:"))
 
 
 @needs_browser

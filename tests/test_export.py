@@ -148,7 +148,7 @@ def test_the_same_command_again_leaves_the_folder_as_it_is(exported_model: Path,
     assert again.parity.largest <= 2
 
 
-@pytest.mark.parametrize(("change", "share"), [(to_onnx.to_half, 0.51), (to_onnx.to_int8, 0.4)])
+@pytest.mark.parametrize(("change", "share"), [(to_onnx.to_half, 0.51), (to_onnx.to_integers, 0.4)])
 def test_smaller_weights_are_smaller_and_near(
     exported: StableDiffusionPipeline, onnx_folder: Path, tmp_path: Path, change: Callable[[Path], None], share: float
 ) -> None:

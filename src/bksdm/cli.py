@@ -109,6 +109,11 @@ def _push(options: PushOptions) -> None:
 
 
 def _demo(options: DemoOptions) -> None:
+    if options.web:
+        from bksdm.generate.web import serve_web
+
+        serve_web(options)
+        return
     from bksdm.generate.demo import demo
 
     demo(options)

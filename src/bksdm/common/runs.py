@@ -109,6 +109,11 @@ def _reach_the_disk(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
+def cache_folder() -> Path:
+    """Where what took a while is kept for the next time: converted models, and packages of others."""
+    return Path(os.environ.get("BKSDM_CACHE") or Path.home() / ".cache" / "bksdm")
+
+
 def run_files(verb: str, options: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> dict[str, str]:
     """`config.yaml` and `provenance.json` of a run of `verb`, as texts.
 

@@ -21,7 +21,19 @@ from bksdm.models.pipelines import denoiser, text_encoders
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.networks import Networks
 
-FORMATS = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers", "transformer")
+FORMATS = (
+    "onnx",
+    "openvino",
+    "coreml",
+    "gguf",
+    "executorch",
+    "ldm",
+    "taesd",
+    "tensorrt",
+    "diffusers",
+    "transformer",
+    "web",
+)
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "w8a8": 1.0, "q8_0": 1.07, "6bit": 0.75, "4bit": 0.5, "int4": 0.55}
 _BYTES |= {"q4_0": 0.57, "bf16": 2.0, "keep": 4.0}
 _COMPARING = 8192  # bytes a pixel, while both sides decode a picture (docs/log.md)
@@ -42,6 +54,7 @@ class Source:
         calibration: Prompts whose denoising steps a quantiser looks at; empty where none were given.
         sampling: What it draws best with, where that is known.
         other_scheduler: Whether the pipeline's scheduler is not the model's own.
+        npm: Folder with the archives of npm's packages; None to have npm fetch them.
     """
 
     model: str
@@ -55,6 +68,7 @@ class Source:
     calibration: tuple[str, ...] = ()
     sampling: Defaults | None = None
     other_scheduler: bool = False
+    npm: str | None = None
 
 
 def _streamed(source: Source, path: Path) -> None:
@@ -86,6 +100,7 @@ class Format:
         fixed_size: Whether an export makes pictures of one size only.
         has_scheduler: Whether an export says by which scheduler it is drawn from.
         needs_decoder: Whether it is a small decoder that an export holds, and nothing else.
+        prefers_small_decoder: Whether it takes the small decoder that ships for a model's VAE where none is named.
         told: Names of the conditions that a denoiser in it can be told; None for all.
         unets_alone: Why no transformer can be held, where that is so.
         convolves: Precisions that are of convolutions alone.
@@ -109,6 +124,7 @@ class Format:
     fixed_size: bool = False
     has_scheduler: bool = True
     needs_decoder: bool = False
+    prefers_small_decoder: bool = False
     told: tuple[str, ...] | None = None
     unets_alone: str = ""
     convolves: tuple[str, ...] = ()

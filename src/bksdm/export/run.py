@@ -27,7 +27,7 @@ from bksdm.families import family_of_pipeline
 from bksdm.generate.exported import EXPORT_FILE, export_facts, is_exported
 from bksdm.generate.sampling import scheduler_named
 from bksdm.models.configs import check_ready, family_of_model
-from bksdm.models.decoder import load_model
+from bksdm.models.decoder import load_model, with_own_decoder
 from bksdm.models.drawing import drawing_defaults
 from bksdm.models.folders import decoder_fingerprint, fingerprint
 from bksdm.models.pipelines import captions, check_text_to_image, image_size, safety_checker
@@ -186,6 +186,8 @@ def _write_texts(texts: Mapping[str, str], folder: Path) -> None:
 
 def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Source:
     pipeline = load_model(options.model, decoder=options.decoder)
+    if kind.prefers_small_decoder and options.decoder is None:
+        pipeline = with_own_decoder(pipeline)
     if not kind.is_model:
         check_text_to_image(pipeline, options.model)
     if options.scheduler:
@@ -203,6 +205,7 @@ def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Sourc
         calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
         sampling=own,
         other_scheduler=options.scheduler is not None,
+        npm=options.npm,
     )
 
 

@@ -29,6 +29,7 @@ from bksdm.runtime.onnx_networks import part_file
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
 _OPSET = 18
 _BLOCK = 32
+_BITS = {"int8": 8, "int4": 4}
 
 
 def write(source: Source, folder: Path) -> None:
@@ -49,8 +50,8 @@ def write_networks(source: Source, folder: Path) -> None:
             write_graph(component, made / MODEL_FILE)
             if source.precision == "fp16" and not component.upcast:
                 to_half(made / MODEL_FILE)
-            elif source.precision == "int8":
-                to_int8(made / MODEL_FILE)
+            elif source.precision in _BITS:
+                to_integers(made / MODEL_FILE, _BITS[source.precision])
             progress.advance()
 
 
@@ -91,12 +92,12 @@ def to_half(file: Path) -> None:
     _save(model, file)
 
 
-def to_int8(file: Path) -> None:
-    """The graph with 8-bit weights; it replaces the file."""
+def to_integers(file: Path, bits: int = 8) -> None:
+    """The graph with weights of 8 bits, or of 4 in matrix products; it replaces the file."""
     import onnx  # noqa: PLC0415
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: PLC0415
 
-    quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=8, block_size=_BLOCK, is_symmetric=True)
+    quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=bits, block_size=_BLOCK, is_symmetric=True)
     with _quiet():
         quantizer.process()
     model = quantizer.model.model
@@ -105,20 +106,31 @@ def to_int8(file: Path) -> None:
 
 
 def _round_convolutions(graph: Any) -> None:
-    """Weights of convolutions become w = scale q, q in -127 to 127, with a scale for each output channel."""
-    from onnx import helper, numpy_helper  # noqa: PLC0415
+    """Weights of convolutions become those of 8 bits, with a scale for each output channel."""
+    round_weights(graph, {node.input[1] for node in graph.node if node.op_type == "Conv"})
 
-    kept = {tensor.name: tensor for tensor in graph.initializer}
-    convolved = {node.input[1] for node in graph.node if node.op_type == "Conv"} & kept.keys()
-    for name in sorted(convolved):
-        weight = numpy_helper.to_array(kept[name])
-        largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
-        scale = np.where(largest > 0, largest, 1) / np.float32(127)
-        rounded = np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-        graph.initializer.remove(kept[name])
-        parts: dict[str, Any] = {f"{name}_rounded": rounded, f"{name}_scale": scale.astype(np.float32)}
-        graph.initializer.extend(numpy_helper.from_array(array, part) for part, array in parts.items())
-        graph.node.insert(0, helper.make_node("DequantizeLinear", list(parts), [name], axis=0))
+
+def round_weights(graph: Any, names: set[str]) -> None:
+    """Make floats of 8-bit weights when the graph is loaded; see `rounded`. Names of other values are passed over."""
+    from onnx import helper  # noqa: PLC0415
+
+    for name in sorted(names & {tensor.name for tensor in graph.initializer}):
+        graph.node.insert(0, helper.make_node("DequantizeLinear", rounded(graph, name), [name], axis=0))
+
+
+def rounded(graph: Any, name: str) -> list[str]:
+    """Replace a weight w by q, from -127 to 127, and by a scale for each row, w = scale q; their names are given."""
+    from onnx import numpy_helper  # noqa: PLC0415
+
+    (kept,) = (tensor for tensor in graph.initializer if tensor.name == name)
+    weight = numpy_helper.to_array(kept)
+    largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
+    scale = np.where(largest > 0, largest, 1) / np.float32(127)
+    whole = np.round(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
+    graph.initializer.remove(kept)
+    parts: dict[str, Any] = {f"{name}_rounded": whole, f"{name}_scale": scale.astype(np.float32)}
+    graph.initializer.extend(numpy_helper.from_array(array, part) for part, array in parts.items())
+    return list(parts)
 
 
 def write_parts(file: Path) -> None:

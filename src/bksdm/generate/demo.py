@@ -28,7 +28,15 @@ from bksdm.generate.sampling import is_flagged, sample
 from bksdm.models.configs import check_ready
 from bksdm.models.decoder import load_model
 from bksdm.models.drawing import drawing
-from bksdm.models.pipelines import check_text_to_image, cutting, denoiser, image_size, scheduler_config, text_encoders
+from bksdm.models.pipelines import (
+    called,
+    check_text_to_image,
+    cutting,
+    denoiser,
+    image_size,
+    scheduler_config,
+    text_encoders,
+)
 from bksdm.options.generate import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
@@ -85,7 +93,7 @@ class Drawer:
             f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step; "
             f"whole model: {sum(p.numel() * p.element_size() for p in tensors) / 2**20:.0f} MiB"
         )
-        return cls(_called(model), pipeline.to(device), how, about)
+        return cls(called(model), pipeline.to(device), how, about)
 
 
 @dataclass(frozen=True)
@@ -283,12 +291,6 @@ def _pairs(numbers: Sequence[float], count: int) -> list[tuple[float, float]]:
     """Steps and guidance of each of `count` models, from what the sliders say."""
     pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
     return pairs if len(pairs) == count else pairs * count
-
-
-def _called(model: str) -> str:
-    """A model's name on the page: its folder's, or that of the run whose artefact it is."""
-    path = Path(model)
-    return path.parent.name if path.name in ("student", "model") and path.parent.name else path.name
 
 
 def _counting(progress: Any, name: str, wish: Wish) -> Callable[[], None]:

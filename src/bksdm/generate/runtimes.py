@@ -5,7 +5,6 @@ one, and converts where that costs less time than it saves. How much faster a ru
 (`benchmarks/results/cpu_speed_avx2.md`); how fast torch is here is measured by a matrix product when it matters.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 from bksdm.common.devices import choose_precision
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
+from bksdm.common.runs import cache_folder
 from bksdm.export.formats import format_named
 from bksdm.export.run import export, say_unchecked
 from bksdm.generate.exported import export_facts, is_exported, open_exported, sample_exported
@@ -207,11 +207,6 @@ def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
     elif has_safety_checker(model):  # of which the conversion spoke
         say_unchecked(model, runtime)
     return folder
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept."""
-    return Path(os.environ.get("BKSDM_CACHE") or Path.home() / ".cache" / "bksdm")
 
 
 def _kept(content: str, runtime: str, decoder: str | None) -> Path:

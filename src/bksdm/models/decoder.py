@@ -14,8 +14,10 @@ from typing import cast
 
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bksdm.common.assets import ART, asset
 from bksdm.common.errors import InputError
 from bksdm.families.recipe import Config
 from bksdm.models.folders import decoder_folder
@@ -77,6 +79,14 @@ def with_autoencoder(pipeline: DiffusionPipeline, small: AutoencoderTiny) -> Dif
     decoder = SmallDecoder(small.decoder, factor).to(whole.device, whole.dtype)
     vae.decoder, vae.post_quant_conv = decoder.eval().requires_grad_(False), nn.Identity()
     return with_parts(pipeline, vae=vae)
+
+
+def with_own_decoder(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """The same pipeline with the small decoder that ships for its VAE, where one does."""
+    own = load_file(asset(ART, "model", "vae", "diffusion_pytorch_model.safetensors"))
+    tensors = pipeline.vae.state_dict()
+    same = own.keys() == tensors.keys() and all(torch.equal(own[key].to(tensors[key]), tensors[key]) for key in own)
+    return with_decoder(pipeline, ART) if same else pipeline
 
 
 def load_decoder(decoder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderTiny:

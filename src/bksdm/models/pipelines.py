@@ -461,6 +461,12 @@ def _complete(pipeline: DiffusionPipeline, folder: Path, formats: Mapping[str, t
             save_vocabulary(tokenizer.backend_tokenizer, folder / name)
 
 
+def called(model: str) -> str:
+    """A MODEL's name for people: its folder's, or that of the run whose artefact it is."""
+    path = Path(model)
+    return path.parent.name if path.name in ("student", "model") and path.parent.name else path.name
+
+
 def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
     """All options of a scheduler as scheduler_config.json has them, and the names of those that are only defaults.
 

@@ -6,7 +6,7 @@ from typing import Literal
 from bksdm.options.shared import Printing, own_first
 
 ExportFormat = Literal[
-    "onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers", "transformer"
+    "onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers", "transformer", "web"
 ]
 
 
@@ -22,7 +22,7 @@ class ExportOptions(Printing):
             transformer: that network alone, .safetensors).
         precision: Of the weights; by default the first that the format has. onnx fp32 fp16 int8; openvino fp32 fp16
             int8 int4 w8a8; coreml fp16 fp32 6bit 4bit; gguf q8_0 q4_0 fp16; executorch fp32; ldm fp32 fp16; taesd fp32
-            fp16; tensorrt fp16 fp32; diffusers and transformer keep (as it is) fp32 fp16 bf16.
+            fp16; tensorrt fp16 fp32; web int8 int4 fp16 fp32; diffusers and transformer keep (as it is) fp32 fp16 bf16.
         height: Height in pixels of the pictures that a format of fixed size makes; the model's own by default.
         width: Width in pixels; the model's own by default.
         batch_size: Pictures at a time, for the formats of fixed size.
@@ -33,6 +33,7 @@ class ExportOptions(Printing):
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler, in the place of the model's own.
         unpickle: Convert pickled weights to safetensors, reading tensors and running nothing: a folder with .bin --to
             diffusers, a .ckpt file --to ldm. No other command opens them.
+        npm: Folder with the packages that web holds, as npm pack writes them; npm fetches them by default.
     """
 
     model: str
@@ -47,6 +48,7 @@ class ExportOptions(Printing):
     calibration: str | None = None
     scheduler: str | None = None
     unpickle: bool = False
+    npm: str | None = None
 
 
 @own_first

@@ -72,6 +72,7 @@ class DemoOptions(Sparing):
         port: Port to listen at.
         waiting: How many may wait while one draws; others are told to come back.
         precision: Type of the weights.
+        web: Folder of `bksdm export --to web`, which is served as it is, in the place of a model.
     """
 
     model: str = "emoji"
@@ -81,3 +82,4 @@ class DemoOptions(Sparing):
     port: int = 7860
     waiting: int = 8
     precision: Precision = "auto"
+    web: str | None = None

@@ -15,7 +15,7 @@ from bksdm.runtime.pipeline import Pipeline
 from bksdm.runtime.schedulers import check_scheduler, with_scheduler
 from bksdm.runtime.tokens import Tokenizer, Tokenizers
 
-_FORMATS: dict[str, type[FolderNetworks]] = {"onnx": OnnxNetworks, "openvino": OpenvinoNetworks}
+_FORMATS: dict[str, type[FolderNetworks]] = {"onnx": OnnxNetworks, "web": OnnxNetworks, "openvino": OpenvinoNetworks}
 _DENOISERS = ("unet", "transformer")
 
 
@@ -54,7 +54,7 @@ def open_folder(
     for part in ("text_encoder", _denoiser(path), "vae_decoder"):
         if not (path / part / _FORMATS[name].file).is_file():
             raise InputError(f"{path / part / _FORMATS[name].file} is missing; export the model again")
-    if name == "onnx":
+    if _FORMATS[name] is OnnxNetworks:
         networks: FolderNetworks = OnnxNetworks(path, threads=threads, low_memory=low_memory)
     else:
         kept = Path(cache) if cache is not None else None

@@ -76,7 +76,7 @@ def trajectory(config: Mapping[str, Any], steps: int, strength: float = 1.0) -> 
     """
     check_scheduler(config)
     kind = SCHEDULERS[config["_class_name"]]
-    options = _options(kind, config)
+    options = options_of(config)
     if not 1 <= steps <= options["num_train_timesteps"]:
         raise InputError(f"steps is {steps}; give at least 1 and at most {options['num_train_timesteps']}")
     if not 0 < strength <= 1:
@@ -93,7 +93,7 @@ def why_unknown(config: Mapping[str, Any]) -> str | None:
     if name not in SCHEDULERS:
         return f"scheduler {name} is not known here"
     kind = SCHEDULERS[name]
-    options = _options(kind, config)
+    options = options_of(config)
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in options:
         return f"{name} has no rescale_betas_zero_snr, which this model has"
     for option, values in {**KNOWN, **kind.supported}.items():
@@ -104,7 +104,9 @@ def why_unknown(config: Mapping[str, Any]) -> str | None:
     return None if reason is None else f"{name} {reason}"
 
 
-def _options(kind: type[Trajectory], config: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All options that the sampler of a known scheduler reads, with diffusers' defaults for what is left out."""
+    kind = SCHEDULERS[config["_class_name"]]
     options = {name: config.get(name, default) for name, default in kind.defaults.items()}
     for option, names in kind.renamed.items():
         options[option] = names.get(str(options[option]), options[option])

@@ -37,7 +37,7 @@ class UNetFamily(Family):
         **dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "k_proj", "v_proj", "out_proj")),
     }
 
-    exports = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers")
+    exports = ("onnx", "openvino", "coreml", "gguf", "executorch", "ldm", "taesd", "tensorrt", "diffusers", "web")
     unready = frozenset({"--caption_features", "--teacher_inputs"})
     controlnet = "ControlNetModel"
     lora_sign = r"(^|[._])(down|up|mid|input|middle|output)_blocks?[._]"

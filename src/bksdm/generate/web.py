@@ -1,0 +1,72 @@
+"""A plain server of an exported folder for the web, with the headers without which pages get no threads."""
+
+from dataclasses import asdict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+from bksdm.common.errors import InputError
+from bksdm.common.progress import say
+from bksdm.options.generate import DemoOptions
+
+HEADERS = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+
+
+def serve_web(options: DemoOptions) -> None:
+    """Serve the folder that the options name until it is interrupted.
+
+    Raises:
+        InputError: The folder is none, the port is in use, or an option is for models.
+    """
+    others = [name for name, value in _changed(options) if name not in ("web", "host", "port")]
+    if others:
+        raise InputError(f"{others[0]} is given with web, which is a folder that says itself how to draw; leave it out")
+    with server(str(options.web), options.host, options.port) as opened:
+        say(f"http://{options.host}:{options.port} (Ctrl-C ends it)")
+        opened.serve_forever()
+
+
+def _changed(options: DemoOptions) -> list[tuple[str, object]]:
+    """The options that are not as they are by default."""
+    usual = asdict(DemoOptions())
+    return [(name, value) for name, value in asdict(options).items() if value != usual[name]]
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Files with the headers, asked for anew at every visit and not logged."""
+
+    headers_sent: ClassVar[dict[str, str]] = HEADERS
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def end_headers(self) -> None:
+        for name, value in {**self.headers_sent, "Cache-Control": "no-cache"}.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def server(folder: str, host: str, port: int, kind: type[Files] = Files) -> ThreadingHTTPServer:
+    """The server of a folder, which listens; `serve_forever` answers.
+
+    Arguments:
+        folder: What `bksdm export --to web` wrote.
+        host: Address to listen at.
+        port: Port; 0 for a free one.
+        kind: What answers.
+
+    Raises:
+        InputError: The folder is none, or the port is in use.
+    """
+    if not (Path(folder) / "manifest.json").is_file():
+        raise InputError(f"web is {folder}, which has no manifest.json; give a folder of bksdm export --to web")
+    try:
+        return ThreadingHTTPServer((host, port), partial(kind, directory=folder))
+    except OSError as error:
+        raise InputError(f"cannot listen at {host}:{port} ({error.strerror}); give another --port") from error
