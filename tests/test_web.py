@@ -122,7 +122,7 @@ def draw(tab: Any, prompt: str = PROMPT, **fields: object) -> str:
     tab.click("#draw")
     tab.wait_for_function(
         f"document.querySelectorAll('#history figure').length > {before} || document.querySelector('#error').innerText",
-        timeout=60_000,
+        timeout=120_000,
     )
     return tab.inner_text("#error") or tab.inner_text("#doing")
 
@@ -457,7 +457,7 @@ def test_the_page_as_the_documents_show_it(browser: Any, tmp_path: Path) -> None
         context = browser.new_context(viewport={"width": 760, "height": 900}, device_scale_factor=1.5)
         tab = visited(context.new_page(), address)
         for seed, prompt in enumerate(["red apple, noto style", "whale, flat style", "red apple, noto style"]):
-            draw(tab, prompt, seed=seed)
+            draw(tab, prompt, seed=seed, steps=10)
         tab.screenshot(path=os.environ.get("BKSDM_SCREENSHOT", tmp_path / "web.png"), full_page=True)
         context.close()
 
