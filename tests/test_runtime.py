@@ -110,6 +110,12 @@ def test_onnx_draws_what_diffusers_draws(made: Callable[[str], Any], way: dict) 
     assert difference(drawn, theirs(made("exported"), **way)) <= LARGEST
 
 
+def test_graphs_do_not_tell_which_files_of_python_they_came_from(onnx_folder: Path) -> None:
+    graphs = [file for file in onnx_folder.glob("*/model.onnx*") if file.suffix != ".data"]
+    assert len(graphs) >= 4
+    assert not [file for file in graphs if b"site-packages" in file.read_bytes()]
+
+
 @pytest.mark.parametrize("way", [WAYS["guidance"], WAYS["image to image"]], ids=["text", "image"])
 def test_openvino_draws_what_diffusers_draws(made: Callable[[str], Any], way: dict) -> None:
     assert difference(ours(made("openvino_folder"), **way), theirs(made("exported"), **way)) <= LARGEST

@@ -73,6 +73,9 @@ def write_graph(component: Component, file: Path) -> None:
         assert program is not None
         for _ in kept:  # a name within the graph from here on
             program.model.graph.outputs.pop()
+        program.model.graph.metadata_props.clear()
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # traces of Python: most of a graph's bytes, and folders of this machine
         program.save(file, external_data=True)
 
 
