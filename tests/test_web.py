@@ -122,7 +122,7 @@ def draw(tab: Any, prompt: str = PROMPT, **fields: object) -> str:
     tab.click("#draw")
     tab.wait_for_function(
         f"document.querySelectorAll('#history figure').length > {before} || document.querySelector('#error').innerText",
-        timeout=120_000,
+        timeout=300_000,  # a step of the embedded model takes seconds where others want the cores
     )
     return tab.inner_text("#error") or tab.inner_text("#doing")
 
@@ -456,7 +456,7 @@ def test_the_page_as_the_documents_show_it(browser: Any, tmp_path: Path) -> None
     with served(Path(os.environ["BKSDM_WEB"])) as address:
         context = browser.new_context(viewport={"width": 760, "height": 900}, device_scale_factor=1.5)
         tab = visited(context.new_page(), address)
-        for seed, prompt in enumerate(["red apple, noto style", "whale, flat style", "red apple, noto style"]):
+        for prompt, seed in (("whale, flat style", 1), ("green apple, noto style", 0), ("red apple, noto style", 0)):
             draw(tab, prompt, seed=seed, steps=10)
         tab.screenshot(path=os.environ.get("BKSDM_SCREENSHOT", tmp_path / "web.png"), full_page=True)
         context.close()
