@@ -79,6 +79,37 @@ def test_configs_tell_the_shapes_of_all_networks(
         assert family.shapes_of(read_json(folder / name / "config.json"), name) == found
 
 
+def in_one_piece(folder: Path) -> Path:
+    """As savers number a file that could have been several."""
+    for part, stem in (
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+        ("unet", "diffusion_pytorch_model"),
+    ):
+        file, piece = folder / part / f"{stem}.safetensors", f"{stem}-00001-of-00001.safetensors"
+        write_json(file.with_name(f"{file.name}.index.json"), {"weight_map": dict.fromkeys(load_file(file), piece)})
+        file.rename(file.with_name(piece))
+    return folder
+
+
+def beside_a_piece_of_before(folder: Path) -> Path:
+    """The index does not name it."""
+    file = in_one_piece(folder) / "unet" / "diffusion_pytorch_model-00001-of-00001.safetensors"
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}
+    save(file.with_name("diffusion_pytorch_model-00001-of-00099.safetensors"), zeros)
+    return folder
+
+
+@pytest.mark.parametrize("change", [in_one_piece, beside_a_piece_of_before])
+def test_pieces_are_those_that_the_index_names(folder: Path, change: Callable[[Path], Path], tmp_path: Path) -> None:
+    prune(PruneOptions(str(folder), "small", str(tmp_path / "plain")))
+    prune(PruneOptions(str(change(folder)), "small", str(tmp_path / "student")))
+    plain, student = (DiffusionPipeline.from_pretrained(tmp_path / name) for name in ("plain", "student"))
+    for part in ("unet", "vae", "text_encoder"):
+        wanted = getattr(plain, part).state_dict()
+        assert all(torch.equal(value, wanted[key]) for key, value in getattr(student, part).state_dict().items())
+
+
 # What is odd
 
 

@@ -75,8 +75,18 @@ def find_weights(folder: Path, suffix: str = "safetensors") -> Weights | None:
     for stem, variant in usual or found:
         files = found[stem, variant]
         whole = [file for file in files if "-of-" not in file.name]
-        return Weights(tuple(whole or files), variant)
+        return Weights(tuple(whole or _indexed(folder / f"{stem}.{suffix}.index", variant, files)), variant)
     return None
+
+
+def _indexed(index: Path, variant: str | None, pieces: list[Path]) -> list[Path]:
+    """Of pieces those that the index beside them names, if there is one; others are left from an earlier save."""
+    file = index.with_name(f"{index.name}{f'.{variant}' if variant else ''}.json")
+    try:
+        named = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return pieces
+    return [piece for piece in pieces if piece.name in named] or pieces
 
 
 @dataclass(frozen=True)
@@ -284,7 +294,7 @@ def copy_part(source: Path, target: Path) -> None:
             (target / name).parent.mkdir(exist_ok=True, parents=True)
             shutil.copyfile(file, target / name)
     for file in files:
-        shutil.copyfile(file, target / plain_name(file))
+        shutil.copyfile(file, target / plain_name(file, alone=len(files) == 1))
     if weights and weights.variant:
         write_index(target)
 
@@ -363,11 +373,12 @@ def load_in_float32(folder: Path) -> None:
         write_text(file, json.dumps(config | dict.fromkeys(named, "float32"), indent=2) + "\n")
 
 
-def plain_name(file: Path) -> str:
-    """The name of a file of weights without its variant."""
+def plain_name(file: Path, *, alone: bool = False) -> str:
+    """The name of a file of weights without its variant, and without its number where it is the only piece."""
     name = _NAME.fullmatch(file.name)
     assert name
-    return f"{name['stem']}{name['piece'] or ''}.{name['suffix']}"
+    piece = "" if alone else name["piece"] or ""
+    return f"{name['stem']}{piece}.{name['suffix']}"
 
 
 def write_index(folder: Path) -> None:
