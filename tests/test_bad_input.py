@@ -895,7 +895,7 @@ def kinds(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("cache_gb", [0, 4])
+@pytest.mark.parametrize("cache_gb", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_distill_takes_pictures_of_every_kind(done: Run, world: World, cache_gb: int) -> None:
     paths = kinds(world.tmp / "kinds")
     metadata = lines(*({"file_name": path.name, "text": path.stem} for path in paths))

@@ -415,6 +415,7 @@ def test_a_single_file_is_described_without_torch(
     assert described["unet"]["params"] == whole["unet"]["params"]
 
 
+@pytest.mark.slow
 def test_verbs_import_what_draws_charts_when_there_is_one(v1_folder: Path, tmp_path: Path) -> None:
     """And prune nothing that others need."""
     others = "import bksdm.distill.run, bksdm.evaluate.run, bksdm.pruning.sensitivity.run, bksdm.quickstart.run"

@@ -45,6 +45,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     return run
 
 
+@pytest.mark.slow
 def test_what_fails_dies_or_hangs_ends_nothing_else(run, tmp_path: Path) -> None:
     with run.Worker(run.Setting("cpu", True, tmp_path, tmp_path)) as worker:
         assert worker.about == {"card": "none"}

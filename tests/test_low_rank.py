@@ -225,6 +225,7 @@ def test_a_plan_counts_what_learns_alone(
     assert held[0] > held[1] > held[2]
 
 
+@pytest.mark.slow
 def test_a_plan_counts_two_layers_of_a_teacher_that_is_offloaded(
     done: Run, klein_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:

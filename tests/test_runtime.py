@@ -202,7 +202,7 @@ def test_low_memory_holds_one_network(onnx_folder: Path) -> None:
     networks = OnnxNetworks(onnx_folder, threads=1, low_memory=True)
     networks.encode(np.zeros((1, MAX_TOKENS), dtype=np.int64))
     networks.decode(np.zeros((1, 4, 8, 8), dtype=np.float32))
-    assert list(networks._held) == ["vae_decoder"]
+    assert list(networks._held) == [("vae_decoder", "whole")]
 
 
 def test_without_an_encoder_text_to_image_goes_on(damaged: Path) -> None:

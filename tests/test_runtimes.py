@@ -127,7 +127,7 @@ def test_a_scheduler_that_torch_alone_has_needs_torch(exported_model: Path) -> N
 
 def test_a_format_that_does_not_run_here_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('{"format": "coreml"}')
-    with pytest.raises(InputError, match="has format 'coreml'; give a folder of onnx or openvino"):
+    with pytest.raises(InputError, match="has format 'coreml'; give a folder of onnx or web or openvino"):
         open_exported(tmp_path)
 
 

@@ -24,17 +24,19 @@ from bksdm.models.pipelines import load_pipeline, scheduler_config, tokenizing
 from bksdm.runtime.flow import even_mu, fitted_mu, flow_way, why_no_flow
 from bksdm.runtime.folder import open_folder
 from bksdm.runtime.folder_networks import FolderNetworks, Input, Network
+from bksdm.runtime.networks import Part
 from tiny_flow import BUILDS, SIDE
 from verbs import Run, done_here
 
 pytest_plugins = ["verbs_fixtures"]
 
+FLUX = pytest.param("flux", marks=pytest.mark.slow)
 KLEIN = pytest.param("klein", marks=pytest.mark.slow)  # whose text encoder has 28 layers
 every = pytest.mark.parametrize("kind", ["flux", "klein", "z"], indirect=True)
 CAPTIONS = ("red", "a green car on a hill")
 
 
-@pytest.fixture(scope="module", params=["flux", KLEIN, "z"])
+@pytest.fixture(scope="module", params=[FLUX, KLEIN, "z"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -93,8 +95,11 @@ class Traced(FolderNetworks):
         for component in self._components.values():
             component_folder(component, folder)
 
-    def load(self, file: Path) -> Network:
+    def load(self, file: Path, part: Part = "whole") -> Network:  # noqa: ARG002
         return InTorch(self._components[file.parent.name])
+
+    def is_parted(self, file: Path) -> bool:  # noqa: ARG002
+        return False
 
 
 @every

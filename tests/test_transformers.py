@@ -612,6 +612,7 @@ def drawn_after_latents(latents: Tensor) -> Draws:
     return draws
 
 
+@mostly_one
 def test_a_run_goes_on_to_the_same_bits(done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
     words = ("distill", "--teacher", flow_folder, "--student", tmp_path / "student", "--data", flow_data)
@@ -644,7 +645,7 @@ def test_prepared_data_and_what_blocks_are_worth(done: Run, flow_folder: Path, f
     assert len(found["units"]) == len(units(load_pipeline(flow_folder).transformer.config))
 
 
-@mostly_one
+@pytest.mark.slow
 def test_a_run_is_foreseen(done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     """Its parameters, and the memory that a real step follows."""
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")

@@ -325,6 +325,7 @@ def test_the_embedded_student_draws_as_in_python(browser: Any, done: Run, tmp_pa
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_picture_is_drawn_and_kept_with_its_parameters(tab: Any) -> None:
     text = draw(tab, seed=7, negative="car")
     assert re.fullmatch(r"\d+\.\d\d s, seed 7\.", text)
@@ -415,6 +416,7 @@ def test_too_little_memory_is_said(browser: Any, folder: Path, tmp_path: Path) -
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_server_without_the_headers_is_said_to_lack_them(browser: Any, folder: Path) -> None:
     with served(folder, Bare) as address:
         context = browser.new_context()
