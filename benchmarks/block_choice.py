@@ -146,8 +146,9 @@ def main() -> None:
     distance = found["teacher"]["scores"]["frechet_distance"]["value"]
     text = "\n".join(
         [
-            f"`python benchmarks/block_choice.py`: {arguments.steps} steps of 32, seeds {', '.join(map(str, SEEDS))},",
-            f"75 held-out prompts. The teacher has a Frechet distance of {distance:.1f}; intervals: 95 % over seeds.",
+            f"`python benchmarks/block_choice.py`: {32 * arguments.steps:,} pictures as the quickstart takes them,",
+            f"seeds {', '.join(map(str, SEEDS))}, 75 held-out prompts. The teacher has a Frechet distance of",
+            f"{distance:.1f}; intervals: 95 % over seeds.",
             "",
             *lines,
             "",
