@@ -52,9 +52,8 @@ def _copied(copy: Copy, options: PruneOptions, recipe: Recipe, own: Defaults | N
     description = describe_config(copy.config, recipe, context_tokens(options.teacher))
     card = model_card(description, options.teacher, call=drawing_call(copy.family, copy.config, copy.pixels, own))
     with ThreadPoolExecutor(1) as beside, new_folder(Path(options.out)) as partial:
-        settings = beside.submit(
-            _settings, options, recipe, own
-        )  # a digest of the teacher takes longer than copying it
+        # A digest of the teacher takes longer than copying it.
+        settings = beside.submit(_settings, options, recipe, own)
         copy.write(partial)
         files = run_files("prune", settings.result()) | as_files(own)
         for name, text in student_texts(recipe, card, files).items():
