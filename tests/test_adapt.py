@@ -64,7 +64,14 @@ class Crossing:
         return random_inputs(batch), added_conditions(self.teacher.unet.config, batch)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+SHOWN = [("v1", "small"), ("v1", "tiny"), ("xl", "ssd-1b")]  # the others are slow
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=() if case in SHOWN else pytest.mark.slow) for case in CASES],
+    ids="-".join,
+)
 def crossing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Crossing:
     """Students of both families in turn."""
     family, recipe = request.param
@@ -537,7 +544,7 @@ def make_t2i_adapter(teacher: DiffusionPipeline, folder: Path, kind: str = "full
 
 @pytest.mark.parametrize(
     ("crossing", "kind"),
-    [*((case, "full") for case in CASES), (("v1", "tiny"), "light")],
+    [*((case, "full") for case in SHOWN), (("v1", "tiny"), "light")],
     indirect=["crossing"],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
