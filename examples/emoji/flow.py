@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, ZImagePipeline, ZImageTransformer2DModel
-from muon import Muon
 from objectives import Succession
 from pretrain import CHUNK, HERE, SIZE, InMemory, Pace, build_vae, fit, keep_vocabulary, trained
 from tokenizers import pre_tokenizers
@@ -27,6 +26,7 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from bksdm.data.folder import data_folder, read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.distill.conditions import Conditions
+from bksdm.distill.optimizers import Muon
 from bksdm.families.noise import Corrupted, NoiseSchedule
 from bksdm.families.zimage import ZImage
 from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizing
@@ -213,7 +213,7 @@ def optimizer(model: nn.ModuleDict) -> Muon:
     named = dict(model.named_parameters())
     matrices = [name for name, weight in named.items() if weight.ndim == 2 and inside.search(name)]
     others = [weight for name, weight in named.items() if name not in matrices]
-    return Muon([named[name] for name in matrices], others, weight_decay=1e-2, fused=True)
+    return Muon([named[name] for name in matrices], others, lr=1e-3, weight_decay=1e-2)  # the rate is the pace's
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """What steps the weights that learn."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-Optimizer = Literal["adamw", "muon"]
+from bksdm.options.shared import Optimizer
 
 
 def optimizer_of(model: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -18,7 +19,9 @@ def optimizer_of(model: nn.Module, name: Optimizer, lr: float, weight_decay: flo
         weight_decay: Decoupled weight decay.
     """
     if name == "muon":
-        return Muon(model, lr, weight_decay)
+        turned = matrices(model)
+        known = set(turned)
+        return Muon(turned, [weight for weight in model.parameters() if weight not in known], lr, weight_decay)
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
@@ -34,22 +37,22 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (K. Jordan, 2024) for matrices, AdamW for all else.
+    """Muon (K. Jordan, 2024) for some matrices, AdamW for all else.
 
     A step of a matrix is along the nearest orthogonal matrix to its momentum, and as long as one of AdamW at the same
     rate: 0.2 times the root of the longer side (arXiv 2502.16982, eq. 4). Both are torch's own; they share the groups
     and the state of this one, which is therefore kept and restored as that of any optimizer.
 
     Arguments:
-        model: What learns; it has at least one matrix, and something else.
+        turned: What Muon steps, each with shape (N, M).
+        others: What AdamW steps; neither is empty.
         lr: Learning rate.
         weight_decay: Decoupled weight decay.
     """
 
-    def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
-        turned = matrices(model)
-        known = set(turned)
-        others = [weight for weight in model.parameters() if weight not in known]
+    def __init__(
+        self, turned: Sequence[nn.Parameter], others: Sequence[nn.Parameter], lr: float, weight_decay: float
+    ) -> None:
         self._parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(turned, lr, weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True),

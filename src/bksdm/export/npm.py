@@ -16,6 +16,7 @@ from bksdm.common.progress import say
 from bksdm.common.runs import cache_folder
 
 _TOP = "package"  # the folder in every package
+_MEND = "with a folder in which npm pack was run elsewhere"
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,6 @@ def _fetched(package: Package) -> Path:
         last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
         raise InputError(f"npm cannot fetch {package.name}@{package.version} ({last}); give --npm {_MEND}")
     return kept
-
-
-_MEND = "with a folder in which npm pack was run elsewhere"
 
 
 def _check(archive: Path, package: Package) -> None:

@@ -26,7 +26,7 @@ def into_pieces(file: Path, most: int, *, in_bytes: bool) -> list[Path]:
     model = onnx.load(file)
     (file.parent / WEIGHTS_FILE).unlink()
     graph = model.graph
-    _strip(graph)
+    del graph.value_info[:]  # shapes of what is in between, which only tools read
     if in_bytes:
         _round_embeddings(graph)
         round_weights(graph, {node.input[1] for node in graph.node if node.op_type == "Gemm" and _by_rows(node)})
@@ -34,14 +34,6 @@ def into_pieces(file: Path, most: int, *, in_bytes: bool) -> list[Path]:
     pieces = _place(graph, file, most)
     onnx.save(model, file)
     return pieces
-
-
-def _strip(graph: Any) -> None:
-    """Take off where in Python each value came from, and the shapes of what is in between."""
-    del graph.value_info[:]
-    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
-        part.doc_string = ""
-        del part.metadata_props[:]
 
 
 def _by_rows(node: Any) -> bool:

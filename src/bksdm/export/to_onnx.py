@@ -73,10 +73,14 @@ def write_graph(component: Component, file: Path) -> None:
         assert program is not None
         for _ in kept:  # a name within the graph from here on
             program.model.graph.outputs.pop()
-        program.model.graph.metadata_props.clear()
-        for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # traces of Python: most of a graph's bytes, and folders of this machine
+        _forget_origins(program.model.graph)
         program.save(file, external_data=True)
+
+
+def _forget_origins(graph: Any) -> None:
+    """Leave out where in Python each value came from: most of a graph's bytes, and folders of this machine."""
+    for part in (graph, *graph.all_nodes(), *graph.inputs, *graph.outputs, *graph.initializers.values()):
+        part.metadata_props.clear()
 
 
 def _dynamic(component: Component) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Stored = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+Optimizer = Literal["adamw", "muon"]
 Kind = TypeVar("Kind")
 
 
@@ -136,7 +137,7 @@ class StudentTraining(Training):
     """
 
     accumulation: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     cache_gb: float = 4.0
     gradient_checkpointing: bool = False
     shard_teacher: bool = False
