@@ -321,13 +321,12 @@ class Work:
 
 
 def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
-    """One sample through all of a U-Net, and through its outermost stage; convolutions of `rounded` are in integers."""
+    """One sample through all of a U-Net, and through its outermost stage; `rounded` multiplies weights in integers."""
     config = dict(unet(model).config)
     whole = outer = Work()
     for layer in family_of(config).layers_of(config, (SIDE, SIDE), TOKENS) or []:
-        shape = layer.tensors.get("weight", ())
-        spared = rounded and len(shape) == 4 and layer.path not in ("conv_in", "conv_out")
-        work = Work(layer.macs, 0) if spared else Work(0, layer.macs + layer.products)
+        integers = rounded and layer.path not in ("conv_in", "conv_out")
+        work = Work(layer.macs, layer.products) if integers else Work(0, layer.macs + layer.products)
         last = f"up_blocks.{len(config['up_block_types']) - 1}."
         inside = layer.path.startswith(("down_blocks", "mid_block", "up_blocks"))
         outermost = layer.path.startswith(("down_blocks.0.", last)) and ".downsamplers." not in layer.path

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_a_signal_is_heard_after_networks_have_gone(folder: Path) -> None:
     code = f"""
 import signal
 from pathlib import Path
+from typing import Any
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 
 def loaded():
@@ -428,6 +430,35 @@ def test_fewer_bits_are_fewer_bytes_and_near(
     exact = TorchNetworks(pipeline).predict(noisy, 501, given)
     rounded = networks.predict(noisy, 501, given)
     assert 0 < np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2)) < error
+
+
+@of_sd
+@pytest.mark.slow
+def test_w8a8_rounds_what_meets_weights_and_no_attention(pipeline: DiffusionPipeline, tmp_path: Path) -> None:
+    import openvino
+
+    unet_of(pipeline, "w8a8", tmp_path)
+    ops = openvino.Core().read_model(tmp_path / UNET / "openvino_model.xml").get_ordered_ops()
+    convolutions, linear, attention = (
+        ["FakeQuantize" in _sources(op) for op in ops if op.get_type_name() == kind]
+        for kind in ("Convolution", "MatMul", "ScaledDotProductAttention")
+    )
+    assert convolutions == [False, *[True] * (len(convolutions) - 2), False]
+    assert all(linear)
+    assert len(linear) == sum(isinstance(module, torch.nn.Linear) for module in pipeline.unet.modules())
+    assert attention
+    assert not any(attention)
+
+
+def _sources(op: Any) -> set[str]:
+    """What kinds of operations an operation takes its inputs from, behind changes of format and shape."""
+    found = set()
+    for port in op.inputs():
+        source = port.get_source_output().get_node()
+        while source.get_type_name() in ("Convert", "Multiply", "Subtract", "Reshape", "Transpose"):
+            source = source.input_value(0).get_node()
+        found.add(source.get_type_name())
+    return found
 
 
 def test_calibration_is_the_models_own_denoising(pipeline: DiffusionPipeline) -> None:

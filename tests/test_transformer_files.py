@@ -108,7 +108,7 @@ def test_the_number_format_stays_or_is_chosen(student: Path, file: Path, tmp_pat
         ("--to executorch --out O", "its programs are written here for one text encoder and a U-Net; export to"),
         ("--to tensorrt --out O", "its scripts are written here for one text encoder and a U-Net; export to"),
         ("--to taesd --out O.safetensors", "no small decoder is trained here for these models; export to"),
-        ("--to openvino --precision w8a8 --out O", "w8a8 is of convolutions, and a transformer has none"),
+        ("--to openvino --precision w8a8 --out O", "w8a8 is for U-Nets, and this is a transformer"),
         ("--to openvino --decoder emoji --out O", "for which there is no export --decoder yet"),
         ("--to onnx --scheduler DDIMScheduler --out O", "unknown scheduler 'DDIMScheduler'; give one of"),
         ("--to transformer --out O", "is one file; give a name that ends in .safetensors"),

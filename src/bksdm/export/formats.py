@@ -103,7 +103,7 @@ class Format:
         prefers_small_decoder: Whether it takes the small decoder that ships for a model's VAE where none is named.
         told: Names of the conditions that a denoiser in it can be told; None for all.
         unets_alone: Why no transformer can be held, where that is so.
-        convolves: Precisions that are of convolutions alone.
+        of_unets: Precisions that U-Nets alone can have.
         why_not: Why a source cannot be held, in words that name the mend; None where it can.
         least_psnr: By precision, the parity with torch in dB below which an export is refused; precisions that are
             not here are only reported, and fp32 has to be within 2/255.
@@ -127,7 +127,7 @@ class Format:
     prefers_small_decoder: bool = False
     told: tuple[str, ...] | None = None
     unets_alone: str = ""
-    convolves: tuple[str, ...] = ()
+    of_unets: tuple[str, ...] = ()
     why_not: Callable[[Source], str | None] = lambda source: None
     least_psnr: Mapping[str, float] = field(default_factory=dict)
     memory: float = 2.0
@@ -148,8 +148,8 @@ class Format:
         if self.name not in family.exports:
             reason = self.unets_alone if family.denoiser == "transformer" else ""
             return f"{reason or f'not for {family.name} yet'}; export to {' or '.join(family.exports)}"
-        if family.denoiser == "transformer" and precision in self.convolves:
-            return f"{precision} is of convolutions, and a transformer has none; give another --precision"
+        if family.denoiser == "transformer" and precision in self.of_unets:
+            return f"{precision} is for U-Nets, and this is a transformer; give another --precision"
         told = {*family.of_caption, *family.of_picture}
         if self.told is None or told <= {*self.told}:
             return None

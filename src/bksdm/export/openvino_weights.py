@@ -1,8 +1,8 @@
 """Fewer bits for OpenVINO's networks, by NNCF.
 
 int8 and int4 are of the weights alone, w = scale (q - zero), and products are computed in floating point. w8a8 rounds
-what flows through the convolutions of the U-Net as well, within ranges that real denoising steps showed, so that they
-are computed in integers; its matrix products, and the text encoder and the VAE, keep 8-bit weights alone.
+what flows through the convolutions and linear layers of the U-Net as well, within ranges that real denoising steps
+showed, so that they are computed in integers; text encoder and VAE keep 8-bit weights alone.
 """
 
 import logging
@@ -45,26 +45,23 @@ def to_int4(model: Any) -> Any:
 
 
 def to_w8a8(model: Any, steps: Sequence[Step]) -> Any:
-    """A U-Net whose convolutions compute in integers, but for the first and the last; the rest as `to_int8` has it."""
+    """A U-Net whose convolutions, but for the first and the last, and linear layers compute in integers.
+
+    Attention itself, queries and keys included, stays in floating point. Before linear layers the channels of an
+    activation are scaled towards one range, and the weights by the inverse (SmoothQuant, arXiv 2211.10438, eq. 3).
+    """
     nncf = _nncf()
     from nncf.quantization import advanced_parameters as advanced  # noqa: PLC0415
 
-    model = nncf.compress_weights(
-        model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=nncf.IgnoredScope(types=["Convolution"])
-    )
-    convolutions = _named(model, "Convolution")
-    spared = [convolutions[0], convolutions[-1], *_named(model, "MatMul")]
+    convolutions = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"]
     return nncf.quantize(
         model,
         nncf.Dataset(list(steps)),
         subset_size=len(steps),
         model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=nncf.IgnoredScope(names=spared),
-        advanced_parameters=advanced.AdvancedQuantizationParameters(
-            # Processors without 8-bit dot products add pairs in 16 bits, where weights of 8 bits overflow.
-            overflow_fix=advanced.OverflowFix.ENABLE,
-            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1),
-        ),
+        ignored_scope=nncf.IgnoredScope([convolutions[0], convolutions[-1]], types=["ScaledDotProductAttention"]),
+        # Processors without 8-bit dot products add pairs in 16 bits, where weights of 8 bits overflow.
+        advanced_parameters=advanced.AdvancedQuantizationParameters(overflow_fix=advanced.OverflowFix.ENABLE),
     )
 
 
@@ -73,8 +70,3 @@ def _nncf() -> Any:
 
     nncf.set_log_level(logging.ERROR)
     return nncf
-
-
-def _named(model: Any, kind: str) -> list[str]:
-    """Names of a model's operations of one kind, in the order of the computation."""
-    return [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == kind]

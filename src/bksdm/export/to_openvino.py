@@ -136,5 +136,5 @@ FORMAT = Format(
     why_not=why_not,
     least_psnr={"fp16": 30.0, "int8": 20.0},
     memory=2.3,
-    convolves=("w8a8",),
+    of_unets=("w8a8",),
 )
