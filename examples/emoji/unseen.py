@@ -11,7 +11,7 @@ from bksdm.common.randomness import permutation
 from bksdm.common.runs import write_text
 from bksdm.data.prompts import read_prompts
 
-COUNT = 24
+COUNT = 16
 
 
 def captions() -> list[str]:
@@ -19,7 +19,7 @@ def captions() -> list[str]:
     known = [caption.rsplit(", ", 1) for split in ("train", "heldout") for caption in read_prompts(f"emoji/{split}")]
     subjects, styles = (sorted({parts[place] for parts in known}) for place in (0, 1))
     order = [subjects[number] for number in permutation(len(subjects), 0, 0)]
-    pairs = zip(order[:COUNT], order[COUNT : 2 * COUNT], strict=True)
+    pairs = zip(order[: 2 * COUNT : 2], order[1 : 2 * COUNT : 2], strict=True)
     return [f"{one} and {other}, {styles[number % len(styles)]}" for number, (one, other) in enumerate(pairs)]
 
 
