@@ -663,6 +663,31 @@ EVALUATIONS = [
         "scores has output_error, which needs a --teacher",
     ),
     case(
+        "error left without a teacher",
+        lambda w: w.evaluate("--scores", "error_left"),
+        "scores has error_left, which needs a --teacher",
+    ),
+    case(
+        "error left of no captions",
+        lambda w: w.evaluate("--scores", "error_left_unseen", "--teacher", w.teacher),
+        "scores has error_left_unseen, which needs captions as --unseen",
+    ),
+    case(
+        "captions without a teacher that draws them",
+        lambda w: w.evaluate("--unseen", "emoji/unseen"),
+        "unseen is emoji/unseen, which is for the score error_left_unseen; give the --teacher too",
+    ),
+    case(
+        "captions that no score is for",
+        lambda w: w.evaluate("--unseen", "emoji/unseen", "--teacher", w.teacher),
+        "unseen is emoji/unseen, which is for the score error_left_unseen; add it to --scores",
+    ),
+    case(
+        "missing captions",
+        lambda w: w.evaluate("--unseen", "no.txt", "--teacher", w.teacher, "--scores", "error_left_unseen"),
+        "prompts no.txt do not exist",
+    ),
+    case(
         "unknown features",
         lambda w: w.evaluate("--features", "vgg"),
         "features is 'vgg'; give inception, or the encoder (emoji)",

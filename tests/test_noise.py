@@ -6,7 +6,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from bksdm.common.errors import InputError
 from bksdm.common.randomness import Draws
-from bksdm.families.noise import NoiseSchedule
+from bksdm.families.flow import FlowSchedule
+from bksdm.families.noise import ForwardProcess, NoiseSchedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BOTH = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -109,3 +110,14 @@ def test_the_number_format_is_the_latents(dtype: torch.dtype) -> None:
 def test_the_signal_to_noise_ratio() -> None:
     noise_schedule = NoiseSchedule(torch.tensor([0.9, 0.5, 0.2]))
     assert torch.allclose(noise_schedule.snr(torch.tensor([0, 1, 2, 1])), torch.tensor([9.0, 1.0, 0.25, 1.0]))
+
+
+@pytest.mark.parametrize("process", [schedule(), FlowSchedule(lambda height, width: height / width)])
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_parts_have_every_timestep_once_from_the_least_noisy_on(process: ForwardProcess, count: int) -> None:
+    parts = process.parts(count, 16, 8)
+    every = torch.cat(parts)
+    assert len(parts) == count
+    assert len(every) == len(process)
+    assert (every.diff() > 0).all()
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

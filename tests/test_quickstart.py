@@ -20,6 +20,8 @@ from verbs import copy_pictures, mtimes
 def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The same story on four pictures in place of hundreds, and with fewer denoising steps."""
     heldout = copy_pictures(asset("emoji", "art", "heldout"), tmp_path_factory.mktemp("art") / "heldout", 4)
+    unseen = tmp_path_factory.mktemp("captions") / "unseen.txt"
+    unseen.write_text("dog and key, flat style\n")
     original, whole = story.distillation, story._evaluation
 
     def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
@@ -30,6 +32,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "HELD_OUT", str(heldout))
+        patch.setattr(story, "UNSEEN", str(unseen))
         patch.setattr(story, "_evaluation", evaluation)
         patch.setattr(story, "_LATENCY_ROUNDS", 1)
         patch.setattr(story, "distillation", distillation)
@@ -87,7 +90,9 @@ def test_the_results_hold_what_was_measured(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert set(results["scores"]) == {"teacher", "pruned", "retrained"}
     assert results["scores"]["teacher"]["output_error"] == 0
-    assert set(results["gap_closed"]) == {"output_error", "frechet_distance"}
+    assert set(results["gap_closed"]) == {"output_error", "error_left", "error_left_unseen", "frechet_distance"}
+    for score in ("error_left", "error_left_unseen"):
+        assert [results["scores"][name][score] for name in ("teacher", "pruned")] == [0, 1]
     assert set(results["seconds_per_picture"]) == {"teacher", "pruned", "retrained"}
     assert results["versions"]["torch"]
 

@@ -64,7 +64,7 @@ class Page:
             metrics=self.metrics,
             samples=[self.square("step-1"), self.square("step-2")],
             evaluation={
-                "models": {name: {"scores": scores} for name in costs},
+                "models": {name: {"scores": scores, "by_noise": {}} for name in costs},
                 "reference": {"pictures": count, "scores": {"clip_score": {"value": 0.75, "high": 0.75}}},
                 "protocol": {"retrieval_among": 3},
             },
@@ -72,7 +72,7 @@ class Page:
                 "teacher": "emoji",
                 "steps": 3,
                 "sampling": {"denoising_steps": 25, "guidance": 3.0},
-                "gap_closed": {"output_error": 0.5, "frechet_distance": 0.25},
+                "gap_closed": {"error_left": 0.5, "frechet_distance": 0.25},
                 "seconds": {"prune": 1.0},
                 "machine": "a <machine>",
                 "processors": 2,

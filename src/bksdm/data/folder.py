@@ -20,14 +20,18 @@ from bksdm.data.pictures import Captioned
 from bksdm.data.table_files import read_marked
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_SPLITS = {"": "train", "train": "train", "heldout": "heldout", "unseen": "unseen.txt"}
 _FLAGGED = "flagged"  # what `bksdm generate` writes of pictures that a safety checker has made black
 
 
 def data_folder(data: str | Path) -> Path:
-    """The folder that DATA stands for: `emoji`, `emoji/train` and `emoji/heldout` are the embedded art."""
+    """The folder that DATA stands for: `emoji`, `emoji/train` and `emoji/heldout` are the embedded art.
+
+    `emoji/unseen` is a file of captions of which the art has no pictures.
+    """
     name, _, split = str(data).partition("/")
-    if name == ART and split in ("", "train", "heldout") and not Path(data).exists():
-        return asset(ART, "art", split or "train")
+    if name == ART and split in _SPLITS and not Path(data).exists():
+        return asset(ART, "art", _SPLITS[split])
     return Path(data)
 
 

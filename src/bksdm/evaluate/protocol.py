@@ -17,7 +17,7 @@ from bksdm.common.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import Inception
 from bksdm.evaluate.networks import Networks
-from bksdm.evaluate.scores import KINDS
+from bksdm.evaluate.scores import KINDS, LEFT, LEFT_UNSEEN
 from bksdm.options.evaluate import EvaluateOptions
 
 INCEPTION = "inception"
@@ -25,6 +25,8 @@ PAPERS_CLIP = "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"
 _DISTANCES = ("frechet_distance", "kernel_distance", "inception_score", "precision", "recall")
 _BY_ENCODER = ("frechet_distance", "kernel_distance", "clip_score", "retrieval_r1")
 _BY_INCEPTION = (*_DISTANCES, "clip_score")
+OF_OUTPUTS = {"output_error": ("teacher",), LEFT: ("teacher",), LEFT_UNSEEN: ("teacher", "unseen")}
+_NEEDED = {"teacher": "a --teacher", "unseen": "captions as --unseen"}
 _OF_SAMPLES = ("kernel_distance", "precision", "recall")  # statistics of the reference do not suffice for these
 
 
@@ -62,14 +64,20 @@ class Protocol:
             raise InputError(f"features is {features!r}; give inception, or the encoder ({encoder})")
         by_inception = features == INCEPTION
         possible = _BY_INCEPTION if by_inception else _BY_ENCODER
-        scores = tuple(options.scores or (*possible, *(["output_error"] if options.teacher else [])))
+        of_outputs = [name for name, needed in OF_OUTPUTS.items() if all(getattr(options, one) for one in needed)]
+        scores = tuple(options.scores or (*possible, *of_outputs))
         for name in scores:
             if name not in KINDS:
                 raise InputError(f"unknown score {name!r}; give one of {', '.join(KINDS)}")
         if "inception_score" in scores and not by_inception:
             raise InputError("scores has inception_score, which needs --features inception")
-        if "output_error" in scores and not options.teacher:
-            raise InputError("scores has output_error, which needs a --teacher")
+        for name in scores:
+            for needed in OF_OUTPUTS.get(name, ()):
+                if not getattr(options, needed):
+                    raise InputError(f"scores has {name}, which needs {_NEEDED[needed]}")
+        if options.unseen and LEFT_UNSEEN not in scores:
+            missing = "add it to --scores" if options.teacher else "give the --teacher too"
+            raise InputError(f"unseen is {options.unseen}, which is for the score {LEFT_UNSEEN}; {missing}")
         preparation = options.preparation
         if preparation == "auto":
             preparation = "paper" if by_inception else "none"

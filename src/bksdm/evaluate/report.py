@@ -11,7 +11,7 @@ from PIL import Image
 from bksdm.common.page import svg, write_page, write_png
 from bksdm.common.runs import write_text
 from bksdm.evaluate.scores import KINDS
-from bksdm.evaluate.table import cell, columns, csv_table
+from bksdm.evaluate.table import cell, columns, csv_table, noise_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,7 @@ def write_evaluation(out: Path, result: Mapping[str, Any], rows: Sequence[Row]) 
         result=result,
         columns=columns(result),
         cell=cell,
+        noise_tables=noise_tables(result),
         kinds=KINDS,
         drawn=[name for name, model in result["models"].items() if "params" in model],
         rows=rows,

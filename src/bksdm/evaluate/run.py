@@ -5,11 +5,13 @@ and the scores are made from them, so that the same command goes on after a kill
 Finished pictures are scored without diffusers and transformers, which take seconds to import.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,24 +25,29 @@ from bksdm.common.progress import say
 from bksdm.common.prompts import cut_line
 from bksdm.common.runs import check_free, digest, open_run, provenance, write_text
 from bksdm.common.tables import listed
+from bksdm.data.folder import read_captions
+from bksdm.data.pictures import Picture
 from bksdm.data.prompts import read_prompts
 from bksdm.evaluate.blocks import Blocks
 from bksdm.evaluate.networks import PLAIN, Networks
-from bksdm.evaluate.protocol import Protocol, check_counts
+from bksdm.evaluate.protocol import OF_OUTPUTS, Protocol, check_counts
 from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
 from bksdm.evaluate.report import Row, write_evaluation
-from bksdm.evaluate.scores import differences
+from bksdm.evaluate.scores import ErrorLeft, Weighted, differences
 from bksdm.evaluate.scoring import Scoring
 from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
 from bksdm.families import family_of
 from bksdm.generate.requests import check, numbered
 from bksdm.models.configs import check_ready, load_denoiser_config
-from bksdm.models.drawing import drawings, say_unlike
+from bksdm.models.drawing import drawing, drawings, say_unlike
 from bksdm.models.folders import decoder_fingerprint, fingerprint
 from bksdm.options.evaluate import EvaluateOptions
 from bksdm.options.generate import GenerateOptions
 
-_MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "intervals", "latency", "json")
+if TYPE_CHECKING:
+    from bksdm.evaluate.from_teacher import FromTeacher
+
+_MAY_CHANGE = ("models", "scores", "batch_size", "device", "resamples", "intervals", "latency", "json", "unseen")
 _SAID = (
     "reference",
     "prompts",
@@ -73,13 +80,15 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     out, device = Path(options.out), choose_device(options.device)
     reference = open_reference(options.reference)
     prompts, distractors = _prompts(options, reference), _distractors(options)
-    sources = _sources(options, prompts)
+    captions = read_prompts(options.unseen) if options.unseen else []
+    sources, unseen = _sources(options, prompts), _unseen(options, captions) if captions else None
     check_ready(
         "evaluate",
         *(source.model for source in sources.values() if isinstance(source, Drawn)),
         options=dataclasses.asdict(options),
     )
     _check_comparable(sources, options.teacher)
+    against = _from_teacher(options, protocol, sources)
     settings = dataclasses.asdict(options) | {
         "decoder_content": decoder_fingerprint(options.decoder),
         "teacher_content": fingerprint(options.teacher) if options.teacher else None,
@@ -88,6 +97,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         "distractors_content": digest(distractors),
     }
     check_free(out, "evaluate", settings, _MAY_CHANGE)
+    if unseen:
+        check_free(unseen.folder.parent, *_drawing_unseen(unseen))
     networks = _networks(protocol, device)
     protocol = _fitting(protocol, networks, sources, reference)
 
@@ -99,8 +110,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     real = _real(protocol, networks, reference, out)
     seen = {name: _look(name, source, protocol, networks, out) for name, source in sources.items()}
     if group.main:
-        scoring = Scoring(protocol.scores, networks, real, prompts, distractors, options.resamples, options.intervals)
-        _write(options, protocol, scoring, sources, seen, reference)
+        outputs = _outputs(against, reference, unseen)
+        texts = (prompts, distractors, captions)
+        scoring = Scoring(protocol.scores, networks, real, *texts, options.resamples, options.intervals)
+        _write(options, protocol, scoring, sources, seen, reference, outputs)
     group.wait()
     return dict(json.loads((out / "scores.json").read_text(encoding="utf-8")))
 
@@ -136,8 +149,7 @@ def _distractors(options: EvaluateOptions) -> list[str]:
 
 
 def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | Finished]:
-    how = ("scheduler", "batch_size", "precision", "device", "decoder")
-    sampling = Sampling(**{name: getattr(options, name) for name in how})
+    sampling = _sampling(options)
     sources: dict[str, Drawn | Finished] = {}
     models = named(options.models)
     ways = drawings(
@@ -156,6 +168,11 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
         kept = range(len(requests)) if options.keep_pictures else shown(len(requests))
         sources[name] = Drawn(model, requests, ways[name], sampling, _folder(options, name) / "pictures", set(kept))
     return sources
+
+
+def _sampling(options: EvaluateOptions) -> Sampling:
+    how = ("scheduler", "batch_size", "precision", "device", "decoder")
+    return Sampling(**{name: getattr(options, name) for name in how})
 
 
 def _folder(options: EvaluateOptions, name: str) -> Path:
@@ -258,18 +275,19 @@ def _write(
     sources: Mapping[str, Drawn | Finished],
     seen: Mapping[str, Blocks],
     reference: Statistics | Finished,
+    outputs: Mapping[str, Mapping[str, Weighted]],
 ) -> None:
     out = Path(options.out)
-    errors = _output_errors(options, protocol, sources, reference)
     estimates = {}
     for name, source in sources.items():
         repeats = options.images_per_prompt if isinstance(source, Drawn) else 1
         if gaussian := scoring.statistics(seen[name]):
             gaussian.save(_folder(options, name) / "statistics.npz")
-        estimates[name] = scoring.of_pictures(name, source, seen[name], gaussian, repeats, errors.get(name))
+        estimates[name] = scoring.of_pictures(name, source, seen[name], gaussian, repeats, outputs.get(name))
     lacking = [name for name in protocol.scores if all(name not in found for found in estimates.values())]
     if lacking:
-        say(f"without {', '.join(lacking)}: the pictures have no captions, or the reference has no pictures")
+        others = ", or no model was pruned from the teacher" if OF_OUTPUTS.keys() & lacking else ""
+        say(f"without {', '.join(lacking)}: the pictures have no captions, or the reference has no pictures{others}")
     worths = _worths(options, {name: source for name, source in sources.items() if isinstance(source, Drawn)})
     plain = {name: _plain(name, source, seen[name]) for name, source in sources.items()}
     result = {
@@ -280,6 +298,7 @@ def _write(
                 "of_one_colour": plain[name],
                 **_way(sources[name]),
                 "scores": {score: estimate.to_dict() for score, estimate in estimates[name].items()},
+                "by_noise": _by_noise(outputs.get(name, {})),
                 **worths.get(name, {}),
             }
             for name, model in named(options.models).items()
@@ -300,6 +319,11 @@ def _write(
 def _way(source: Drawn | Finished) -> dict[str, Any]:
     """The steps and guidance of a model that draws."""
     return source.how.to_dict() if isinstance(source, Drawn) else {}
+
+
+def _by_noise(outputs: Mapping[str, Weighted]) -> dict[str, list[dict[str, Any]]]:
+    """What is left of the error of pruning at every noise level, by score."""
+    return {score: left.to_rows() for score, left in outputs.items() if isinstance(left, ErrorLeft)}
 
 
 def _plain(name: str, source: Drawn | Finished, seen: Blocks) -> list[str]:
@@ -343,26 +367,50 @@ def _drawing(options: EvaluateOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in _SAID}
 
 
-def _output_errors(
-    options: EvaluateOptions,
-    protocol: Protocol,
-    sources: Mapping[str, Drawn | Finished],
-    reference: Statistics | Finished,
-) -> dict[str, Tensor]:
-    """How far every model's outputs are from the teacher's on the real pictures, one number each."""
-    if "output_error" not in protocol.scores or isinstance(reference, Statistics) or not reference.captions:
-        return {}
-    from bksdm.evaluate.output_error import output_errors
-    from bksdm.models.pipelines import denoiser, load_pipeline
+def _from_teacher(
+    options: EvaluateOptions, protocol: Protocol, sources: Mapping[str, Drawn | Finished]
+) -> FromTeacher | None:
+    """What the models' outputs are held against, if anything."""
+    students = {name: source.model for name, source in sources.items() if isinstance(source, Drawn)}
+    if not (students and OF_OUTPUTS.keys() & protocol.scores):
+        return None
+    from bksdm.evaluate.from_teacher import FromTeacher
 
     device = choose_device(options.device)
-    teacher = load_pipeline(str(options.teacher)).to(device)
-    found = {}
-    for name, source in sources.items():
-        if isinstance(source, Drawn):
-            student = denoiser(load_pipeline(source.model)).to(device)
-            found[name] = output_errors(student, teacher, reference.entries)
-    return found
+    return FromTeacher.of(str(options.teacher), students, protocol.scores, device, asked=protocol.asked)
+
+
+def _unseen(options: EvaluateOptions, captions: Sequence[str]) -> Drawn:
+    """What the teacher draws of captions that have no pictures."""
+    teacher = str(options.teacher)
+    how = drawing(teacher, options.steps, options.guidance, options.guidance_interval, options.reuse)
+    requests, folder = numbered(captions, 1, options.seed), Path(options.out) / "unseen" / "pictures"
+    return Drawn(teacher, requests, how, _sampling(options), folder, range(len(requests)))
+
+
+def _drawing_unseen(source: Drawn) -> tuple[str, dict[str, Any]]:
+    """What the folder of these pictures is a run of, and its settings."""
+    return "draw unseen captions", {"source": source.digest}
+
+
+def _drawn_unseen(source: Drawn) -> Sequence[Picture]:
+    """These pictures, all of which are kept; drawn once."""
+    open_run(source.folder.parent, *_drawing_unseen(source))
+    if not (source.folder / "metadata.jsonl").is_file():
+        source.pictures(range(len(source)), "none")
+        source.list_kept()
+        source.release()
+    return read_captions(source.folder)
+
+
+def _outputs(
+    against: FromTeacher | None, reference: Statistics | Finished, unseen: Drawn | None
+) -> dict[str, dict[str, Weighted]]:
+    """Scores of how far every model's outputs are from the teacher's."""
+    if against is None:
+        return {}
+    held_out = reference.entries if isinstance(reference, Finished) and reference.captions else ()
+    return against.outputs(held_out, _drawn_unseen(unseen) if unseen else ())
 
 
 def _rows(sources: Mapping[str, Drawn | Finished], reference: Statistics | Finished) -> list[Row]:

@@ -30,6 +30,7 @@ from bksdm.evaluate.statistics import (
 )
 from bksdm.options.evaluate import Intervals
 
+LEFT, LEFT_UNSEEN = "error_left", "error_left_unseen"
 _CHUNK = 1024
 _SPLITS = 10
 _Z = 1.96  # standard errors to either side of a 95 % interval
@@ -59,6 +60,43 @@ class Frechet:
         return frechet_influences(self.rows, self.own, self.reference)
 
 
+@dataclass(frozen=True, eq=False)
+class ErrorLeft:
+    r"""What is left of the error that pruning made, the mean over L noise levels: $\frac{1}{L} \sum_l e_l / p_l$.
+
+    $e_l$ and $p_l$ are the mean squared differences of a student's outputs, and of its own before any retraining, from
+    the teacher's. The lowest noise levels have nearly all of the error, where little of a picture is decided; here
+    each counts alike.
+
+    Attributes:
+        errors: The student's of every picture, with shape (N, L).
+        lost: Those just after pruning, likewise; None for the teacher, of which nothing was pruned.
+        levels: First and last timestep of each level.
+    """
+
+    errors: Tensor
+    lost: Tensor | None
+    levels: Sequence[tuple[float, float]]
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        return self._by_level(weights).mean(dim=1)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dictionary a level, the least noisy first."""
+        left = self._by_level(torch.ones(1, len(self.errors), dtype=torch.float64))[0]
+        rows: list[dict[str, Any]] = []
+        for number, timesteps in enumerate(self.levels):
+            row = {"timesteps": list(timesteps), "error": float(self.errors[:, number].mean())}
+            row["pruned_error"] = None if self.lost is None else float(self.lost[:, number].mean())
+            rows.append(row | {"left": float(left[number])})
+        return rows
+
+    def _by_level(self, weights: Tensor) -> Tensor:
+        """With shape (R, L)."""
+        errors = weights @ self.errors.to(weights)
+        return errors if self.lost is None else errors / (weights @ self.lost.to(weights))
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a score is called, whether less of it is better, and whether it holds pictures against their captions."""
@@ -77,6 +115,8 @@ KINDS = {
     "clip_score": Kind("CLIP score", of_captions=True),
     "retrieval_r1": Kind("R@1", of_captions=True),
     "output_error": Kind("output error", less_is_better=True),
+    LEFT: Kind("error left", less_is_better=True),
+    LEFT_UNSEEN: Kind("error left, unseen", less_is_better=True),
 }
 
 

@@ -13,6 +13,7 @@ from bksdm.evaluate.networks import FEATURES, IMAGE, LOGITS, TEXT, Networks
 from bksdm.evaluate.reference import RealFeatures
 from bksdm.evaluate.scores import (
     KINDS,
+    LEFT_UNSEEN,
     Estimate,
     Frechet,
     Resampling,
@@ -42,6 +43,7 @@ class Scoring:
         real: Features of the real pictures.
         prompts: The prompts that models draw.
         distractors: Captions that join those of pictures and reference in the pool of the retrieval.
+        unseen: Captions without pictures, which the teacher draws.
         resamples: Of the bootstrap.
         intervals: What gives that of the Fréchet distance.
     """
@@ -51,6 +53,7 @@ class Scoring:
     real: RealFeatures
     prompts: Sequence[str]
     distractors: Sequence[str]
+    unseen: Sequence[str]
     resamples: int
     intervals: Intervals
 
@@ -68,7 +71,7 @@ class Scoring:
         blocks: Blocks,
         gaussian: Gaussian | None = None,
         repeats: int = 1,
-        errors: Tensor | None = None,
+        outputs: Mapping[str, Weighted] | None = None,
     ) -> dict[str, Estimate]:
         """Scores of one model's pictures.
 
@@ -78,7 +81,7 @@ class Scoring:
             blocks: Their features.
             gaussian: Their `statistics`.
             repeats: Pictures of every prompt, which follow each other.
-            errors: Distance of the model's outputs from the teacher's, one a real picture.
+            outputs: Scores of how far the model's outputs are from the teacher's.
         """
         own = self._resampling(units(source.captions, len(source)), repeats)
         of_real = self._of_real
@@ -92,9 +95,10 @@ class Scoring:
                     for (kind, how), values in zip(pairs.items(), both, strict=True):
                         if kind in self.scores and how:
                             found[kind] = how.estimate(mean_of(values))
-                elif score == "output_error":
-                    if errors is not None and of_real:
-                        found[score] = of_real.estimate(mean_of(errors))
+                elif outputs and score in outputs:
+                    entries = self._of_unseen if score == LEFT_UNSEEN else of_real
+                    assert entries, f"{score} is of pictures"
+                    found[score] = entries.estimate(outputs[score])
                 elif weighted := self._weighted(score, blocks, source.captions, gaussian):
                     if isinstance(weighted, Frechet) and self.intervals == "influence":
                         found[score] = own.by_influence(weighted)
@@ -133,6 +137,10 @@ class Scoring:
     def _of_real(self) -> Resampling | None:
         count = self.real.count
         return self._resampling(units(self.real.captions, count)) if count else None
+
+    @cached_property
+    def _of_unseen(self) -> Resampling:
+        return self._resampling(units(self.unseen, len(self.unseen)))
 
     def _resampling(self, drawn: Sequence[int], repeats: int = 1) -> Resampling:
         return Resampling.of(drawn, self.resamples, _BOOTSTRAP, repeats, self._device)

@@ -45,6 +45,30 @@ def cell(score: Mapping[str, float] | None) -> str:
     return f"{score['value']:.4g} ± {half:.2g}" if half else f"{score['value']:.4g}"
 
 
+def noise_tables(result: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """By the title of a score, what of the error of pruning is left at every noise level: a header, and a row a level.
+
+    Arguments:
+        result: What `evaluate` returns.
+    """
+    tables = {}
+    for score, title in columns(result).items():
+        models = {
+            name: model["by_noise"][score] for name, model in result["models"].items() if score in model["by_noise"]
+        }
+        levels: list[dict[str, Any]] = next(iter(models.values()), [])
+        rows = [
+            [
+                "{:.4g} to {:.4g}".format(*level["timesteps"]),
+                *(f"{rows[number]['left']:.1%}" for rows in models.values()),
+            ]
+            for number, level in enumerate(levels)
+        ]
+        if rows:
+            tables[title] = [["timesteps", *models], *rows]
+    return tables
+
+
 def csv_table(result: Mapping[str, Any]) -> str:
     """One line a model and score."""
     text = io.StringIO()

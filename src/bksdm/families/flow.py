@@ -50,6 +50,10 @@ class FlowSchedule:
 
         return _T * _shifted(torch.arange(count + 1, dtype=torch.float64) / count, self.shift(height, width)).float()
 
+    def parts(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """A thousand timesteps in `count` equal parts, (G,) each, least noisy first; even before they are shifted."""
+        return self.grid(_T, height, width)[1:].tensor_split(count)
+
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at levels drawn for them, or at timesteps drawn evenly of `grid`, (G,)."""
         from bksdm.common.randomness import sent

@@ -42,6 +42,10 @@ class ForwardProcess(Protocol):
         """T, which timesteps are less than, or at most."""
         ...
 
+    def parts(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """All timesteps of latents of this height and width in `count` equal parts, (G,) each, least noisy first."""
+        ...
+
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at timesteps drawn from `grid`, with shape (G,), or from all."""
         ...
@@ -95,6 +99,12 @@ class NoiseSchedule:
         from bksdm.runtime.noise_schedule import noise_level
 
         return noise_level(self.alphas_cumprod.numpy(), timestep)
+
+    def parts(self, count: int, height: int, width: int) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """All timesteps in `count` equal parts, (G,) each, the least noisy first; whatever the size of latents."""
+        import torch
+
+        return torch.arange(len(self)).tensor_split(count)
 
     def corrupt(self, latents: Tensor, draws: Draws, grid: Tensor | None = None) -> Corrupted:
         """Latents with shape (B, C, H, W) at timesteps drawn uniformly from `grid`, with shape (G,), or from all."""

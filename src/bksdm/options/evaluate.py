@@ -22,8 +22,8 @@ class EvaluateOptions(Seeded, Sparing):
             reference's captions by default.
         limit: Use no more than the first so many prompts.
         scores: Scores to give, such as frechet_distance, kernel_distance, inception_score, precision, recall,
-            clip_score, retrieval_r1, output_error; by default those that the features and the reference allow, and no
-            Fréchet distance of fewer pictures than features.
+            clip_score, retrieval_r1, output_error, error_left; by default those that the features and the reference
+            allow, and no Fréchet distance of fewer pictures than features.
         features: Network whose features are compared, inception or the encoder; the embedded encoder for its art.
         inception_weights: File of the Inception network's weights; downloaded once and verified by default.
         encoder: CLIP folder or Hub id for the captions; ViT-g/14 by default, and for the embedded art its own.
@@ -31,6 +31,8 @@ class EvaluateOptions(Seeded, Sparing):
             auto takes paper for Inception features.
         distractors: Captions (as prompts) that fill the pool of the retrieval; for the embedded art, its own.
         teacher: Model whose outputs on the same noisy latents are compared.
+        unseen: Captions (as prompts) that have no pictures: the teacher draws them, and error_left is given of these
+            too; 'emoji/unseen' are some for the embedded art.
         images_per_prompt: Pictures of each prompt; two or more give the band from seed to seed.
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler; each model's own by default.
         batch_size: Pictures at a time, at most 64.
@@ -55,6 +57,7 @@ class EvaluateOptions(Seeded, Sparing):
     preparation: Literal["auto", "paper", "none"] = "auto"
     distractors: str | None = None
     teacher: str | None = None
+    unseen: str | None = None
     images_per_prompt: int = 1
     scheduler: str | None = None
     keep_pictures: bool = True

@@ -147,9 +147,9 @@ class Inheritance(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.wanted)
 
-    def loaded(self) -> Any:
-        """The student with copies of all of them."""
-        own = {key: self._taken(key, copy=True) for key in self}
+    def loaded(self, *, copy: bool = True) -> Any:
+        """The student with copies of all of them; without, it and its teacher have one memory."""
+        own = {key: self._taken(key, copy=copy) for key in self}
         self.network.load_state_dict(own, strict=True, assign=True)
         return self.network
 

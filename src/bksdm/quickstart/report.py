@@ -7,7 +7,7 @@ from typing import Any
 
 from bksdm.common.assets import EMBEDDED
 from bksdm.common.page import curves, shown, write_page
-from bksdm.evaluate.table import cell, columns
+from bksdm.evaluate.table import cell, columns, noise_tables
 from bksdm.pruning.cost import UNetCost
 from bksdm.pruning.describe import Description
 
@@ -65,6 +65,7 @@ def write_report(
         rows=[(prompts[n], real[n], [model.pictures[n] for model in models]) for n in shown(len(prompts))],
         columns=columns(evaluation),
         cell=cell,
+        noise_tables=noise_tables(evaluation),
         evaluation=evaluation,
         description=description,
         curves=curves(metrics, {name: [name] for name in _CURVES}),

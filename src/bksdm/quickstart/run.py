@@ -24,6 +24,7 @@ from bksdm.data.prompts import read_prompts
 from bksdm.distill.record import read_metrics
 from bksdm.distill.run import distill
 from bksdm.evaluate.run import evaluate
+from bksdm.evaluate.scores import LEFT, LEFT_UNSEEN
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
 from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
@@ -37,8 +38,8 @@ from bksdm.pruning.describe import Description, describe
 from bksdm.pruning.run import prune
 from bksdm.quickstart.report import Model, write_report
 
-TRAIN, HELD_OUT = f"{ART}/train", f"{ART}/heldout"
-_SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error")
+TRAIN, HELD_OUT, UNSEEN = f"{ART}/train", f"{ART}/heldout", f"{ART}/unseen"
+_SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error", LEFT, LEFT_UNSEEN)
 _LATENCY_ROUNDS = 5
 
 
@@ -74,7 +75,7 @@ def quickstart(options: QuickstartOptions) -> Path:
         evaluation = evaluate(_evaluation(models, folders))
     found = {name: evaluation["models"][folders.name(name)] for name in models}
     scores = {name: {score: item["value"] for score, item in model["scores"].items()} for name, model in found.items()}
-    closed = {score: gap_closed(scores, score) for score in ("output_error", "frechet_distance")}
+    closed = {score: gap_closed(scores, score) for score in ("output_error", LEFT, LEFT_UNSEEN, "frechet_distance")}
     results = {
         "teacher": options.teacher,
         "recipe": options.recipe,
@@ -180,6 +181,7 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
         distractors=TRAIN,
         scores=list(_SCORES),
         teacher=models["teacher"],
+        unseen=UNSEEN,
         batch_size=25,
         latency=_LATENCY_ROUNDS,
     )
