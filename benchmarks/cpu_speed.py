@@ -4,13 +4,14 @@
     python benchmarks/cpu_speed.py measure     # steps and decoders, each beside torch in float32, taking turns
     python benchmarks/cpu_speed.py whole       # whole 512-px pictures
     python benchmarks/cpu_speed.py table       # what is known so far; writes benchmarks/results/cpu_speed.md
-    python benchmarks/cpu_speed.py fast        # a stock picture and ways with less work, call by call; writes
-                                               # benchmarks/results/cpu_fast.md
+    python benchmarks/cpu_speed.py fast [--unet w8a8|fp32]   # a stock picture and ways with less work, call by call;
+                                               # writes benchmarks/results/cpu_fast.md, or cpu_fast_avx2.md
 
 Every rival is measured in a process of its own beside diffusers' network in float32, in turns, and the ratio is taken
 within a round. What is measured already is not measured again. Guidance is on: the U-Net is called with a batch of two.
 `fast` counts seconds of processors, since those of the clock say little on a machine with other work, and sets them
-beside what a picture's operations take at the pace of a big matrix product.
+beside what a picture's operations take at the pace of a big matrix product. On a processor with more than AVX2,
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2` keeps both libraries to that.
 """
 
 import argparse
@@ -134,14 +135,16 @@ PICTURES = [
     *(Picture(W8A8_FEW, steps, guidance=1.0, arithmetic="bf16") for steps in (1, 4, 8)),
 ]
 _MULTIPLIED = "bf16" if torch.cpu._is_avx512_bf16_supported() else "f32"
-_INTEGERS = Picture(W8A8_SMALL, 10, arithmetic=_MULTIPLIED)
-_SOLVED = dataclasses.replace(_INTEGERS, scheduler="DPMSolverMultistepScheduler")
-WAYS = [
-    Picture("teacher", 10),
-    _INTEGERS,
-    dataclasses.replace(_SOLVED, reuse=3),
-    dataclasses.replace(_SOLVED, reuse=3, interval=(0.3, 5.0)),
-]
+
+
+def ways(precision: str = "w8a8") -> list[Picture]:
+    """A stock picture, and Tiny's with the U-Net in this precision and ever less work."""
+    tiny = Picture(W8A8_SMALL if precision == "w8a8" else EXPORTED_SMALL, 10, arithmetic=_MULTIPLIED)
+    solved = dataclasses.replace(tiny, scheduler="DPMSolverMultistepScheduler")
+    spared = dataclasses.replace(solved, reuse=3)
+    return [Picture("teacher", 10), tiny, spared, dataclasses.replace(spared, interval=(0.3, 5.0))]
+
+
 RIVALS = [
     *(Rival(UNET, "tiny", "openvino", precision) for precision in ("fp32", "w8a8", "int8")),
     *(Rival(DECODER, model, "openvino", "fp32") for model in ("kl", "tiny")),
@@ -200,6 +203,8 @@ def convert(rival: Rival, out: Path) -> None:
             source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE, calibration=calibration)
             steps = denoising_steps(source) if rival.precision == "w8a8" else []
             to_openvino.write_graph(component, folder / to_openvino.MODEL_FILE, rival.precision, steps)
+    if rival.part == UNET:
+        pipeline.unet.save_config(folder)
     done = {"seconds": time.perf_counter() - began, "peak": peak.bytes}
     write_text(folder / "conversion.json", json.dumps(done))
 
@@ -459,16 +464,17 @@ def main() -> None:
     parser.add_argument("what", choices=("convert", "measure", "whole", "table", "fast", "paces", "calls"))
     parser.add_argument("--out", type=Path, default=Path("runs/cpu_speed"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--unet", choices=("w8a8", "fp32"), default="w8a8", help="its precision in `fast`")
     parser.add_argument("--one", help="a network or a picture, in this process")
     given = parser.parse_args()
     out: Path = given.out
     rivals = {rival.name: rival for rival in RIVALS}
-    pictures = {one.key: one for one in (*PICTURES, *WAYS)}  # of which some are the same
+    pictures = {one.key: one for one in (*PICTURES, *ways())}  # of which some are the same
     at_once: dict[str, Callable[[], None]] = {
         "table": lambda: show(out),
-        "fast": lambda: fast(out, given.rounds),
+        "fast": lambda: fast(out, given.unet, given.rounds),
         "paces": lambda: print(json.dumps(paces())),
-        "calls": lambda: print(json.dumps(call_seconds(out, given.rounds))),
+        "calls": lambda: print(json.dumps(call_seconds(out, given.unet, given.rounds))),
     }
     if given.what in at_once:
         at_once[given.what]()
@@ -491,26 +497,40 @@ def main() -> None:
         print(json.dumps(whole(pictures[given.one], out)))
 
 
-def fast(out: Path, rounds: int) -> None:
+def fast(out: Path, precision: str, rounds: int) -> None:
     """Stock and what spares work, composed of the calls that they make."""
-    integers = Rival(UNET, "tiny", "openvino", "w8a8")
-    if not (out / integers.folder / UNET / "conversion.json").exists():
-        child("convert", "--out", str(out), "--one", integers.name)
-    export_pictures(out)
-    each("paces", out, 1, {"paces": []})
-    each("calls", out, rounds, {"calls": []})
-    (pace,), (spent,) = (read_lines(out / f"{what}.jsonl") for what in ("paces", "calls"))
-    text = f"{fast_table(spent, pace)}\n\n{machine()}"
+    for rival in _of_fast(precision):
+        if not (out / rival.folder / rival.part / "conversion.json").exists():
+            child("convert", "--out", str(out), "--one", rival.name)
+    each("paces", out, 1, {_capability(): []})
+    key = f"{precision} {_capability()}"
+    each("calls", out, rounds, {key: ["--unet", precision]})
+    pace = _line(out / "paces.jsonl", _capability())
+    spent = _line(out / "calls.jsonl", key)
+    text = f"{fast_table(ways(precision), spent, pace)}\n\n{machine()}"
     print(text)
-    write_text(
-        RESULTS / "cpu_fast.md",
-        f"# A picture with less work\n\n`python benchmarks/cpu_speed.py fast`, rounds: {rounds}\n\n{text}\n",
-    )
+    file = "cpu_fast_avx2.md" if _capability() == "AVX2" else "cpu_fast.md"
+    command = f"`python benchmarks/cpu_speed.py fast --unet {precision}`, rounds: {rounds}"
+    write_text(RESULTS / file, f"# A picture with less work\n\n{command}\n\n{text}\n")
 
 
-def call_seconds(out: Path, rounds: int) -> dict[str, Any]:
-    """Processor seconds of the calls that pictures of `WAYS` consist of, in turns, and the load of the machine."""
-    networks = OpenvinoNetworks(out / W8A8_SMALL, threads=torch.get_num_threads(), precision=_MULTIPLIED)
+def _of_fast(precision: str) -> tuple[Rival, Rival]:
+    return Rival(UNET, "tiny", "openvino", precision), Rival(DECODER, "tiny", "openvino", "fp32")
+
+
+def _capability() -> str:
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _line(ledger: Path, key: str) -> dict[str, Any]:
+    return next(line for line in read_lines(ledger) if line["key"] == key)
+
+
+def call_seconds(out: Path, precision: str, rounds: int) -> dict[str, Any]:
+    """Processor seconds of the calls that pictures of `ways` consist of, in turns, and the load of the machine."""
+    unets, decoders = (out / rival.folder for rival in _of_fast(precision))
+    _with_part(decoders, unets / UNET, both := out / f"fast-{precision}")
+    networks = OpenvinoNetworks(both, threads=torch.get_num_threads(), precision=_MULTIPLIED)
     latents, context = np.zeros((2, 4, SIDE, SIDE), np.float32), np.zeros((2, TOKENS, WIDTH), np.float32)
     stock, decode = unet("teacher"), decoder("kl").decode
     deep = networks.keeping(latents[:1], 901.0, {"context": context[:1]})[1].repeat(2, axis=0)
@@ -543,15 +563,15 @@ def composed(way: Picture, seconds: Mapping[str, float]) -> float:
     return sum(each) + seconds["decoder tiny"]
 
 
-def fast_table(spent: Mapping[str, Any], pace: Mapping[str, float]) -> str:
-    """Of `WAYS`, the first of which is compared with."""
+def fast_table(found: list[Picture], spent: Mapping[str, Any], pace: Mapping[str, float]) -> str:
+    """Of pictures, the first of which the others are compared with."""
     rows = [
         "| 512-px picture, 10 steps, guidance 7.5 | TMACs, int8 + float | seconds of one processor | times less "
         "| at best, s |",
         "|---|---|---|---|---|",
     ]
-    first = composed(WAYS[0], spent["seconds"])
-    for way in WAYS:
+    first = composed(found[0], spent["seconds"])
+    for way in found:
         work, own = of_picture(way), composed(way, spent["seconds"])
         least = work.seconds({**pace, "floats": pace["stock"]} if way.name in MODELS else pace)
         rows.append(
@@ -577,7 +597,8 @@ def show(out: Path) -> None:
 def machine() -> str:
     about = provenance()
     extras = [("8-bit dot products", torch.cpu._is_vnni_supported()), ("bf16", torch.cpu._is_avx512_bf16_supported())]
-    arithmetic = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in extras if there)]
+    capability = _capability()
+    arithmetic = [capability, *(name for name, there in extras if there and capability != "AVX2")]
     processor = f"{about['processor']} ({', '.join(arithmetic)})"
     cores = f"{about['processors']} cores, threads: {torch.get_num_threads()}"
     return f"{processor}, {cores}; {about['started'][:10]}; torch {about['versions']['torch']}."
