@@ -42,7 +42,8 @@ class ZImage(StackFamily):
         "vae": "AutoencoderKL",
         "text_encoder": "Qwen3Model",
     }
-    stacks = (Stack("layers", "n_layers", "attention"),)
+    stacks = (Stack("layers", "n_layers", (("feed_forward.w2",),), "attention"),)
+    out = "all_final_layer.2-1.linear"
     defaults = {  # noqa: RUF012
         "all_patch_size": (2,),
         "all_f_patch_size": (1,),
