@@ -47,7 +47,7 @@ class PruneOptions(Computing, Printing):
     precision: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
     repair: str | None = None
     _: KW_ONLY
-    repair_pictures: int = 256
+    repair_pictures: int = 192
     ridge: float = 0.03
     seed: int = 0
 

@@ -476,7 +476,8 @@ def skip_connections(config: Config) -> tuple[str, ...]:
 
 def passed(config: Config) -> tuple[str, ...]:
     """Paths of the layers of a U-Net in the order in which the data leaves them; see `Family.passed`."""
-    unet, paths = UNetShape.of(config), []
+    unet = UNetShape.of(config)
+    paths: list[str] = []
     for i in range(unet.stages):
         for layer in range(unet.layers[i]):
             paths += _leaving(f"down_blocks.{i}", layer, unet.depths.down[i])

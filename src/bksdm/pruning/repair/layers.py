@@ -16,7 +16,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.randomness import generator
 from bksdm.evaluate.output_error import Probe
 from bksdm.families.recipe import Pruning, Tap
-from bksdm.pruning.repair.least_squares import Change, NormalEquations, Operation
+from bksdm.pruning.repair.least_squares import Change, NormalEquations, Scales
 from bksdm.pruning.repair.places import OUTPUT, places
 from bksdm.pruning.repair.record import Residual
 from bksdm.pruning.repair.walk import Walk
@@ -76,8 +76,8 @@ class Repair:
     def _fit(self, layer: str, names: Sequence[str], wanted: Sequence[Tensor]) -> float:
         """Change the operations of a layer with these names in it; gives the square of its residual before that."""
         paths = [f"{layer}.{name}".removeprefix(".") for name in names]
-        operations = [_operation(self._student.network, path) for path in paths]
-        equations, residuals = NormalEquations(operations), []
+        operations = [self._student.network.get_submodule(path) for path in paths]
+        equations, residuals = _equations(paths, operations), []
         for batch, target in enumerate(wanted):
             taken, given, output = _opened(operations, lambda batch=batch: self._student.run(batch, layer))  # type: ignore[misc]
             output = self._feature(output, batch)
@@ -102,7 +102,7 @@ class Repair:
         return along / square if square else 0.0
 
     def _signs(self, layer: str, batch: int, like: Tensor) -> Tensor:
-        signs = torch.randint(2, like.shape, generator=generator(self._seed, "signs", layer, batch))
+        signs = torch.randint(2, like.shape, generator=generator(self._seed, f"signs {layer}", batch))
         return (2 * signs - 1).to(like)
 
     def _feature(self, output: Any, batch: int) -> Tensor:
@@ -117,21 +117,23 @@ def _among(kept: Collection[str], passed: Sequence[str]) -> set[str]:
     return {path for path in passed if path in kept or path.removesuffix(".0") in kept}
 
 
-def _operation(network: nn.Module, path: str) -> Operation:
-    found = network.get_submodule(path)
-    if isinstance(found, nn.Linear):
-        return found
-    if (
-        isinstance(found, nn.Conv2d)
-        and found.groups == 1
-        and found.padding_mode == "zeros"
-        and found.dilation == (1, 1)
-    ):
-        return found
-    raise InputError(f"{path} is a {type(found).__name__} that no least squares are known for; leave out --repair")
+def _equations(paths: Sequence[str], operations: Sequence[nn.Module]) -> NormalEquations | Scales:
+    if all(map(_is_linear, operations)):
+        return NormalEquations(operations)  # type: ignore[arg-type]
+    kinds = {type(operation).__name__ for operation in operations}
+    if len(operations) == 1 and kinds <= {"RMSNorm"}:
+        return Scales(operations)
+    raise InputError(f"{paths[0]} is a {kinds.pop()}, for which no least squares are known; leave out --repair")
 
 
-def _opened(operations: Sequence[Operation], run: Callable[[], Any]) -> tuple[list[Tensor], Tensor, Any]:
+def _is_linear(operation: nn.Module) -> bool:
+    if isinstance(operation, nn.Conv2d):
+        plain = operation.groups == 1 and operation.padding_mode == "zeros" and operation.dilation == (1, 1)
+        return plain and not isinstance(operation.padding, str)
+    return isinstance(operation, nn.Linear)
+
+
+def _opened(operations: Sequence[nn.Module], run: Callable[[], Any]) -> tuple[list[Tensor], Tensor, Any]:
     """What operations take, what the last of them gives, and what `run` gives, which is a function of the latter."""
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
@@ -149,7 +151,7 @@ def _opened(operations: Sequence[Operation], run: Callable[[], Any]) -> tuple[li
     return [taken for taken, _ in pairs], pairs[-1][1], output
 
 
-def _add(operations: Sequence[Operation], changes: Sequence[Change], share: float = 1.0) -> None:
+def _add(operations: Sequence[nn.Module], changes: Sequence[Change], share: float = 1.0) -> None:
     for operation, change in zip(operations, changes, strict=True):
         for name, difference in change.items():
             parameter: Tensor = getattr(operation, name)

@@ -15,7 +15,7 @@ with the right side $\sum_n J_n^T r_n \hat{x}_n^T / \beta$: a step downhill, who
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -106,12 +106,40 @@ class NormalEquations:
             at += size
 
 
+class Scales:
+    r"""The same of a norm's weight, $w \odot n(x)$: a channel by itself, so that $\Delta_c$ is a quotient of two sums.
+
+    Arguments:
+        operations: The norm alone.
+    """
+
+    def __init__(self, operations: Sequence[nn.Module]) -> None:
+        (self._norm,) = operations
+        self._sums: list[Tensor] = []
+        self.exact = True
+
+    def add(self, inputs: Sequence[Tensor], gradient: Tensor, gains: Tensor) -> None:
+        """See `NormalEquations.add`."""
+        weight: Any = self._norm.weight
+        normed = flat(self._norm(inputs[0])) / torch.where(weight == 0, 1, weight)
+        sums = [flat(gradient) * normed, flat(gains) * normed.square()]
+        sums = [one.double().sum(dim=0) for one in sums]
+        self._sums = [total + more for total, more in zip(self._sums, sums, strict=True)] if self._sums else sums
+
+    def changes(self, ridge: float) -> list[Change]:
+        """See `NormalEquations.changes`."""
+        right, squares = self._sums
+        return [{"weight": right / (squares + ridge * squares.mean()).clamp_min(torch.finfo(squares.dtype).tiny)}]
+
+
 def patches(operation: Operation, given: Tensor) -> Tensor:
     """What an operation multiplies its weight by, (places, numbers in a row of the weight), from what it takes."""
     if isinstance(operation, nn.Linear):
         return given.reshape(-1, given.shape[-1])
-    size, padding, stride = operation.kernel_size, operation.padding, operation.stride
-    return F.unfold(given, size, padding=padding, stride=stride).transpose(1, 2).flatten(0, 1)
+    padding: Any = operation.padding
+    return (
+        F.unfold(given, operation.kernel_size, padding=padding, stride=operation.stride).transpose(1, 2).flatten(0, 1)
+    )
 
 
 def flat(given: Tensor) -> Tensor:

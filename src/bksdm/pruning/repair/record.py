@@ -69,5 +69,7 @@ class Repaired:
         rows += [[own.layer, own.teacher, f"{own.before:.2%}", f"{own.after:.2%}"] for own in self.layers]
         before, after = self.output
         closed = f"{1 - after / before:.1%} closed" if before else "nothing to close"
-        line = f"output error on these {self.pictures} noisy latents {before:.4g}, repaired {after:.4g}, {closed}"
+        line = (
+            f"output error {before:.4g} -> {after:.4g}, {closed}, on the {self.pictures} noisy latents that are fitted"
+        )
         return f"{aligned(rows)}\n{line}"
