@@ -66,8 +66,8 @@ def emoji(runs: Path, seeds: int) -> list[str]:
 def stages(pictures: int) -> list[str]:
     """The table of costs."""
     lines = [
-        "| width | latents | numbers in a row | matrix, GB | s a picture | s to solve | s with 192 pictures | peak, GB | "
-        "difference of products in float32 |",
+        "| width | latents | numbers in a row | matrix, GB | s a picture | s to solve | s with 192 pictures "
+        "| peak, GB | difference of products in float32 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for width, side in WIDTHS:

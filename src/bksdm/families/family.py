@@ -215,10 +215,10 @@ class Family(ABC):
 
     @abstractmethod
     def adding(self, denoiser: nn.Module, path: str) -> tuple[tuple[str, ...], ...]:
-        """Linear layers and convolutions whose results are added to what the layer at `path` gives, by paths in it.
+        """What adds to what the layer at `path` gives, by paths in it: linear layers, convolutions, weights of norms.
 
-        The last of them first; those that stand together are added to one another with nothing between. Without a path,
-        those of the answer.
+        They are corrected in this order, those that stand together at once: their results are added to one another with
+        nothing between. Without a path, those of the answer.
         """
 
     @abstractmethod

@@ -87,19 +87,30 @@ class Repair:
             equations.add(taken, gradient, gains.square())
         changes = equations.changes(self._ridge)
         _add(operations, changes)
+        before = sum(map(_square, residuals))
         if not equations.exact:
-            _add(operations, changes, self._length(layer, residuals, wanted) - 1)
+            length = self._length(layer, residuals, wanted)
+            _add(operations, changes, length - 1)
+            if self._residual(layer, wanted) > before:  # what follows is no sum, and the step too long
+                _add(operations, changes, -length)
         self.changed += [f"{path}.{name}" for path, change in zip(paths, changes, strict=True) for name in change]
-        return sum(map(_square, residuals))
+        return before
 
     def _length(self, layer: str, residuals: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-        """How much of a change, which is made already, brings a layer closest."""
+        """How much of a change, which is made already, brings a layer closest, if that moves with it in proportion."""
         along = square = 0.0
         for batch, (residual, target) in enumerate(zip(residuals, wanted, strict=True)):
-            moved = self._feature(self._student.run(batch, layer), batch) - (target - residual)
+            moved = self._given(layer, batch) - (target - residual)
             along += float((residual.double() * moved).sum())
             square += _square(moved)
         return along / square if square else 0.0
+
+    def _residual(self, layer: str, wanted: Sequence[Tensor]) -> float:
+        return sum(_square(target - self._given(layer, batch)) for batch, target in enumerate(wanted))
+
+    def _given(self, layer: str, batch: int) -> Tensor:
+        with torch.no_grad():
+            return self._feature(self._student.run(batch, layer), batch)
 
     def _signs(self, layer: str, batch: int, like: Tensor) -> Tensor:
         signs = torch.randint(2, like.shape, generator=generator(self._seed, f"signs {layer}", batch))

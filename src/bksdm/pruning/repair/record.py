@@ -69,7 +69,5 @@ class Repaired:
         rows += [[own.layer, own.teacher, f"{own.before:.2%}", f"{own.after:.2%}"] for own in self.layers]
         before, after = self.output
         closed = f"{1 - after / before:.1%} closed" if before else "nothing to close"
-        line = (
-            f"output error {before:.4g} -> {after:.4g}, {closed}, on the {self.pictures} noisy latents that are fitted"
-        )
-        return f"{aligned(rows)}\n{line}"
+        error = f"output error {before:.4g} -> {after:.4g}, {closed}"
+        return f"{aligned(rows)}\n{error}, on the {self.pictures} noisy latents that it fits"
