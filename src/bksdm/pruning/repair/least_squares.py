@@ -25,7 +25,7 @@ from bksdm.common.errors import InputError
 
 Operation: TypeAlias = nn.Linear | nn.Conv2d
 _AT_ONCE = 2**26  # numbers of patches, 256 MB in float32
-_BLOCKS = 4  # to a side of a symmetric product, of which those below the diagonal are not computed
+_BLOCKS = 4  # to a side of a symmetric product, of which those above the diagonal are not computed
 
 
 Change: TypeAlias = dict[str, Tensor]  # what is added to the weight, and to the bias where that changes; in float64
@@ -46,8 +46,12 @@ class NormalEquations:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self._operations = operations
         self._has_bias = operations[0].bias is not None
-        self._sums: list[Tensor] = []
         self.exact = True
+        weight, channels = operations[0].weight, len(operations[0].weight)
+        self._gram, self._right, self._gains, self._weight = (
+            weight.new_zeros(shape, dtype=torch.float64)
+            for shape in ((self._width, self._width), (channels, self._width), (channels,), ())
+        )
 
     def add(self, inputs: Sequence[Tensor], gradient: Tensor, gains: Tensor) -> None:
         r"""Take in some samples.
@@ -70,12 +74,13 @@ class NormalEquations:
 
     def _take(self, rows: Tensor, gradient: Tensor, gains: Tensor) -> None:
         weight = gains.mean(dim=1)
-        gram, right = _symmetric(rows * weight.sqrt()[:, None]), (gradient.T @ rows).double()
-        sums = [gram, right, gains.double().sum(dim=0), weight.double().sum()]
-        self._sums = [total + more for total, more in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._right += gradient.T @ rows
+        self._gains += gains.sum(dim=0)
+        self._weight += weight.sum()
+        _add_lower(self._gram, rows * weight.sqrt()[:, None])
 
     def changes(self, ridge: float) -> list[Change]:
-        """The change of each operation.
+        """The change of each operation; to be asked for once.
 
         Arguments:
             ridge: The lambda, as a share of the mean square of the inputs over all places.
@@ -83,19 +88,17 @@ class NormalEquations:
         Raises:
             InputError: The ridge is too small for so few samples.
         """
-        gram, right, gains, weight = self._sums
-        tiny = torch.finfo(gram.dtype).tiny
-        right = right / (gains / weight.clamp_min(tiny)).clamp_min(tiny)[:, None]
-        gram = gram.clone()
-        weights = gram.diagonal()[: self._width - self._has_bias]
+        tiny = torch.finfo(self._gram.dtype).tiny
+        by_channel = (self._gains / self._weight.clamp_min(tiny)).clamp_min(tiny)
+        weights = self._gram.diagonal()[: self._width - self._has_bias]
         weights += ridge * weights.mean()
-        root, failed = torch.linalg.cholesky_ex(gram)
+        root, failed = torch.linalg.cholesky_ex(self._gram)  # which reads the lower half
         if failed:
             raise InputError(
                 f"ridge is {ridge}, with which the least squares of a layer have no one solution; give more of it, or "
                 f"more --repair_pictures"
             )
-        return list(self._split(torch.cholesky_solve(right.T, root).T))
+        return list(self._split(torch.cholesky_solve((self._right / by_channel[:, None]).T, root).T))
 
     def _split(self, change: Tensor) -> Iterator[Change]:
         at = 0
@@ -157,13 +160,8 @@ def _parts(count: int, numbers: int) -> Iterator[slice]:
     yield from (slice(at, at + size) for at in range(0, count, size))
 
 
-def _symmetric(rows: Tensor) -> Tensor:
-    """The product of the transpose of rows (N, D) with them, in float64; its lower half is copied."""
-    width = rows.shape[1]
-    product = rows.new_empty(width, width, dtype=torch.float64)
-    step = -(-width // _BLOCKS)
-    for at in range(0, width, step):
-        block = rows[:, at : at + step].T @ rows[:, at:]
-        product[at : at + step, at:] = block
-        product[at:, at : at + step] = block.T
-    return product
+def _add_lower(total: Tensor, rows: Tensor) -> None:
+    """Add the product of the transpose of rows (N, D) with them to the lower half of what there is, (D, D)."""
+    step = -(-len(total) // _BLOCKS)
+    for at in range(0, len(total), step):
+        total[at:, at : at + step] += rows[:, at:].T @ rows[:, at : at + step]

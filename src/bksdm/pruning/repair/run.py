@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def repair(options: PruneOptions, recipe: Recipe, source: Source) -> tuple[dict[
         InputError: An option, the teacher or the data are unfit, or the recipe removes nothing.
     """
     _check(options, recipe)
-    teacher = load_pipeline(options.teacher).to(choose_device(options.device))
+    teacher = load_pipeline(options.teacher).to(_device(options.device))
     check_text_to_image(teacher, options.teacher)
     entries = spread(source.pictures, options.repair_pictures)
     if line := cut_line([entry.text for entry in entries], cutting(teacher), "captions"):
@@ -56,6 +57,11 @@ def _check(options: PruneOptions, recipe: Recipe) -> None:
         raise InputError(f"ridge is {options.ridge}; give a number above 0, such as 0.03")
     if not derive(recipe, load_denoiser_config(options.teacher)).removed:
         raise InputError(f"recipe {options.recipe} removes nothing, so there is nothing to repair; leave out --repair")
+
+
+def _device(name: str) -> torch.device:
+    device = choose_device(name)
+    return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
 
 
 def _at_once(teacher: DiffusionPipeline) -> int:
