@@ -28,7 +28,7 @@ from bksdm.pruning.repair.least_squares import NormalEquations
 from bksdm.pruning.run import prune
 from bksdm.quickstart.run import HELD_OUT, TRAIN
 
-CASES = (("emoji", "base"), ("emoji", "small"), ("emoji", "tiny"), ("emoji-flow", "half"))
+CASES = (("emoji", "small"), ("emoji", "tiny"), ("emoji", "base"), ("emoji-flow", "half"))
 WIDTHS = ((320, 64), (640, 32), (1280, 16))  # of SD v1.4's stages, and the side of their latents
 
 

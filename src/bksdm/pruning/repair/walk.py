@@ -38,6 +38,7 @@ class Walk:
 
     def __init__(self, network: Any, probes: Sequence[Probe], passed: Sequence[str], kept: Collection[str]) -> None:
         self.network = network
+        self._dtype = network.dtype  # which diffusers looks for in every module
         self._probes = probes
         self._ahead = list(passed)
         self._behind: dict[str, list[Any]] = {}
@@ -50,9 +51,9 @@ class Walk:
             try:
                 return probe.family.answer(
                     self.network,
-                    probe.latents.to(self.network.dtype),
+                    probe.latents.to(self._dtype),
                     probe.timesteps,
-                    as_type(probe.told, self.network.dtype),
+                    as_type(probe.told, self._dtype),
                 )
             except _Reached as reached:
                 return reached.output
