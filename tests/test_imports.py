@@ -12,7 +12,8 @@ import bksdm
 FLOORS = {
     5: "cli __main__ api",
     4: "quickstart.* personalize.* generate.demo export.push",
-    3: "generate.run generate.runtimes data.prepare models.adapters.run evaluate.* pruning.sensitivity.* export.*",
+    3: "generate.run generate.runtimes data.prepare models.adapters.run evaluate.* pruning.run pruning.repair.* "
+    "pruning.sensitivity.* export.*",
     2: "distill.*",
     1: "data.* models.* pruning.* generate.*",
     0: "families families.* options options.* common.* runtime.*",

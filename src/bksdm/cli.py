@@ -51,11 +51,14 @@ def _describe(options: DescribeOptions) -> None:
 
 
 def _prune(options: PruneOptions) -> None:
+    from bksdm.pruning.repair.record import Repaired
     from bksdm.pruning.run import prune
 
     description = prune(options)
-    result = {"out": options.out, **description.to_dict()}
-    _answer(result, options.json, f"{description.text()}\nstudent in {options.out}")
+    repaired = Repaired.read(options.out)
+    result = {"out": options.out, **description.to_dict()} | ({"repair": repaired.to_dict()} if repaired else {})
+    text = f"{description.text()}\n\n{repaired.text()}" if repaired else description.text()
+    _answer(result, options.json, f"{text}\nstudent in {options.out}")
 
 
 def _prepare(options: PrepareOptions) -> None:

@@ -90,6 +90,11 @@ def read_pictures(data: str | Path) -> Source:
     return Source(entries, captions_digest(entries), captioned=False)
 
 
+def spread(entries: Sequence[Picture], count: int) -> list[Picture]:
+    """As many entries, evenly over the data; where it holds fewer, some come again."""
+    return [entries[number * len(entries) // count] for number in range(count)]
+
+
 @dataclass(frozen=True)
 class _Data:
     """DATA, and the options of `prepare` that say where in it pictures and captions are; None where not given."""

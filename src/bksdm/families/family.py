@@ -207,6 +207,21 @@ class Family(ABC):
         """Paths of the modules whose outputs it keeps for later layers, in the order in which it makes them."""
 
     @abstractmethod
+    def passed(self, config: Config) -> tuple[str, ...]:
+        """Paths of its layers, each of which takes what the one before gives, in the order in which data leaves them.
+
+        So layers within one come before it.
+        """
+
+    @abstractmethod
+    def adding(self, denoiser: nn.Module, path: str) -> tuple[tuple[str, ...], ...]:
+        """What adds to what the layer at `path` gives, by paths in it: linear layers, convolutions, weights of norms.
+
+        They are corrected in this order, those that stand together at once: their results are added to one another with
+        nothing between. Without a path, those of the answer.
+        """
+
+    @abstractmethod
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         """The network without these units inside a `with` block, in memory; afterwards it is as it was."""
 

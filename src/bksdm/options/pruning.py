@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-from bksdm.options.shared import Precision, Printing, Seeded, own_first
+from bksdm.options.shared import Computing, Precision, Printing, Seeded, own_first
 
 UnitScore = Literal["output", "frechet", "clip", "latents"]
 
@@ -25,7 +25,7 @@ class DescribeOptions(Printing):
 
 @own_first
 @dataclass(frozen=True)
-class PruneOptions(Printing):
+class PruneOptions(Computing, Printing):
     """Make a student that inherits the teacher's weights.
 
     Attributes:
@@ -33,12 +33,23 @@ class PruneOptions(Printing):
         recipe: base, small, tiny, or a YAML file.
         out: Folder for the student, in diffusers format.
         precision: Number format of the weights; keep leaves each network the one that it has in the teacher.
+        repair: Captioned pictures, as prepare takes them, on which the layers that stay are brought by least squares to
+            what the teacher has there; repair.json then tells how far.
+        repair_pictures: Noisy latents for that.
+        ridge: How much the least squares keep to the inherited weights, as a share of the mean square of what is
+            multiplied by them.
+        seed: Root of noise and timesteps for that.
     """
 
     teacher: str
     recipe: str
     out: str
     precision: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
+    repair: str | None = None
+    _: KW_ONLY
+    repair_pictures: int = 192
+    ridge: float = 0.03
+    seed: int = 0
 
 
 @own_first

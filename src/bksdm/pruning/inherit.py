@@ -1,7 +1,7 @@
 """The weights that a student inherits of its teacher (BK-SDM, arXiv 2305.15798, section 3.1), as tensors."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ from bksdm.runtime.defaults import Defaults, as_files
 
 
 def prune_loaded(
-    options: PruneOptions, recipe: Recipe, own: Defaults | None, settings: Mapping[str, Any]
+    options: PruneOptions,
+    recipe: Recipe,
+    own: Defaults | None,
+    settings: Mapping[str, Any],
+    changed: Mapping[str, Tensor] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Description:
     """`prune` for a teacher whose networks have to be built: a single file, a folder that is unusual, another format.
 
@@ -41,16 +46,18 @@ def prune_loaded(
         recipe: What stays.
         own: What the teacher draws best with, where that is known.
         settings: What the student is made from.
+        changed: Tensors of the student that are not its teacher's, by name.
+        texts: Text files to put beside it.
 
     Raises:
         InputError: The teacher is damaged, or cannot satisfy the recipe.
     """
-    files = run_files("prune", settings) | as_files(own)
+    files = run_files("prune", settings) | as_files(own) | dict(texts or {})
     teacher, weights = open_pipeline(options.teacher)
     remark_on(teacher)
     config, family = denoiser(teacher).config, family_of_pipeline(teacher)
     formats = formats_of(options.teacher, options.precision)
-    smaller = Inheritance.of(config, weights, recipe, formats.get(family.denoiser))
+    smaller = replace(Inheritance.of(config, weights, recipe, formats.get(family.denoiser)), changed=changed or {})
     origin = Origin.of(teacher)
     description = describe_config(dict(config), recipe, context_tokens(options.teacher))
     call = drawing_call(family, config, pixels_a_side(teacher), own)
@@ -100,12 +107,14 @@ class Inheritance(Mapping[str, Tensor]):
         network: The student on the meta device.
         wanted: Its tensors, in their number formats.
         weights: The teacher's tensors.
+        changed: Those of the student that are others, by its names.
     """
 
     pruning: Pruning
     network: Any
     wanted: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
+    changed: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -137,7 +146,8 @@ class Inheritance(Mapping[str, Tensor]):
         return self._taken(key, copy=False)
 
     def _taken(self, key: str, *, copy: bool) -> Tensor:
-        wanted, source = self.wanted[key], self.weights[self.pruning.teacher_key(key)]
+        wanted = self.wanted[key]
+        source = self.changed[key] if key in self.changed else self.weights[self.pruning.teacher_key(key)]
         assert source.shape == wanted.shape, f"{key}: {tuple(wanted.shape)} from {tuple(source.shape)}"
         return source.detach().to(wanted.dtype, copy=copy)
 

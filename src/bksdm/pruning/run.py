@@ -3,7 +3,7 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
@@ -16,8 +16,18 @@ from bksdm.models.folders import fingerprint, located, new_folder
 from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.copied import Copy
 from bksdm.pruning.describe import Description, describe, describe_config
+from bksdm.pruning.repair.record import RECORD
 from bksdm.pruning.told import RECIPE_FILE, student_texts
 from bksdm.runtime.defaults import Defaults, as_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from bksdm.data.source import Source
+
+_OF_REPAIR = ("repair_pictures", "ridge", "seed", "device")
 
 
 def prune(options: PruneOptions) -> Description:
@@ -32,17 +42,49 @@ def prune(options: PruneOptions) -> Description:
     if folder.resolve() == Path.cwd():
         raise InputError(f"out is {options.out}, the folder that you are in; name a new one")
     own = drawing_defaults(options.teacher)
+    source = _source(options)
     if folder.exists():
-        check_free(folder, "prune", _settings(options, recipe, own), may_change=("json",))
+        check_free(folder, "prune", _settings(options, recipe, own, source), may_change=("json", "device"))
     if (folder / RECIPE_FILE).exists():  # folders appear whole
         return describe(options.teacher, recipe)
     teacher = located(options.teacher)
-    copy = Copy.of(teacher, options.teacher, recipe) if teacher.is_dir() and options.precision == "keep" else None
+    copies = teacher.is_dir() and options.precision == "keep" and source is None
+    copy = Copy.of(teacher, options.teacher, recipe) if copies else None
     if copy is None:
         from bksdm.pruning.inherit import prune_loaded
 
-        return prune_loaded(options, recipe, own, _settings(options, recipe, own))
+        changed, record = _repaired(options, recipe, source)
+        return prune_loaded(options, recipe, own, _settings(options, recipe, own, source), changed, record)
     return _copied(copy, options, recipe, own)
+
+
+def _source(options: PruneOptions) -> "Source | None":
+    """The data to repair by, where there is any to be.
+
+    Raises:
+        InputError: There is no such data, or options are given that mean nothing without.
+    """
+    if options.repair is not None:
+        from bksdm.data.source import read_source
+
+        return read_source(options.repair)
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in _OF_REPAIR:
+        if (given := getattr(options, name)) != usual[name]:
+            raise InputError(f"{name} is {given}, which is for --repair; give that too, or leave it out")
+    return None
+
+
+def _repaired(
+    options: PruneOptions, recipe: Recipe, source: "Source | None"
+) -> tuple["Mapping[str, Tensor]", dict[str, str]]:
+    """Tensors of the student that a repair changes, and the text file that says what it did."""
+    if source is None:
+        return {}, {}
+    from bksdm.pruning.repair.run import repair
+
+    changed, record = repair(options, recipe, source)
+    return changed, {RECORD: record.json()}
 
 
 def _copied(copy: Copy, options: PruneOptions, recipe: Recipe, own: Defaults | None) -> Description:
@@ -61,10 +103,18 @@ def _copied(copy: Copy, options: PruneOptions, recipe: Recipe, own: Defaults | N
     return description
 
 
-def _settings(options: PruneOptions, recipe: Recipe, own: Defaults | None) -> dict[str, Any]:
+def _settings(
+    options: PruneOptions, recipe: Recipe, own: Defaults | None, source: "Source | None" = None
+) -> dict[str, Any]:
     """What a student is made from: the options, and what they name."""
-    return dataclasses.asdict(options) | {
-        "recipe_content": digest(recipe.to_dict()),
-        "teacher_content": fingerprint(options.teacher),
-        "sampling": as_files(own),
-    }
+    of_repair = {"data_content": source.digest} if source else {}
+    plain = {name: value for name, value in dataclasses.asdict(options).items() if source or name not in _OF_REPAIR}
+    return (
+        plain
+        | of_repair
+        | {
+            "recipe_content": digest(recipe.to_dict()),
+            "teacher_content": fingerprint(options.teacher),
+            "sampling": as_files(own),
+        }
+    )

@@ -14,6 +14,7 @@ from bksdm.families.stack.family import StackFamily
 from bksdm.families.stack.flux import TwoStacks, original_names
 from bksdm.families.stack.layers import are_numbers, joint_attention, of_two_stacks
 from bksdm.families.stack.packing import as_tokens, from_tokens, patchified, positions, unpatchified
+from bksdm.families.stack.structure import Stack
 from bksdm.families.stack.texts import chat, hidden_states, marked
 from bksdm.runtime.defaults import Defaults
 
@@ -85,9 +86,13 @@ class Flux2(TwoStacks):
             "final_layer.linear": "proj_out",
         },
     )
+    stacks = (
+        Stack("transformer_blocks", "num_layers", (("ff.linear_out",), ("ff_context.linear_out",))),
+        Stack("single_transformer_blocks", "num_single_layers", (("attn.to_out",),)),
+    )
     usual_sides = (64, 64)
     exports: ClassVar[tuple[str, ...]] = ("transformer",)
-    unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity"}
+    unready = StackFamily.unready | {"prepare", "distill", "generate", "evaluate", "sensitivity", "--repair"}
     patch = 2
     latents_of_a_token = 1
     guided = True

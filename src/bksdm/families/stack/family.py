@@ -36,6 +36,7 @@ class StackFamily(Family):
         originals: Its layers by their names in original checkpoints, with `{n}` for the number of a block.
         original_others: Tensors that are of no such layer, by their names there.
         names_stay: Whether what has no other name is called as in diffusers.
+        out: Path of the linear layer that gives the answer.
         usual_sides: Height and width of latents of pictures of 1024 pixels.
     """
 
@@ -57,6 +58,7 @@ class StackFamily(Family):
     by_flow = True
     lora_versions = {}  # noqa: RUF012
     usual_tokens = 512
+    out: ClassVar[str] = "proj_out"
     usual_sides: ClassVar[tuple[int, int]] = (128, 128)
     latents_of_a_token = 4
     stacks: ClassVar[tuple[Stack, ...]]
@@ -118,6 +120,14 @@ class StackFamily(Family):
 
     def skip_connections(self, config: Config) -> tuple[str, ...]:  # noqa: ARG002
         return ()
+
+    def passed(self, config: Config) -> tuple[str, ...]:
+        return tuple(stack.block(n) for stack in self.stacks for n in range(self.depths(config)[stack.path]))
+
+    def adding(self, denoiser: nn.Module, path: str) -> tuple[tuple[str, ...], ...]:  # noqa: ARG002
+        if not path:
+            return ((self.out,),)
+        return next(stack.adding for stack in self.stacks if path.startswith(f"{stack.path}."))
 
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         return self._structure.bypassed(denoiser, units)

@@ -68,7 +68,10 @@ class TwoStacks(StackFamily):
     """A family with double-stream blocks, for picture and caption apart, before single-stream blocks for both."""
 
     original_others = ORIGINAL_NORMS
-    stacks = (Stack("transformer_blocks", "num_layers"), Stack("single_transformer_blocks", "num_single_layers"))
+    stacks = (
+        Stack("transformer_blocks", "num_layers", (("ff.net.2",), ("ff_context.net.2",))),
+        Stack("single_transformer_blocks", "num_single_layers", (("proj_out",),)),
+    )
     lora_sign = r"(^|[._])((double|single)_blocks|single_transformer_blocks|transformer_blocks[._]\d+[._]attn[._])"
 
     def taught_guidance(self, config: Config) -> bool:

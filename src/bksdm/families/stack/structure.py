@@ -32,11 +32,13 @@ class Stack:
     Attributes:
         path: Of their list in the network.
         counted_by: The entry of the config that says how many there are.
+        adding: See `Family.adding`, of a block.
         attention: Path of a block's attention in it.
     """
 
     path: str
     counted_by: str
+    adding: tuple[tuple[str, ...], ...]
     attention: str = "attn"
 
     def block(self, number: int) -> str:

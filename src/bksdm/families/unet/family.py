@@ -67,6 +67,20 @@ class UNetFamily(Family):
     def skip_connections(self, config: Config) -> tuple[str, ...]:
         return structure.skip_connections(config)
 
+    def passed(self, config: Config) -> tuple[str, ...]:
+        return structure.passed(config)
+
+    def adding(self, denoiser: nn.Module, path: str) -> tuple[tuple[str, ...], ...]:
+        """Of a ResNet block what is added up, of an attention what comes out, of a sampler all."""
+        kinds = {
+            "resnets": ("conv2", "conv_shortcut"),
+            "attentions": ("proj_out",),
+            "transformer_blocks": ("ff.net.2",),
+        }
+        names = kinds.get(path.split(".")[-2], ("conv",)) if path else ("conv_out",)
+        layer = denoiser.get_submodule(path)
+        return (tuple(name for name in names if getattr(layer, name, None) is not None or "." in name),)
+
     def bypassed(self, denoiser: nn.Module, units: Iterable[Unit]) -> AbstractContextManager[nn.Module]:
         from bksdm.families.unet.bypass import bypassed
 

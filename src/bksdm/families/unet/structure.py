@@ -474,6 +474,36 @@ def skip_connections(config: Config) -> tuple[str, ...]:
     return tuple(paths)
 
 
+def passed(config: Config) -> tuple[str, ...]:
+    """Paths of the layers of a U-Net in the order in which the data leaves them; see `Family.passed`."""
+    unet = UNetShape.of(config)
+    paths: list[str] = []
+    for i in range(unet.stages):
+        for layer in range(unet.layers[i]):
+            paths += _leaving(f"down_blocks.{i}", layer, unet.depths.down[i])
+        if i < unet.stages - 1:
+            paths.append(f"down_blocks.{i}.downsamplers.0")
+    if unet.has_mid:
+        paths += _leaving("mid_block", 0, (unet.depths.mid,) if unet.depths.mid else ())
+        paths += [MID_BEHIND_RESNET[1]] if unet.depths.mid else []
+    for i in reversed(range(unet.stages)):
+        for layer in range(unet.layers[i] + 1):
+            paths += _leaving(unet.up_path(i), layer, unet.depths.up[i])
+        if i > 0:
+            paths.append(f"{unet.up_path(i)}.upsamplers.0")
+    return tuple(paths)
+
+
+def _leaving(stage: str, layer: int, depths: tuple[int, ...]) -> Iterator[str]:
+    """A ResNet block, the transformer layers of the attention behind it if these are several, and the attention."""
+    yield f"{stage}.resnets.{layer}"
+    if depths:
+        attention = f"{stage}.attentions.{layer}"
+        if depths[layer] > 1:
+            yield from (f"{attention}.{_block(number)}" for number in range(depths[layer]))
+        yield attention
+
+
 def layer_paths(stage: str, layer: int, attends: bool) -> Iterator[str]:
     """Paths of the modules of a layer of the stage at path `stage`."""
     yield f"{stage}.resnets.{layer}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _TIME_CHANNELS, _TIME_INNER = 256, 1024  # of the embedding of noise levels
 _MULTIPLE = 32  # of tokens
 _AXES = 3  # by which the place of a token is told
+_ADDING = (("ffn_norm2",), ("feed_forward.w2",), ("ffn_norm2",))  # a norm keeps its size whatever comes before it
 _THINKS = "{%- set enable_thinking = true %}"
 
 
@@ -42,7 +43,8 @@ class ZImage(StackFamily):
         "vae": "AutoencoderKL",
         "text_encoder": "Qwen3Model",
     }
-    stacks = (Stack("layers", "n_layers", "attention"),)
+    stacks = (Stack("layers", "n_layers", _ADDING, "attention"),)
+    out = "all_final_layer.2-1.linear"
     defaults = {  # noqa: RUF012
         "all_patch_size": (2,),
         "all_f_patch_size": (1,),

@@ -16,8 +16,7 @@ from bksdm.common.errors import InputError
 from bksdm.common.progress import bar, say
 from bksdm.common.prompts import cut_line
 from bksdm.common.runs import check_free, open_run, write_text
-from bksdm.data.pictures import Picture
-from bksdm.data.source import Source, read_source
+from bksdm.data.source import Source, read_source, spread
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.families import bypassed, units
 from bksdm.families.recipe import Config
@@ -160,17 +159,12 @@ def _budget(options: SensitivityOptions, config: Config, tokens: int) -> Budget 
 
 def _inputs(options: SensitivityOptions, how: Defaults, source: Source) -> Inputs:
     return Inputs(
-        entries=_spread(source.pictures, options.pictures),
-        real=_spread(source.pictures, min(_REFERENCE, len(source.pictures))),
+        entries=spread(source.pictures, options.pictures),
+        real=spread(source.pictures, min(_REFERENCE, len(source.pictures))),
         seed=options.seed,
         how=how,
         batch_size=options.batch_size,
     )
-
-
-def _spread(entries: Sequence[Picture], count: int) -> list[Picture]:
-    """As many entries, evenly over the data; where it holds fewer, some come again, with other noise."""
-    return [entries[number * len(entries) // count] for number in range(count)]
 
 
 def _with_recipe(outcome: Sensitivity, budget: Budget, options: SensitivityOptions, tokens: int) -> Sensitivity:
