@@ -15,7 +15,7 @@ from bksdm.export.ldm import original_tensors
 from bksdm.families import family_of
 from bksdm.models.pipelines import save_pipeline
 from tiny_models import CONTEXT, XL_SHALLOW_UNET, XL_UNET, build_xl_pipeline
-from verbs import Run, make_student
+from verbs import Run
 
 pytest_plugins = ["verbs_fixtures"]
 
@@ -40,6 +40,7 @@ class World:
     v1: Path
     xl: Path
     v1_student: Path
+    xl_student: Path
     pictures: Path
     xl_pipeline: StableDiffusionXLPipeline
 
@@ -51,9 +52,6 @@ class World:
         """A pipeline of SDXL's whose U-Net differs from the teacher's in its config."""
         save_pipeline(build_xl_pipeline(XL_SHALLOW_UNET | unet), self.tmp / "built")
         return self.tmp / "built"
-
-    def xl_student(self) -> Path:
-        return make_student(self.xl_pipeline, self.tmp / "student", "small")
 
     def copy(self, source: Path | None = None) -> Path:
         return Path(shutil.copytree(source or self.xl, self.tmp / "copy"))
@@ -123,10 +121,11 @@ def world(
     v1_folder: Path,
     shallow_xl_folder: Path,
     v1_student: Path,
+    shallow_xl_student: Path,
     pictures: Path,
     shallow_xl_teacher: StableDiffusionXLPipeline,
 ) -> World:
-    return World(tmp_path, v1_folder, shallow_xl_folder, v1_student, pictures, shallow_xl_teacher)
+    return World(tmp_path, v1_folder, shallow_xl_folder, v1_student, shallow_xl_student, pictures, shallow_xl_teacher)
 
 
 Build = Callable[[World], list[object]]
@@ -231,8 +230,8 @@ CASES = [
     ),
     case(
         "a student of SDXL's",
-        lambda w: w.distill(w.v1, w.xl_student()),
-        "student {tmp}/student is of SDXL, and teacher {v1} of Stable Diffusion 1.x or 2.x",
+        lambda w: w.distill(w.v1, w.xl_student),
+        "student {xl_student} is of SDXL, and teacher {v1} of Stable Diffusion 1.x or 2.x",
     ),
 ]
 
@@ -251,8 +250,7 @@ def test_each_is_code_2_and_one_line(world: World, run: Run, build: Build, fragm
     line = outcome.said[-1]
     assert line.startswith("bksdm: ")
     for fragment in fragments:
-        wanted = fragment.replace("{tmp}", str(world.tmp)).replace("{xl}", str(world.xl))
-        assert wanted.replace("{v1}", str(world.v1)) in line
+        assert fragment.format(tmp=world.tmp, v1=world.v1, xl=world.xl, xl_student=world.xl_student) in line
     assert not world.out.exists()
 
 
@@ -262,7 +260,7 @@ def test_data_prepared_for_the_other_family_is_refused(world: World, run: Run, p
     folders = {"v1": world.v1, "xl": world.xl}
     options = ["--teacher", folders[prepared], "--out", data, "--resolution", 32]
     assert run("prepare", world.pictures, *options).code == 0
-    student = world.v1_student if taught == "v1" else world.xl_student()
+    student = world.v1_student if taught == "v1" else world.xl_student
     outcome = run(*world.distill(folders[taught], student, data))
     assert outcome.code == 2, outcome.err
     assert f"data {data} was " in outcome.said[-1]

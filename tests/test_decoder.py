@@ -43,9 +43,9 @@ def fresh(pipeline: StableDiffusionPipeline, channels: int = 8, blocks: int = 1)
 
 
 @pytest.fixture
-def small(v1_teacher: StableDiffusionPipeline, tmp_path: Path) -> Path:
+def small(exported: StableDiffusionPipeline, tmp_path: Path) -> Path:
     """An untrained decoder on the disk, to be damaged."""
-    fresh(v1_teacher).save_pretrained(tmp_path / "small")
+    fresh(exported).save_pretrained(tmp_path / "small")
     return tmp_path / "small"
 
 
@@ -90,52 +90,50 @@ def test_a_decoder_that_is_the_vaes_own_gives_the_same_pictures(emoji: StableDif
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_a_small_decoder_draws_as_in_the_pipeline_of_diffusers(
-    v1_teacher: StableDiffusionPipeline, factor: float
+    exported: StableDiffusionPipeline, factor: float
 ) -> None:
-    small = fresh(v1_teacher)
+    small = fresh(exported)
     small.register_to_config(scaling_factor=factor)
-    stock = StableDiffusionPipeline(**v1_teacher.components | {"vae": small}, requires_safety_checker=False)
-    wanted, got = (next(sample(each, RED, steps=2)) for each in (stock, with_autoencoder(v1_teacher, small)))
+    stock = StableDiffusionPipeline(**exported.components | {"vae": small}, requires_safety_checker=False)
+    wanted, got = (next(sample(each, RED, steps=2)) for each in (stock, with_autoencoder(exported, small)))
     assert np.abs(np.asarray(wanted[0], int) - np.asarray(got[0], int)).max() <= 1
 
 
-def test_final_latents_become_the_pictures_of_the_pipeline(v1_teacher: StableDiffusionPipeline, small: Path) -> None:
-    pipeline = with_decoder(v1_teacher, small)
+def test_final_latents_become_the_pictures_of_the_pipeline(exported: StableDiffusionPipeline, small: Path) -> None:
+    pipeline = with_decoder(exported, small)
     (latents,) = sample_latents(pipeline, RED, steps=2)
     ((wanted,),) = sample(pipeline, RED, steps=2)
     assert decode(pipeline, latents)[0].tobytes() == wanted.tobytes()
 
 
-def test_the_encoder_stays_and_the_pipeline_given_is_as_it_was(
-    v1_teacher: StableDiffusionPipeline, small: Path
-) -> None:
-    before = {name: id(module) for name, module in v1_teacher.vae.named_modules()}
-    pipeline, pixels = with_decoder(v1_teacher, small), torch.rand(1, 3, PICTURE, PICTURE)
-    own, kept = (each.vae.encode(pixels).latent_dist.mean for each in (v1_teacher, pipeline))
+def test_the_encoder_stays_and_the_pipeline_given_is_as_it_was(exported: StableDiffusionPipeline, small: Path) -> None:
+    before = {name: id(module) for name, module in exported.vae.named_modules()}
+    pipeline, pixels = with_decoder(exported, small), torch.rand(1, 3, PICTURE, PICTURE)
+    own, kept = (each.vae.encode(pixels).latent_dist.mean for each in (exported, pipeline))
     assert torch.equal(own, kept)
-    assert {name: id(module) for name, module in v1_teacher.vae.named_modules()} == before
-    assert pipeline.vae.config.scaling_factor == v1_teacher.vae.config.scaling_factor
+    assert {name: id(module) for name, module in exported.vae.named_modules()} == before
+    assert pipeline.vae.config.scaling_factor == exported.vae.config.scaling_factor
     ((picture,),) = sample(pipeline, RED, steps=2, image=Image.new("RGB", (PICTURE, PICTURE), "red"))
     assert picture.size == (PICTURE, PICTURE)
 
 
 def test_a_pipeline_with_a_small_decoder_is_not_saved_as_what_it_is_not(
-    v1_teacher: StableDiffusionPipeline, small: Path, tmp_path: Path
+    exported: StableDiffusionPipeline, small: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"cannot write .*small decoder.*save it without"):
-        save_pipeline(with_decoder(v1_teacher, small), tmp_path / "out")
+        save_pipeline(with_decoder(exported, small), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_the_decoder_takes_the_number_format_of_the_vae(v1_folder: Path, small: Path) -> None:
-    pipeline = with_decoder(load_pipeline(v1_folder, torch.bfloat16), small)
+def test_the_decoder_takes_the_number_format_of_the_vae(exported_model: Path, small: Path) -> None:
+    pipeline = with_decoder(load_pipeline(exported_model, torch.bfloat16), small)
     assert {p.dtype for p in pipeline.vae.parameters()} == {torch.bfloat16}
     assert pipeline.vae.decode(torch.zeros(1, 4, LATENT, LATENT, dtype=torch.bfloat16)).sample.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("option", ["enable_slicing", "enable_tiling"])
-def test_slices_and_tiles_still_work(v1_teacher: StableDiffusionPipeline, small: Path, option: str) -> None:
-    pipeline = with_decoder(v1_teacher, small)
+def test_slices_and_tiles_still_work(exported: StableDiffusionPipeline, small: Path, option: str) -> None:
+    pipeline = with_decoder(exported, small)
     getattr(pipeline.vae, option)()
     assert pipeline.vae.decode(torch.zeros(2, 4, 2 * LATENT, LATENT)).sample.shape == (2, 3, 2 * PICTURE, PICTURE)
 
@@ -157,46 +155,44 @@ def refused(pipeline: StableDiffusionPipeline, decoder: Path | str, said: str) -
     assert "\n" not in str(error.value)
 
 
-def test_latents_of_other_channels_are_refused(v1_teacher: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_latents_of_other_channels_are_refused(exported: StableDiffusionPipeline, tmp_path: Path) -> None:
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
-    refused(v1_teacher, tmp_path / "wide", "latents of 16 channels, and this model's have 4")
+    refused(exported, tmp_path / "wide", "latents of 16 channels, and this model's have 4")
 
 
-def test_another_factor_is_refused(v1_teacher: StableDiffusionPipeline, tmp_path: Path) -> None:
+def test_another_factor_is_refused(exported: StableDiffusionPipeline, tmp_path: Path) -> None:
     AutoencoderTiny().save_pretrained(tmp_path / "taesd")
-    refused(v1_teacher, tmp_path / "taesd", "makes 8 pixels of a latent, and this model's VAE 4")
+    refused(exported, tmp_path / "taesd", "makes 8 pixels of a latent, and this model's VAE 4")
 
 
-def test_a_pickle_is_refused(v1_teacher: StableDiffusionPipeline, small: Path) -> None:
+def test_a_pickle_is_refused(exported: StableDiffusionPipeline, small: Path) -> None:
     torch.save(load_file(small / WEIGHTS), small / "diffusion_pytorch_model.bin")
     (small / WEIGHTS).unlink()
-    refused(v1_teacher, small, "is a pickle, which can run code and is not loaded")
+    refused(exported, small, "is a pickle, which can run code and is not loaded")
 
 
-def test_damaged_weights_are_refused(v1_teacher: StableDiffusionPipeline, small: Path) -> None:
+def test_damaged_weights_are_refused(exported: StableDiffusionPipeline, small: Path) -> None:
     whole = (small / WEIGHTS).read_bytes()
     (small / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    refused(v1_teacher, small, "cut short or damaged")
+    refused(exported, small, "cut short or damaged")
 
 
-def test_a_config_that_does_not_go_with_the_weights_is_refused(
-    v1_teacher: StableDiffusionPipeline, small: Path
-) -> None:
+def test_a_config_that_does_not_go_with_the_weights_is_refused(exported: StableDiffusionPipeline, small: Path) -> None:
     change_config(small, num_decoder_blocks=[2, 1, 1])
-    refused(v1_teacher, small, "lacks .* of its tensors|cannot be loaded")
+    refused(exported, small, "lacks .* of its tensors|cannot be loaded")
 
 
-def test_another_network_is_refused(v1_teacher: StableDiffusionPipeline, v1_folder: Path) -> None:
-    refused(v1_teacher, v1_folder / "vae", "holds AutoencoderKL; give the folder of AutoencoderTiny")
+def test_another_network_is_refused(exported: StableDiffusionPipeline, exported_model: Path) -> None:
+    refused(exported, exported_model / "vae", "holds AutoencoderKL; give the folder of AutoencoderTiny")
 
 
-def test_a_folder_without_a_config_is_refused(v1_teacher: StableDiffusionPipeline, v1_folder: Path) -> None:
-    refused(v1_teacher, v1_folder, "has no config.json")
+def test_a_folder_without_a_config_is_refused(exported: StableDiffusionPipeline, exported_model: Path) -> None:
+    refused(exported, exported_model, "has no config.json")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where"])
-def test_what_is_not_there_is_refused(v1_teacher: StableDiffusionPipeline, name: str) -> None:
-    refused(v1_teacher, name, f"decoder {name} does not exist.*; give the folder of an AutoencoderTiny")
+def test_what_is_not_there_is_refused(exported: StableDiffusionPipeline, name: str) -> None:
+    refused(exported, name, f"decoder {name} does not exist.*; give the folder of an AutoencoderTiny")
 
 
 @pytest.mark.parametrize(
@@ -223,27 +219,27 @@ def test_the_edges_of_equal_pictures_are_equal_and_a_shade_has_none() -> None:
 
 
 def test_pictures_that_are_decoded_once_are_those_of_the_teacher(
-    v1_teacher: StableDiffusionPipeline, pictures: Path
+    exported: StableDiffusionPipeline, pictures: Path
 ) -> None:
-    samples = open_data(str(pictures), None, True, 1.0).samples(v1_teacher)
-    conditions = Conditions.of(v1_teacher)
+    samples = open_data(str(pictures), None, True, 1.0).samples(exported)
+    conditions = Conditions.of(exported)
     taught = Taught(samples, conditions, True, 0, torch.device("cpu"))
     assert len(taught) == 8
     plain, mirrored = taught.sample(2, 0), taught.sample(2, 1)
     assert not torch.equal(plain["latents"], mirrored["latents"])
     for drawn in (plain, mirrored):
-        wanted = decoded(v1_teacher.vae, drawn["latents"][None])[0]
+        wanted = decoded(exported.vae, drawn["latents"][None])[0]
         assert (drawn["taught"].float() / 127.5 - 1 - wanted).abs().max() <= 1 / 255 + 1e-4
         assert sum(value.numel() * value.element_size() for value in drawn.values()) * 16 == taught_bytes(
             8, True, drawn["taught"].numel(), drawn["latents"].numel()
         )
 
 
-def test_noise_on_latents_meets_both(v1_teacher: StableDiffusionPipeline, pictures: Path) -> None:
-    samples = open_data(str(pictures), None, True, 1.0).samples(v1_teacher)
+def test_noise_on_latents_meets_both(exported: StableDiffusionPipeline, pictures: Path) -> None:
+    samples = open_data(str(pictures), None, True, 1.0).samples(exported)
     batch = {name: value[None] for name, value in samples.sample(0, 0).items()}
-    conditions = Conditions.of(v1_teacher)
-    coder = Coder(fresh(v1_teacher))
+    conditions = Conditions.of(exported)
+    coder = Coder(fresh(exported))
     terms = [DecoderDistillation(coder, conditions, 1.0, noise)(batch, Draws(0, "noise")) for noise in (0.0, 0.0, 0.5)]
     assert terms[0] == terms[1]
     assert terms[0]["latents"] != terms[2]["latents"]
@@ -252,10 +248,10 @@ def test_noise_on_latents_meets_both(v1_teacher: StableDiffusionPipeline, pictur
 
 
 @pytest.fixture(scope="module")
-def finished(v1_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(exported_model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run. Not to be changed."""
     out = tmp_path_factory.mktemp("decoder") / "run"
-    train(v1_folder, pictures, out, steps=40, checkpoint_every=20, lr=3e-3, ema_decay=0.9)
+    train(exported_model, pictures, out, steps=40, checkpoint_every=20, lr=3e-3, ema_decay=0.9)
     return out
 
 
@@ -274,21 +270,19 @@ def test_a_run_leaves_its_config_its_losses_and_a_decoder_that_learns(finished: 
     assert records[-1]["psnr"] > records[0]["psnr"] + 1
 
 
-def test_the_decoder_is_stock_and_stands_in_for_the_teachers(
-    finished: Path, v1_teacher: StableDiffusionPipeline
-) -> None:
+def test_the_decoder_is_stock_and_stands_in_for_the_teachers(finished: Path, exported: StableDiffusionPipeline) -> None:
     small = AutoencoderTiny.from_pretrained(finished / "decoder")
-    assert (upsampling(small), small.config.scaling_factor) == (v1_teacher.vae_scale_factor, 1.0)
+    assert (upsampling(small), small.config.scaling_factor) == (exported.vae_scale_factor, 1.0)
     latents = torch.randn(1, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
-    pipeline = with_decoder(v1_teacher, finished / "decoder")
+    pipeline = with_decoder(exported, finished / "decoder")
     with torch.no_grad():
-        own = pipeline.vae.decode(latents / v1_teacher.vae.config.scaling_factor).sample
+        own = pipeline.vae.decode(latents / exported.vae.config.scaling_factor).sample
         assert torch.allclose(own, small.decode(latents).sample, atol=1e-5)
         assert small.encode(own).latents.shape == latents.shape
 
 
-def test_the_newest_checkpoint_is_what_a_finished_run_saved(finished: Path, v1_folder: Path) -> None:
-    options = DecoderOptions(str(v1_folder), "", str(finished), channels=8, blocks=1)
+def test_the_newest_checkpoint_is_what_a_finished_run_saved(finished: Path, exported_model: Path) -> None:
+    options = DecoderOptions(str(exported_model), "", str(finished), channels=8, blocks=1)
     small, steps = newest_decoder(options)
     saved = load_file(finished / "decoder" / WEIGHTS)
     assert steps == 40
@@ -297,9 +291,9 @@ def test_the_newest_checkpoint_is_what_a_finished_run_saved(finished: Path, v1_f
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    v1_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float
+    exported_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float
 ) -> None:
-    whole = train(v1_folder, pictures, tmp_path / "whole", latent_noise=noise)
+    whole = train(exported_model, pictures, tmp_path / "whole", latent_noise=noise)
     from bksdm.distill import state
 
     save = state.Checkpoints.save
@@ -311,32 +305,32 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(state.Checkpoints, "save", stop_after)
         with pytest.raises(Interrupted):
-            train(v1_folder, pictures, tmp_path / "stopped", latent_noise=noise)
+            train(exported_model, pictures, tmp_path / "stopped", latent_noise=noise)
     assert not (tmp_path / "stopped" / "decoder").exists()
-    resumed = train(v1_folder, pictures, tmp_path / "stopped", latent_noise=noise)
+    resumed = train(exported_model, pictures, tmp_path / "stopped", latent_noise=noise)
     wanted, got = load_file(whole / WEIGHTS), load_file(resumed / WEIGHTS)
     assert wanted.keys() == got.keys()
     assert all(torch.equal(wanted[name], got[name]) for name in wanted)
 
 
-def test_a_finished_run_is_left_as_it_is(finished: Path, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(finished: Path, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(f"out: {finished}", f"out: {run}"))
     before = (run / "decoder" / WEIGHTS).stat().st_mtime_ns
-    train(v1_folder, pictures, run, steps=40, checkpoint_every=20, lr=3e-3, ema_decay=0.9)
+    train(exported_model, pictures, run, steps=40, checkpoint_every=20, lr=3e-3, ema_decay=0.9)
     assert (run / "decoder" / WEIGHTS).stat().st_mtime_ns == before
     with pytest.raises(InputError, match="holds another run"):
-        train(v1_folder, pictures, run, steps=40, checkpoint_every=20, lr=1e-3, ema_decay=0.9)
+        train(exported_model, pictures, run, steps=40, checkpoint_every=20, lr=1e-3, ema_decay=0.9)
 
 
 # The verbs
 
 
-def test_pictures_with_another_decoder_are_other_pictures(v1_folder: Path, small: Path, tmp_path: Path) -> None:
+def test_pictures_with_another_decoder_are_other_pictures(exported_model: Path, small: Path, tmp_path: Path) -> None:
     """`evaluate` keeps features under the digest of what draws, and shares those that were made without one."""
     drawn = [
-        Drawn(str(v1_folder), RED, Defaults(1, 1.0), Sampling(None, 1, "fp32", "cpu", decoder), tmp_path)
+        Drawn(str(exported_model), RED, Defaults(1, 1.0), Sampling(None, 1, "fp32", "cpu", decoder), tmp_path)
         for decoder in (None, str(small))
     ]
     assert drawn[0].digest != drawn[1].digest
@@ -344,8 +338,8 @@ def test_pictures_with_another_decoder_are_other_pictures(v1_folder: Path, small
     assert own.tobytes() != other.tobytes()
 
 
-def test_generate_draws_with_it(done: Run, v1_folder: Path, finished: Path, tmp_path: Path) -> None:
-    words = ("generate", v1_folder, "--prompt", "red", "--steps", 1, "--out")
+def test_generate_draws_with_it(done: Run, exported_model: Path, finished: Path, tmp_path: Path) -> None:
+    words = ("generate", exported_model, "--prompt", "red", "--steps", 1, "--out")
     done(*words, tmp_path / "own")
     done(*words, tmp_path / "small", "--decoder", finished / "decoder")
     paths = [tmp_path / name / "00000.png" for name in ("own", "small")]
@@ -356,11 +350,11 @@ def test_generate_draws_with_it(done: Run, v1_folder: Path, finished: Path, tmp_
 
 
 @pytest.mark.slow
-def test_benchmark_measures_every_model_with_both(done: Run, v1_folder: Path, finished: Path) -> None:
+def test_benchmark_measures_every_model_with_both(done: Run, exported_model: Path, finished: Path) -> None:
     decoder = finished / "decoder"
     words = ("--decoder", decoder, "--batch_sizes", 1, "--rounds", 1, "--warmup", 0, "--steps", 1, "--json")
-    own, small = done("benchmark", v1_folder, *words).json["models"]
-    assert (own["model"], small["model"]) == (str(v1_folder), f"{v1_folder} + {decoder}")
+    own, small = done("benchmark", exported_model, *words).json["models"]
+    assert (own["model"], small["model"]) == (str(exported_model), f"{exported_model} + {decoder}")
     wanted = sum(p.numel() for p in load_decoder(decoder).decoder.parameters())
     assert small["params"]["decoder"] == wanted != own["params"]["decoder"]
     assert small["params"]["unet"] == own["params"]["unet"]
@@ -368,13 +362,13 @@ def test_benchmark_measures_every_model_with_both(done: Run, v1_folder: Path, fi
 
 @pytest.mark.slow
 def test_decoder_and_evaluate_are_verbs_that_take_it(
-    done: Run, pictures: Path, v1_folder: Path, tmp_path: Path
+    done: Run, pictures: Path, exported_model: Path, tmp_path: Path
 ) -> None:
-    words = ("decoder", v1_folder, "--data", pictures, "--out", tmp_path / "run", "--steps", 1, "--channels", 4)
+    words = ("decoder", exported_model, "--data", pictures, "--out", tmp_path / "run", "--steps", 1, "--channels", 4)
     made = done(*words, "--json").json["decoder"]
     assert made == str(tmp_path / "run" / "decoder")
     scored = done(
-        *("evaluate", v1_folder, "--out", tmp_path / "scores", "--decoder", made, "--steps", 1, "--limit", 4),
+        *("evaluate", exported_model, "--out", tmp_path / "scores", "--decoder", made, "--steps", 1, "--limit", 4),
         *("--scores", "clip_score", "--resamples", 2, "--latency", 1, "--json"),
     ).json
     assert scored["protocol"]["decoder"] == made

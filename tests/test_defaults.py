@@ -34,9 +34,9 @@ def saying(folder: Path, **values: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The v1 teacher, which draws best in three steps with guidance 2.5. Shared: not to be changed."""
-    return saying(Path(shutil.copytree(v1_folder, tmp_path_factory.mktemp("own") / "teacher")))
+def model(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with two stages, which draws best in three steps with guidance 2.5. Shared: not to be changed."""
+    return saying(Path(shutil.copytree(exported_model, tmp_path_factory.mktemp("own") / "teacher")))
 
 
 # What a model says
@@ -137,9 +137,9 @@ def test_evaluate_draws_with_each_models_own(
     done: Run, model: Path, folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
     saying(folder, num_inference_steps=1, guidance_scale=1)
-    words = ["--reference", pictures, "--encoder", "emoji", "--scores", "clip_score", "--limit", 2, "--latency", 1]
+    words = ["--reference", pictures, "--encoder", "emoji", "--scores", "clip_score", "--limit", 2, "--resamples", 2]
     both = [f"one={model}", f"other={folder}"]
-    outcome = done("evaluate", *both, *words, "--resamples", 2, "--out", tmp_path / "o")
+    outcome = done("evaluate", *both, *words, "--latency", 1, "--out", tmp_path / "o")
     line = "each model draws as it draws best (one: steps 3, guidance 2.5; other: steps 1, guidance 1)"
     assert f"{line}; --steps and --guidance hold for all" in outcome.said
     assert outcome.out.splitlines()[0].split()[:3] == ["model", "steps", "guidance"]
@@ -149,7 +149,7 @@ def test_evaluate_draws_with_each_models_own(
         own = tmp_path / "o" / "models" / name
         assert yaml.safe_load((own / "config.yaml").read_text())["steps"] == steps
         assert told(own / "pictures" / "00000.png")["steps"] == steps
-    alike = done("evaluate", *both, *words, "--resamples", 2, "--steps", 1, "--guidance", 1, "--out", tmp_path / "p")
+    alike = done("evaluate", *both, *words, "--latency", 0, "--steps", 1, "--guidance", 1, "--out", tmp_path / "p")
     assert not [line for line in alike.said if line.startswith("each model")]
     assert alike.out.splitlines()[0].split()[:2] == ["model", "CLIP"]
 

@@ -15,7 +15,7 @@ from bksdm.models.configs import load_denoiser_config
 from bksdm.options.generate import DemoOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
-from browsing import foreign, needs_browser
+from browsing import foreign, needs_browser, new_context
 from tiny_models import MAX_TOKENS, PICTURE
 from verbs import Run, told
 
@@ -32,10 +32,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(v1_folder: Path, v1_student: Path) -> Iterator[str]:
+def address(exported_model: Path, exported_student: Path) -> Iterator[str]:
     """The page with a student and its teacher."""
     port = free_port()
-    page = serve(DemoOptions(str(v1_student), str(v1_folder), steps=3, guidance=2.0, port=port), wait=False)
+    page = serve(DemoOptions(str(exported_student), str(exported_model), steps=3, guidance=2.0, port=port), wait=False)
     yield f"http://127.0.0.1:{port}"
     page.close()
 
@@ -43,7 +43,7 @@ def address(v1_folder: Path, v1_student: Path) -> Iterator[str]:
 @pytest.fixture
 def tab(browser: Any, address: str) -> Iterator[Any]:
     """The page, loaded; requests to anywhere else fail the test."""
-    context = browser.new_context(viewport={"width": 1100, "height": 1100})
+    context = new_context(browser, viewport={"width": 1100, "height": 1100})
     opened = context.new_page()
     strangers: list[str] = []
     opened.on("request", lambda request: strangers.append(request.url) if foreign(request.url, address) else None)
@@ -60,10 +60,8 @@ def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
     tab.fill("#seed input", "7")
     tab.click("#draw")
     for number in range(2):
-        tab.wait_for_selector(f"#picture-{number} img", timeout=60_000)
-        tab.wait_for_function(
-            f"document.querySelector('#picture-{number} img').naturalWidth === {PICTURE}", timeout=60_000
-        )
+        tab.wait_for_selector(f"#picture-{number} img")
+        tab.wait_for_function(f"document.querySelector('#picture-{number} img').naturalWidth === {PICTURE}")
         assert re.search(r"-7-[0-9a-f]{8}\.png$", tab.get_attribute(f"#picture-{number} img", "src"))  # the saved file
         tab.wait_for_selector(f"#note-{number} >> text=seed 7")
         note = tab.inner_text(f"#note-{number}")
@@ -85,14 +83,14 @@ def test_the_page_as_the_documents_show_it(browser: Any, v1_folder: Path, tmp_pa
     """The embedded model beside a student, named by BKSDM_STUDENT; the picture goes to BKSDM_SCREENSHOT."""
     port, student = free_port(), os.environ.get("BKSDM_STUDENT", "emoji")
     page = serve(DemoOptions(student, "emoji", guidance=2.5, port=port), wait=False)
-    context = browser.new_context(viewport={"width": 1000, "height": 1000}, device_scale_factor=1.5)
+    context = new_context(browser, viewport={"width": 1000, "height": 1000}, device_scale_factor=1.5)
     tab = context.new_page()
     tab.goto(f"http://127.0.0.1:{port}")
     for prompt, seed in (("red apple, noto style", 3), ("whale, flat style", 4)):
         tab.fill("#prompt textarea", prompt)
         tab.fill("#seed input", str(seed))
         tab.click("#draw")
-        tab.wait_for_function(f"document.querySelector('#note-1').innerText.includes('seed {seed}')", timeout=180_000)
+        tab.wait_for_function(f"document.querySelector('#note-1').innerText.includes('seed {seed}')")
     tab.wait_for_function("document.querySelectorAll('#history img').length >= 4")
     tab.wait_for_timeout(1000)  # pictures fade in
     tab.screenshot(path=os.environ.get("BKSDM_SCREENSHOT", tmp_path / "demo.png"), full_page=True)
@@ -109,12 +107,12 @@ def test_a_bad_picture_is_said_to_be_one(tab: Any, tmp_path: Path) -> None:
     tab.wait_for_selector("#image button[aria-label=Clear]")  # shown once the page holds the file
     tab.fill("#prompt textarea", "red apple")
     tab.click("#draw")
-    tab.wait_for_selector("text=is not a readable picture", timeout=30_000)
+    tab.wait_for_selector("text=is not a readable picture")
 
 
 @needs_browser
 def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
-    tabs = [browser.new_context().new_page() for _ in range(2)]
+    tabs = [new_context(browser).new_page() for _ in range(2)]
     for number, tab in enumerate(tabs):
         tab.goto(address)
         tab.wait_for_selector("#draw")
@@ -123,14 +121,14 @@ def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
     for tab in tabs:
         tab.click("#draw")
     for number, tab in enumerate(tabs):
-        tab.wait_for_selector("#note-1 >> text=the first", timeout=60_000)
+        tab.wait_for_selector("#note-1 >> text=the first")
         assert f"seed {number}" in tab.inner_text("#note-1")
         tab.context.close()
 
 
 @needs_browser
 def test_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
+    context = new_context(browser, viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
     tab = context.new_page()
     tab.goto(address)
     tab.wait_for_selector("#draw")

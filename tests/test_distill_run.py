@@ -52,10 +52,12 @@ def losses(records: list[dict[str, float]]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def finished(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run of four steps with sample grids. Not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    retrain(v1_folder, v1_student, pictures, out, sample_every=2, checkpoint_every=2)
+    retrain(exported_model, exported_student, pictures, out, sample_every=2, checkpoint_every=2)
     return out
 
 
@@ -81,14 +83,14 @@ def test_each_record_has_every_loss_and_every_tap(finished: Path) -> None:
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     for record in records:
         taps = [value for name, value in record.items() if name.startswith("tap/")]
-        assert len(taps) == 8
+        assert len(taps) == 4
         assert sum(taps) == pytest.approx(record["feature_kd"], rel=1e-5)
         assert record["task"] + record["output_kd"] + record["feature_kd"] == pytest.approx(record["loss"], rel=1e-5)
 
 
-def test_the_resolved_options_are_kept(finished: Path, v1_folder: Path) -> None:
+def test_the_resolved_options_are_kept(finished: Path, exported_model: Path) -> None:
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert (config["verb"], config["teacher"], config["out"]) == ("distill", str(v1_folder), str(finished))
+    assert (config["verb"], config["teacher"], config["out"]) == ("distill", str(exported_model), str(finished))
     assert (config["steps"], config["warmup"], config["flip"]) == (4, 0, True)
 
 
@@ -110,31 +112,33 @@ def test_grids_show_the_teacher_that_stays_and_the_student_that_changes(finished
     assert first.crop(right).tobytes() != last.crop(right).tobytes()
 
 
-def test_only_the_unet_was_trained(finished: Path, v1_folder: Path, v1_student: Path) -> None:
-    student, before = finished / "student", load_file(v1_student / "unet" / UNET.name)
+def test_only_the_unet_was_trained(finished: Path, exported_model: Path, exported_student: Path) -> None:
+    student, before = finished / "student", load_file(exported_student / "unet" / UNET.name)
     assert load_file(finished / UNET).keys() == before.keys()
     assert not all(torch.equal(value, before[name]) for name, value in load_file(finished / UNET).items())
     assert {value.dtype for value in load_file(finished / UNET).values()} == {torch.float32}
     for part in ("vae", "text_encoder"):
         (weights,) = (student / part).glob("*.safetensors")
-        wanted = load_file(v1_folder / part / weights.name)
+        wanted = load_file(exported_model / part / weights.name)
         assert all(torch.equal(value, wanted[name]) for name, value in load_file(weights).items())
 
 
 def test_the_same_command_leaves_a_finished_run_as_it_is(
-    v1_folder: Path, v1_student: Path, pictures: Path, finished: Path
+    exported_model: Path, exported_student: Path, pictures: Path, finished: Path
 ) -> None:
     kept = [finished / "metrics.jsonl", finished / "samples" / "step-00000004.png", finished / UNET]
     before = [path.read_bytes() for path in kept]
-    retrain(v1_folder, v1_student, pictures, finished, sample_every=2, checkpoint_every=2)
+    retrain(exported_model, exported_student, pictures, finished, sample_every=2, checkpoint_every=2)
     assert [path.read_bytes() for path in kept] == before
 
 
-def test_the_student_goes_on_to_the_next_verbs(done: Run, finished: Path, v1_folder: Path, tmp_path: Path) -> None:
+def test_the_student_goes_on_to_the_next_verbs(done: Run, finished: Path, exported_model: Path, tmp_path: Path) -> None:
     student = finished / "student"
     done("generate", student, "--prompt", "red", "--steps", 1, "--out", tmp_path / "pictures")
     params = done("describe", student, "--json").json["unet"]["params"]
-    assert done("describe", v1_folder, "--recipe", student / "recipe.yaml", "--json").json["unet"]["params"] == params
+    assert (
+        done("describe", exported_model, "--recipe", student / "recipe.yaml", "--json").json["unet"]["params"] == params
+    )
 
 
 def test_the_student_is_a_stock_pipeline_with_recipe_and_card(finished: Path) -> None:
@@ -153,9 +157,9 @@ def test_the_student_has_the_averaged_weights(finished: Path) -> None:
 
 
 def test_without_an_average_the_student_has_the_last_weights(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", ema_decay=0.0)
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", ema_decay=0.0)
     held = load_file(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "tensors.safetensors")
     assert all(torch.equal(value, held[f"model.{name}"]) for name, value in load_file(tmp_path / "run" / UNET).items())
 
@@ -172,88 +176,99 @@ def test_the_losses_fall(family: str, pictures: Path, tmp_path: Path, request: p
 
 @pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_latents_kept_in_memory_change_nothing_but_rounding(
-    flip: bool, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    flip: bool, exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    runs = [retrain(v1_folder, v1_student, pictures, tmp_path / str(gb), flip=flip, cache_gb=gb) for gb in (0.0, 4.0)]
+    runs = [
+        retrain(exported_model, exported_student, pictures, tmp_path / str(gb), steps=2, flip=flip, cache_gb=gb)
+        for gb in (0.0, 4.0)
+    ]
     assert torch.allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
 
 
 def test_gradient_checkpointing_changes_nothing_but_rounding(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     runs = [
-        retrain(v1_folder, v1_student, pictures, tmp_path / str(on), gradient_checkpointing=on) for on in (False, True)
+        retrain(exported_model, exported_student, pictures, tmp_path / str(on), steps=2, gradient_checkpointing=on)
+        for on in (False, True)
     ]
     assert torch.allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_bfloat16_is_near_float32(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
-    full = retrain(v1_folder, v1_student, pictures, tmp_path / "fp32")
-    half = retrain(v1_folder, v1_student, pictures, tmp_path / "bf16", precision="bf16", teacher_precision="bf16")
+def test_bfloat16_is_near_float32(exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path) -> None:
+    full = retrain(exported_model, exported_student, pictures, tmp_path / "fp32")
+    half = retrain(
+        exported_model, exported_student, pictures, tmp_path / "bf16", precision="bf16", teacher_precision="bf16"
+    )
     assert torch.allclose(losses(full), losses(half), rtol=0.05, atol=0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "teacher_precision"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_every_mix_of_precisions_trains_and_draws(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, precision: str, teacher_precision: str
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path, precision: str, teacher_precision: str
 ) -> None:
     mix = {"precision": precision, "teacher_precision": teacher_precision}
-    records = retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1, sample_every=1, **mix)
+    records = retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=1, sample_every=1, **mix)
     assert losses(records).isfinite().all()
     assert {value.dtype for value in load_file(tmp_path / "run" / UNET).values()} == {torch.float32}
 
 
 @pytest.mark.slow
-def test_the_seed_decides(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_seed_decides(exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path) -> None:
     first, other = (
-        losses(retrain(v1_folder, v1_student, pictures, tmp_path / str(seed), steps=1, seed=seed)) for seed in (1, 2)
+        losses(retrain(exported_model, exported_student, pictures, tmp_path / str(seed), steps=1, seed=seed))
+        for seed in (1, 2)
     )
     assert not torch.equal(first, other)
 
 
-def test_the_loss_is_the_weighted_sum(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_loss_is_the_weighted_sum(
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
+) -> None:
     weights = {"task_weight": 0.0, "output_weight": 2.0, "feature_weight": 0.5}
-    (record,) = retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1, **weights)
+    (record,) = retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=1, **weights)
     assert record["task"] > 0
     assert record["loss"] == pytest.approx(2 * record["output_kd"] + 0.5 * record["feature_kd"], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_pictures_may_have_another_size_than_the_teachers(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     small, large = (
-        losses(retrain(v1_folder, v1_student, pictures, tmp_path / str(side), steps=1, resolution=side))
+        losses(retrain(exported_model, exported_student, pictures, tmp_path / str(side), steps=1, resolution=side))
         for side in (PICTURE, 2 * PICTURE)
     )
     assert not torch.equal(small, large)
 
 
 @pytest.mark.slow
-def test_prompts_of_the_grids_may_be_given(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+def test_prompts_of_the_grids_may_be_given(
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("red apple\ngreen car\n")
     prompts = {"sample_every": 1, "sample_prompts": str(tmp_path / "prompts.txt")}
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1, **prompts)
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=1, **prompts)
     with Image.open(tmp_path / "run" / "samples" / "step-00000001.png") as grid:
         assert 2 * PICTURE <= grid.height < 3 * PICTURE
 
 
 def test_the_newest_checkpoints_stay_and_no_grids_are_drawn_unasked(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", checkpoint_every=1, keep_checkpoints=2)
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", checkpoint_every=1, keep_checkpoints=2)
     checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert checkpoints == ["step-00000003", "step-00000004"]
     assert not (tmp_path / "run" / "samples").exists()
 
 
 def test_a_loss_that_blows_up_is_a_failure_with_advice(
-    run: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    run: Run, exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     outcome = run(
-        "distill", v1_folder, "--student", v1_student, "--data", pictures, "--out", tmp_path / "run",
+        "distill", exported_model, "--student", exported_student, "--data", pictures, "--out", tmp_path / "run",
         *("--steps", 9, "--batch_size", 2, "--accumulation", 1, "--sample_every", 0, "--lr", 1e30),
     )  # fmt: skip
     assert (outcome.code, outcome.out) == (1, "")
@@ -263,11 +278,11 @@ def test_a_loss_that_blows_up_is_a_failure_with_advice(
 
 @pytest.mark.slow
 def test_more_steps_by_the_same_command_go_on(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    whole = retrain(v1_folder, v1_student, pictures, tmp_path / "whole", steps=4)
-    retrain(v1_folder, v1_student, pictures, tmp_path / "parts", steps=2)
-    parts = retrain(v1_folder, v1_student, pictures, tmp_path / "parts", steps=4)
+    whole = retrain(exported_model, exported_student, pictures, tmp_path / "whole", steps=4)
+    retrain(exported_model, exported_student, pictures, tmp_path / "parts", steps=2)
+    parts = retrain(exported_model, exported_student, pictures, tmp_path / "parts", steps=4)
     assert torch.equal(losses(whole), losses(parts))
 
 
@@ -352,11 +367,11 @@ class _Job:
 
 
 def test_the_command_line_names_the_student(
-    done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     said = done(
-        "distill", v1_folder, "--student", v1_student, "--data", pictures, "--out", out,
+        "distill", exported_model, "--student", exported_student, "--data", pictures, "--out", out,
         *("--steps", 1, "--batch_size", 2, "--accumulation", 1, "--sample_every", 0),
     )  # fmt: skip
     assert said.out.strip() == f"student in {out / 'student'}"
@@ -372,41 +387,43 @@ def test_a_tiny_student_learns_with_its_inner_tap(
 
 
 def test_fewer_steps_than_are_done_are_refused(
-    finished: Path, v1_folder: Path, v1_student: Path, pictures: Path
+    finished: Path, exported_model: Path, exported_student: Path, pictures: Path
 ) -> None:
     config = (finished / "config.yaml").read_bytes()
     with pytest.raises(InputError, match=r"steps is 2, and the run in .* has done 4"):
-        retrain(v1_folder, v1_student, pictures, finished, sample_every=2, checkpoint_every=2, steps=2)
+        retrain(exported_model, exported_student, pictures, finished, sample_every=2, checkpoint_every=2, steps=2)
     assert (finished / "config.yaml").read_bytes() == config
 
 
 def test_more_steps_than_a_cosine_was_made_for_are_refused(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=2, cosine=True)
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=2, cosine=True)
     with pytest.raises(InputError, match=r"steps: 2 there, 4 now"):
-        retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=4, cosine=True)
+        retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=4, cosine=True)
 
 
-def test_data_that_changed_are_refused(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+def test_data_that_changed_are_refused(
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
+) -> None:
     data = copy_pictures(pictures, tmp_path / "data", 8)
-    retrain(v1_folder, v1_student, data, tmp_path / "run", steps=1)
+    retrain(exported_model, exported_student, data, tmp_path / "run", steps=1)
     lines = (data / "metadata.jsonl").read_text().splitlines()
     (data / "metadata.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(InputError, match="data_content"):
-        retrain(v1_folder, v1_student, data, tmp_path / "run", steps=2)
+        retrain(exported_model, exported_student, data, tmp_path / "run", steps=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("teacher_precision", ["fp32", "bf16"])
 def test_latents_kept_in_memory_change_nothing_in_low_precision(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, teacher_precision: str
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path, teacher_precision: str
 ) -> None:
     """The frozen networks compute in their own number format, whatever the student's is."""
     kept, made = (
         retrain(
-            v1_folder,
-            v1_student,
+            exported_model,
+            exported_student,
             pictures,
             tmp_path / str(cache),
             steps=1,
@@ -422,16 +439,18 @@ def test_latents_kept_in_memory_change_nothing_in_low_precision(
 
 @pytest.mark.slow
 def test_a_precise_teacher_is_precise_beside_a_student_in_low_precision(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     settings = {"steps": 1, "lr": 0.0, "flip": False, "teacher_precision": "fp32"}
     own = {
-        precision: retrain(v1_folder, v1_student, pictures, tmp_path / precision, precision=precision, **settings)
+        precision: retrain(
+            exported_model, exported_student, pictures, tmp_path / precision, precision=precision, **settings
+        )
         for precision in ("fp32", "bf16")
     }
     coarse = retrain(
-        v1_folder,
-        v1_student,
+        exported_model,
+        exported_student,
         pictures,
         tmp_path / "coarse",
         precision="bf16",
@@ -442,13 +461,15 @@ def test_a_precise_teacher_is_precise_beside_a_student_in_low_precision(
     assert torch.allclose(exact, mixed, rtol=0.05)
 
 
-def test_a_finished_run_is_left_as_it_is(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1)
+def test_a_finished_run_is_left_as_it_is(
+    exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
+) -> None:
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=1)
     card = tmp_path / "run" / "student" / "README.md"
     card.write_text(card.read_text() + "My own words.")
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=1)
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=1)
     assert card.read_text().endswith("My own words.")
-    retrain(v1_folder, v1_student, pictures, tmp_path / "run", steps=2)
+    retrain(exported_model, exported_student, pictures, tmp_path / "run", steps=2)
     assert "- steps: 2\n" in card.read_text()
 
 

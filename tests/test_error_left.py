@@ -20,7 +20,7 @@ from bksdm.evaluate.scores import ErrorLeft, Resampling
 from bksdm.families.recipe import load_recipe
 from bksdm.models.pipelines import denoiser, tokenizing
 from bksdm.pruning.inherit import Inheritance, prune_unet
-from verbs import Run, copy_pictures, make_student, mtimes
+from verbs import Run, copy_pictures, mtimes
 
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
 
@@ -88,25 +88,26 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def student(exported: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_student(exported, tmp_path_factory.mktemp("students") / "small")
-
-
 @pytest.fixture
-def retrained(student: Path, tmp_path: Path) -> Path:
+def retrained(exported_student: Path, tmp_path: Path) -> Path:
     """A student whose weights have moved."""
-    folder = Path(shutil.copytree(student, tmp_path / "retrained"))
+    folder = Path(shutil.copytree(exported_student, tmp_path / "retrained"))
     tensors = load_file(folder / UNET)
     save_file({name: 0.99 * tensor for name, tensor in tensors.items()}, folder / UNET, {"format": "pt"})
     return folder
 
 
 def test_evaluate_says_what_is_left_by_noise_and_the_same_again(
-    done: Run, exported_model: Path, student: Path, retrained: Path, pictures: Path, unseen: Path, tmp_path: Path
+    done: Run,
+    exported_model: Path,
+    exported_student: Path,
+    retrained: Path,
+    pictures: Path,
+    unseen: Path,
+    tmp_path: Path,
 ) -> None:
-    models = (f"teacher={exported_model}", f"pruned={student}", f"retrained={retrained}")
-    words = ("--reference", copy_pictures(pictures, tmp_path / "reference", 3), "--teacher", exported_model)
+    models = (f"teacher={exported_model}", f"pruned={exported_student}", f"retrained={retrained}")
+    words = ("--reference", copy_pictures(pictures, tmp_path / "reference", 2), "--teacher", exported_model)
     words += ("--unseen", unseen, "--steps", 1, "--latency", 0, "--resamples", 10, "--out", tmp_path / "scores")
     result = done("evaluate", *models, *words, "--scores", *SCORES, "--json").json
     scores: dict[str, Any] = {name: model["scores"] for name, model in result["models"].items()}
@@ -132,13 +133,27 @@ def test_evaluate_says_what_is_left_by_noise_and_the_same_again(
 
 
 def test_a_model_that_was_not_pruned_from_the_teacher_goes_without_unless_it_is_asked_for(
-    run: Run, exported_model: Path, student: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run,
+    exported_model: Path,
+    exported_student: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     scores, device = ("output_error", "error_left"), torch.device("cpu")
-    against = FromTeacher.of(str(student), {"larger": str(exported_model)}, scores, device, asked=False)
+    against = FromTeacher.of(str(exported_student), {"larger": str(exported_model)}, scores, device, asked=False)
     assert capfd.readouterr().err.startswith(f"larger has no error_left: student {exported_model} names no recipe")
     assert list(against.outputs(read_captions(pictures)[:2], ())["larger"]) == ["output_error"]
-    words = ("--reference", pictures, "--teacher", student, "--scores", "error_left", "--out", tmp_path / "asked")
+    words = (
+        "--reference",
+        pictures,
+        "--teacher",
+        exported_student,
+        "--scores",
+        "error_left",
+        "--out",
+        tmp_path / "asked",
+    )
     asked = run("evaluate", f"larger={exported_model}", *words)
     assert asked.code == 2
     assert asked.said[-1].startswith("bksdm: scores has error_left, which larger cannot have: student")

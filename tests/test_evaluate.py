@@ -157,26 +157,25 @@ def test_the_embedded_encoder_knows_real_art() -> None:
     assert own > others + 0.3
 
 
-def test_a_teacher_has_no_output_error_and_a_pruned_one_has(
-    v1_teacher: StableDiffusionPipeline, pictures: Path
-) -> None:
+def test_a_teacher_has_no_output_error_and_a_pruned_one_has(exported: StableDiffusionPipeline, pictures: Path) -> None:
     entries = read_captions(pictures)
-    student, _ = prune_unet(v1_teacher.unet, load_recipe("small"))
-    assert output_error(v1_teacher.unet, v1_teacher, entries) == 0
-    assert output_error(student, v1_teacher, entries) > 1e-4
+    student, _ = prune_unet(exported.unet, load_recipe("small"))
+    assert output_error(exported.unet, exported, entries) == 0
+    assert output_error(student, exported, entries) > 1e-4
 
 
-def test_the_output_error_is_the_same_for_the_same_seed(v1_teacher: StableDiffusionPipeline, pictures: Path) -> None:
+def test_the_output_error_is_the_same_for_the_same_seed(exported: StableDiffusionPipeline, pictures: Path) -> None:
     entries = read_captions(pictures)
-    student, _ = prune_unet(v1_teacher.unet, load_recipe("small"))
-    first, again, other = (output_error(student, v1_teacher, entries, seed) for seed in (0, 0, 1))
+    student, _ = prune_unet(exported.unet, load_recipe("small"))
+    first, again, other = (output_error(student, exported, entries, seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 # The verb
 
-QUICK = ("--encoder", "emoji", "--scores", "frechet_distance", "clip_score", "--steps", 1, "--latency", 0)
+QUICK = ("--scores", "frechet_distance", "clip_score", "--encoder", "emoji", "--steps", 1, "--latency", 0)
+QUICK += ("--resamples", 10)
 
 
 @pytest.fixture
@@ -195,7 +194,9 @@ def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Pat
     reference = copy_pictures(HELD_OUT, tmp_path / "reference", 12)
     words = ("evaluate", "emoji", "--reference", reference, "--encoder", "emoji", "--teacher", "emoji", "--out", out)
     asked = ("frechet_distance", "kernel_distance", "precision", "recall", "clip_score", "retrieval_r1", "output_error")
-    printed = done(*words, "--distractors", "emoji/train", "--scores", *asked, "--steps", 2, "--json").json
+    printed = done(
+        *words, "--distractors", "emoji/train", "--scores", *asked, "--steps", 1, "--latency", 1, "--json"
+    ).json
     assert printed == json.loads((out / "scores.json").read_text())
     model = printed["models"]["emoji"]
     assert model["pictures"] == 12
@@ -216,20 +217,20 @@ def test_evaluate_writes_its_scores_and_prints_the_same(done: Run, tmp_path: Pat
 
 
 def test_a_pruned_model_is_worse_than_its_teacher(
-    done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = (
         "--reference",
         pictures,
         "--teacher",
-        v1_folder,
+        exported_model,
         *QUICK,
         "--scores",
         "clip_score",
         "output_error",
         "--json",
     )
-    models = (f"teacher={v1_folder}", f"student={v1_student}")
+    models = (f"teacher={exported_model}", f"student={exported_student}")
     result = done("evaluate", *models, *words, "--json", "--out", tmp_path / "scores").json
     assert list(result["models"]) == ["teacher", "student"]
     assert scores_of(result, "teacher")["output_error"] == 0
@@ -240,8 +241,10 @@ def test_a_pruned_model_is_worse_than_its_teacher(
     assert compared["output_error"]["real"]
 
 
-def test_the_same_command_makes_no_picture_again(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    words = ("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
+def test_the_same_command_makes_no_picture_again(
+    done: Run, exported_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", exported_model, "--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
     first = done(*words).json
     made = sorted((tmp_path / "scores" / "models").rglob("*.png"))
     assert len(made) == 8
@@ -273,21 +276,21 @@ def test_the_frechet_distance_has_its_interval_by_influence_or_by_resamples(
 
 
 def test_another_model_joins_those_that_were_drawn(
-    done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = ("--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
-    alone = done("evaluate", f"teacher={v1_folder}", *words).json
+    alone = done("evaluate", f"teacher={exported_model}", *words).json
     made = sorted((tmp_path / "scores" / "models").rglob("*.png"))
     before = mtimes(made)
-    both = done("evaluate", f"teacher={v1_folder}", f"student={v1_student}", *words).json
+    both = done("evaluate", f"teacher={exported_model}", f"student={exported_student}", *words).json
     assert both["models"]["teacher"] == alone["models"]["teacher"]
     assert mtimes(made) == before
     page = (tmp_path / "scores" / "report.html").read_text()
     assert len(re.findall('alt="teacher: ', page)) == len(re.findall('alt="student: ', page)) == 8
 
 
-def test_more_scores_draw_nothing_again(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    words = ("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "scores")
+def test_more_scores_draw_nothing_again(done: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
+    words = ("evaluate", exported_model, "--reference", pictures, *QUICK, "--out", tmp_path / "scores")
     done(*words)
     before = mtimes(sorted((tmp_path / "scores" / "models").rglob("*.safetensors")))
     found = scores_of(done(*words, "--scores", "recall", "--json").json)
@@ -296,30 +299,41 @@ def test_more_scores_draw_nothing_again(done: Run, v1_folder: Path, pictures: Pa
 
 
 def test_the_output_error_alone_needs_no_encoder(
-    done: Run, v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, exported_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    words = ("--reference", pictures, "--teacher", v1_folder, "--scores", "output_error", "--steps", 1, "--latency", 0)
-    result = done("evaluate", v1_student, *words, "--out", tmp_path / "scores", "--json").json
+    words = (
+        "--reference",
+        pictures,
+        "--teacher",
+        exported_model,
+        "--scores",
+        "output_error",
+        "--steps",
+        1,
+        "--latency",
+        0,
+    )
+    result = done("evaluate", exported_student, *words, "--out", tmp_path / "scores", "--json").json
     assert list(scores_of(result)) == ["output_error"]
 
 
 def test_a_model_that_changed_is_not_mixed_with_what_it_drew_before(
-    run: Run, done: Run, v1_folder: Path, v2_folder: Path, pictures: Path, tmp_path: Path
+    run: Run, done: Run, exported_model: Path, v2_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = ("--reference", pictures, *QUICK, "--out", tmp_path / "scores")
-    done("evaluate", f"mine={v1_folder}", *words)
+    done("evaluate", f"mine={exported_model}", *words)
     outcome = run("evaluate", f"mine={v2_folder}", *words)
     assert outcome.code == 2
     assert "models/mine holds another run (source:" in outcome.said[-1]
 
 
 def test_finished_pictures_are_scored_as_the_model_that_drew_them(
-    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = ("--reference", pictures, *QUICK, "--out", tmp_path / "scores", "--json")
-    drawn = done("evaluate", f"drawn={v1_folder}", *words).json
+    drawn = done("evaluate", f"drawn={exported_model}", *words).json
     folder = tmp_path / "scores" / "models" / "drawn" / "pictures"
-    both = done("evaluate", f"drawn={v1_folder}", f"finished={folder}", *words).json
+    both = done("evaluate", f"drawn={exported_model}", f"finished={folder}", *words).json
     assert scores_of(both, "finished") == scores_of(drawn)
     assert {item["difference"] for item in both["differences"]} == {0}
     assert not any(item["real"] for item in both["differences"])
@@ -374,10 +388,10 @@ def test_the_reference_may_have_any_layout_of_data(done: Run, pictures: Path, tm
 
 
 def test_the_report_shows_the_pictures_of_a_reference_in_a_tar(
-    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     tar = laid_out(pictures, tmp_path / "data", "tar")
-    done("evaluate", v1_folder, "--reference", tar, *QUICK, "--resamples", 10, "--out", tmp_path / "scores")
+    done("evaluate", exported_model, "--reference", tar, *QUICK, "--resamples", 10, "--out", tmp_path / "scores")
     page = (tmp_path / "scores" / "report.html").read_text()
     assert len(re.findall('alt="real" src="data:image/png;base64,', page)) == 8
 
@@ -402,12 +416,12 @@ def laid_out(pictures: Path, folder: Path, layout: str) -> Path:
 
 
 def test_prompts_may_be_others_than_the_references_captions(
-    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("snail\nhouse\nsnail\ncat\n")
     words = ("--reference", pictures, "--prompts", tmp_path / "prompts.txt", "--limit", 3, "--images_per_prompt", 2)
     words += (*QUICK, "--scores", "clip_score", "retrieval_r1", "--distractors", pictures)
-    result = done("evaluate", v1_folder, *words, "--out", tmp_path / "scores", "--json").json
+    result = done("evaluate", exported_model, *words, "--out", tmp_path / "scores", "--json").json
     captions = {entry.text for entry in read_captions(pictures)}
     assert result["reference"]["pictures"] == 8
     assert result["protocol"]["retrieval_among"] == len(captions | {"snail", "house"})
@@ -425,15 +439,15 @@ def test_the_captions_of_ms_coco_are_prompts(tmp_path: Path) -> None:
     assert read_prompts(file) == ["a cat", "a dog", "a bird"]
 
 
-def test_a_reference_with_one_caption_can_be_scored(done: Run, v1_folder: Path, tmp_path: Path) -> None:
+def test_a_reference_with_one_caption_can_be_scored(done: Run, exported_model: Path, tmp_path: Path) -> None:
     reference = captioned(tmp_path / "reds", [Image.new("RGB", (32, 32), colour) for colour in ("red", "darkred")])
     words = (*QUICK, "--reference", reference, "--scores", "retrieval_r1", "--out", tmp_path / "scores", "--json")
-    result = done("evaluate", v1_folder, *words).json
+    result = done("evaluate", exported_model, *words).json
     assert (result["protocol"]["retrieval_among"], scores_of(result)["retrieval_r1"]) == (1, 1.0)
 
 
-def test_an_encoder_may_be_given_as_a_folder(done: Run, v1_folder: Path, reference: Path, tmp_path: Path) -> None:
-    words = ("evaluate", v1_folder, "--reference", reference, *QUICK, "--features", "emoji", "--json")
+def test_an_encoder_may_be_given_as_a_folder(done: Run, exported_model: Path, reference: Path, tmp_path: Path) -> None:
+    words = ("evaluate", exported_model, "--reference", reference, *QUICK, "--features", "emoji", "--json")
     embedded = done(*words, "--out", tmp_path / "a").json
     folder = asset("emoji", "encoder")
     given = done(*words, "--out", tmp_path / "b", "--encoder", folder, "--features", folder).json
@@ -458,14 +472,14 @@ def test_an_encoder_as_todays_transformers_writes_it_is_the_same(tmp_path: Path)
     assert torch.equal(ours.text_features(texts), theirs.text_features(texts))
 
 
-def test_the_papers_protocol_by_hand(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_papers_protocol_by_hand(done: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     network, weights = Inception.random(), tmp_path / "inception.safetensors"
     save_file(network.state_dict(), weights)
     asked = ("frechet_distance", "kernel_distance", "inception_score")
     reference = copy_pictures(pictures, tmp_path / "reference", 4)
     words = ("--reference", reference, "--inception_weights", weights, "--scores", *asked, "--limit", 3, "--steps", 1)
     words += ("--latency", 0, "--resamples", 0, "--out", tmp_path / "scores", "--json")
-    drawn = done("evaluate", f"drawn={v1_folder}", *words).json
+    drawn = done("evaluate", f"drawn={exported_model}", *words).json
     kept = tmp_path / "scores" / "models" / "drawn" / "pictures"
     finished = done("evaluate", f"finished={kept}", *words).json
     assert scores_of(finished) == scores_of(drawn)
@@ -502,32 +516,32 @@ def test_the_papers_protocol_by_hand(done: Run, v1_folder: Path, pictures: Path,
 
 
 def test_statistics_stand_for_the_pictures_they_were_made_from(
-    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path
+    done: Run, exported_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    first = done("evaluate", v1_folder, "--reference", pictures, *QUICK, "--out", tmp_path / "a", "--json").json
+    first = done("evaluate", exported_model, "--reference", pictures, *QUICK, "--out", tmp_path / "a", "--json").json
     made = tmp_path / "a" / "reference" / "statistics.npz"
     assert set(np.load(made)) >= {"mu", "sigma"}
     words = (*QUICK, "--prompts", pictures, "--out", tmp_path / "b", "--json")
-    again = done("evaluate", v1_folder, "--reference", made, *words).json
+    again = done("evaluate", exported_model, "--reference", made, *words).json
     assert scores_of(again) == scores_of(first)
 
 
-def test_pictures_need_not_be_kept(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_pictures_need_not_be_kept(done: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     many = ("--images_per_prompt", 5, "--keep_pictures", "false")
-    done("evaluate", v1_folder, "--reference", pictures, *QUICK, *many, "--out", tmp_path / "scores")
+    done("evaluate", exported_model, "--reference", pictures, *QUICK, *many, "--out", tmp_path / "scores")
     kept = sorted(path.stem for path in (tmp_path / "scores" / "models").rglob("*.png"))
     assert kept == [f"{number:05d}" for number in range(0, 32, 2)]
 
 
-def test_without_json_there_is_a_table(done: Run, v1_folder: Path, reference: Path, tmp_path: Path) -> None:
-    out = done("evaluate", f"mine={v1_folder}", "--reference", reference, *QUICK, "--out", tmp_path / "a").out
+def test_without_json_there_is_a_table(done: Run, exported_model: Path, reference: Path, tmp_path: Path) -> None:
+    out = done("evaluate", f"mine={exported_model}", "--reference", reference, *QUICK, "--out", tmp_path / "a").out
     assert [line.split()[0] for line in out.splitlines()] == ["model", "mine", "real", "report"]
 
 
-def test_the_batch_size_changes_no_score(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_batch_size_changes_no_score(done: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     words = ("--reference", pictures, *QUICK, "--images_per_prompt", 3, "--resamples", 20, "--json")
     found = [
-        scores_of(done("evaluate", v1_folder, *words, "--batch_size", size, "--out", tmp_path / str(size)).json)
+        scores_of(done("evaluate", exported_model, *words, "--batch_size", size, "--out", tmp_path / str(size)).json)
         for size in (1, 7, 64)
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-3)
@@ -535,11 +549,11 @@ def test_the_batch_size_changes_no_score(done: Run, v1_folder: Path, pictures: P
 
 
 def test_a_killed_evaluation_ends_with_the_same_digits(
-    v1_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def options(out: str) -> EvaluateOptions:
         return EvaluateOptions(
-            [str(v1_folder)], str(tmp_path / out), str(pictures), encoder="emoji", scores=["frechet_distance"],
+            [str(exported_model)], str(tmp_path / out), str(pictures), encoder="emoji", scores=["frechet_distance"],
             images_per_prompt=5, steps=1, latency=0, keep_pictures=False,
         )  # fmt: skip
 

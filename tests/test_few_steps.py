@@ -171,18 +171,18 @@ def test_a_pseudo_huber_is_square_near_zero_and_absolute_far_from_it() -> None:
 
 def teach(teacher: Path, student: Path, data: Path, out: Path, **changes: object) -> list[dict[str, float]]:
     """The records of a short run."""
-    settings: dict[str, object] = {"steps": 4, "batch_size": 2, "lr": 1e-3, "precision": "fp32"}
-    settings |= {"teacher_precision": "fp32", "log_every": 1, "sample_every": 0, "checkpoint_every": 2}
+    settings: dict[str, object] = {"steps": 2, "batch_size": 2, "lr": 1e-3, "precision": "fp32"}
+    settings |= {"teacher_precision": "fp32", "log_every": 1, "sample_every": 0, "checkpoint_every": 1}
     lcm(LcmOptions(str(teacher), str(student), str(data), str(out), **settings | changes))
     return read_lines(out / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
 def finished(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four steps with sample grids. Not to be changed."""
+    """A finished run of two steps with sample grids. Not to be changed."""
     out = tmp_path_factory.mktemp("finished") / "run"
     (one_prompt := out.parent / "prompt.txt").write_text("red apple\n")
-    teach(kind_folder, kind_student, pictures, out, sample_every=4, sample_prompts=str(one_prompt))
+    teach(kind_folder, kind_student, pictures, out, sample_every=2, sample_prompts=str(one_prompt))
     return out
 
 
@@ -210,9 +210,9 @@ def test_the_student_says_that_it_draws_in_four_steps_without_guidance(
 
 
 def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) -> None:
-    assert [line["step"] for line in read_lines(finished / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert "retraining, step 4 of 4" in (finished / "report.html").read_text()
-    assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-00000000.png", "step-00000004.png"]
+    assert [line["step"] for line in read_lines(finished / "metrics.jsonl")] == [1, 2]
+    assert "retraining, step 2 of 2" in (finished / "report.html").read_text()
+    assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-00000000.png", "step-00000002.png"]
     assert read_recipe(finished / "student").name == "small"
     card = (finished / "student" / "README.md").read_text()
     assert 'pipeline(prompt="...", num_inference_steps=4, guidance_scale=1.0)' in card
@@ -230,7 +230,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     kind_folder: Path, kind_student: Path, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     (prompts := tmp_path / "prompt.txt").write_text("red apple\n")
-    teach(kind_folder, kind_student, pictures, tmp_path / "run", steps=2, sample_prompts=str(prompts))
+    teach(kind_folder, kind_student, pictures, tmp_path / "run", steps=1, sample_prompts=str(prompts))
     teach(kind_folder, kind_student, pictures, tmp_path / "run", sample_prompts=str(prompts))
     assert (tmp_path / "run" / UNET).read_bytes() == (finished / UNET).read_bytes()
 

@@ -48,9 +48,7 @@ from tiny_models import (
     PICTURE,
     V1_UNET,
     V2_UNET,
-    XL_TWO_STAGES,
     build_pipeline,
-    build_xl_pipeline,
 )
 
 pytest.importorskip("openvino")
@@ -63,18 +61,29 @@ SMALL = V1_UNET | {
 PROMPTS = ("", "red apple", "GREEN  car!", "a " * 50, "½ Üñï 🍎 don't 12", "red car\n")
 
 
+@pytest.fixture(scope="module")
+def small() -> DiffusionPipeline:
+    return build_pipeline(SMALL)
+
+
+@pytest.fixture(scope="module")
+def small_folder(small: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(small, tmp_path_factory.mktemp("openvino"))
+
+
 @pytest.fixture(scope="module", params=["sd", "xl"])
 def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
-    """One of each family; `of_sd` leaves one."""
-    return build_pipeline(SMALL) if request.param == "sd" else build_xl_pipeline(XL_TWO_STAGES)
+    """One of each family; `of_sd` leaves one. Not to be changed."""
+    return request.getfixturevalue({"sd": "small", "xl": "xl_exported"}[request.param])
 
 
 of_sd = pytest.mark.parametrize("pipeline", ["sd"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def folder(pipeline: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(pipeline, tmp_path_factory.mktemp("openvino"))
+def folder(pipeline: DiffusionPipeline, small: DiffusionPipeline, request: pytest.FixtureRequest) -> Path:
+    """The same for OpenVINO; an export of each is enough for all tests, in whichever order families come."""
+    return request.getfixturevalue("small_folder" if pipeline is small else "xl_openvino_folder")
 
 
 def exported(pipeline: DiffusionPipeline, made: Path, decoder: str | None = None) -> Path:

@@ -50,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(model: Path, images: Path, out: Path, **more: object) -> PersonalizeOptions:
-    few = {"steps": 4, "class_images": 2, "class_steps": 2, "class_guidance": 1.0, "views": 3, "checkpoint_every": 2}
+    few = {"steps": 2, "class_images": 2, "class_steps": 1, "class_guidance": 1.0, "views": 2, "checkpoint_every": 1}
     return PersonalizeOptions(str(model), str(images), PROMPT, str(out), **few | {"lr": 1e-3, "rank": 2} | more)
 
 
@@ -71,7 +71,7 @@ def of_family(
 
     @cache
     def made(family: str) -> Runs:
-        model, out = request.getfixturevalue(f"{family}_folder"), tmp_path_factory.mktemp("runs")
+        model, out = request.getfixturevalue(f"{family}_model"), tmp_path_factory.mktemp("runs")
         personalize(options(model, images, out / "whole", text_encoder=True))
         personalize(options(model, images, out / "lora", lora=True, text_encoder=True))
         return Runs(model, out / "whole", out / "lora")
@@ -79,15 +79,15 @@ def of_family(
     return made
 
 
-@pytest.fixture(params=["v1", pytest.param("shallow_xl", id="xl")])
+@pytest.fixture(params=[pytest.param("exported", id="sd"), pytest.param("xl_exported", id="xl")])
 def runs(request: pytest.FixtureRequest, of_family: Callable[[str], Runs]) -> Runs:
     return of_family(request.param)
 
 
 @pytest.fixture
 def low_rank(of_family: Callable[[str], Runs]) -> Path:
-    """The LoRA of the v1 model."""
-    return of_family("v1").low_rank
+    """The LoRA of the model of Stable Diffusion's."""
+    return of_family("exported").low_rank
 
 
 # The loss
@@ -191,8 +191,11 @@ def test_a_lora_is_one_that_diffusers_loads(runs: Runs) -> None:
     } == {2}
 
 
-def test_a_scale_of_zero_changes_nothing(low_rank: Path, v1_folder: Path) -> None:
-    before, merged = load_pipeline(v1_folder), merge_lora(load_pipeline(v1_folder), low_rank / "lora", scale=0.0)
+def test_a_scale_of_zero_changes_nothing(low_rank: Path, exported_model: Path) -> None:
+    before, merged = (
+        load_pipeline(exported_model),
+        merge_lora(load_pipeline(exported_model), low_rank / "lora", scale=0.0),
+    )
     for a, b in zip(before.unet.parameters(), merged.unet.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -211,7 +214,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
     def stop(self: Checkpoints, state: object) -> None:
         save(self, state)
-        raise Interrupted(2, 15)
+        raise Interrupted(1, 15)
 
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "save", stop)
@@ -224,30 +227,32 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_finished_run_is_left_as_it_is(low_rank: Path, v1_folder: Path, images: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(low_rank: Path, exported_model: Path, images: Path) -> None:
     kept = {"config.yaml", "metadata.jsonl"}  # written again, with the same content
     files = [path for path in sorted(low_rank.rglob("*")) if path.is_file() and path.name not in kept]
     before = mtimes(files)
-    personalize(options(v1_folder, images, low_rank, lora=True, text_encoder=True))
+    personalize(options(exported_model, images, low_rank, lora=True, text_encoder=True))
     assert mtimes(files) == before
 
 
-def test_a_student_stays_one(v1_student: Path, images: Path, tmp_path: Path) -> None:
-    made = personalize(options(v1_student, images, tmp_path / "run", class_images=0, steps=1))
-    assert read_recipe(made) == read_recipe(v1_student)
+def test_a_student_stays_one(exported_student: Path, images: Path, tmp_path: Path) -> None:
+    made = personalize(options(exported_student, images, tmp_path / "run", class_images=0, steps=1))
+    assert read_recipe(made) == read_recipe(exported_student)
     assert not (tmp_path / "run" / "class_images").exists()
     assert "prior" not in read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
 @pytest.mark.slow
-def test_a_loss_of_one_subject_falls(v1_folder: Path, images: Path, tmp_path: Path) -> None:
-    personalize(options(v1_folder, images, tmp_path / "run", steps=30, batch_size=4, class_images=0, log_every=10))
+def test_a_loss_of_one_subject_falls(exported_model: Path, images: Path, tmp_path: Path) -> None:
+    personalize(options(exported_model, images, tmp_path / "run", steps=30, batch_size=4, class_images=0, log_every=10))
     losses = [line["task"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_checkpointed_gradients_are_the_same(v1_folder: Path, images: Path, low_rank: Path, tmp_path: Path) -> None:
-    given = options(v1_folder, images, tmp_path / "run", lora=True, text_encoder=True, gradient_checkpointing=True)
+def test_checkpointed_gradients_are_the_same(
+    exported_model: Path, images: Path, low_rank: Path, tmp_path: Path
+) -> None:
+    given = options(exported_model, images, tmp_path / "run", lora=True, text_encoder=True, gradient_checkpointing=True)
     ours, theirs = load_file(personalize(given) / LORA_FILE), load_file(low_rank / "lora" / LORA_FILE)
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-3)
@@ -270,51 +275,53 @@ def test_checkpointed_gradients_are_the_same(v1_folder: Path, images: Path, low_
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    v1_folder: Path, images: Path, tmp_path: Path, more: dict, message: str
+    exported_model: Path, images: Path, tmp_path: Path, more: dict, message: str
 ) -> None:
-    given = {"model": str(v1_folder), "images": str(images), "prompt": PROMPT, "out": str(tmp_path / "run")} | more
+    given = {"model": str(exported_model), "images": str(images), "prompt": PROMPT, "out": str(tmp_path / "run")} | more
     with pytest.raises(InputError, match=message):
         personalize(PersonalizeOptions(**given))
     assert not (tmp_path / "run").exists()
 
 
-def test_no_pictures_and_unreadable_ones_are_refused(v1_folder: Path, images: Path, tmp_path: Path) -> None:
+def test_no_pictures_and_unreadable_ones_are_refused(exported_model: Path, images: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="empty has no pictures"):
-        personalize(options(v1_folder, empty, tmp_path / "run"))
+        personalize(options(exported_model, empty, tmp_path / "run"))
     shutil.copytree(images, tmp_path / "broken")
     (tmp_path / "broken" / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"1\.png is not a readable picture"):
-        personalize(options(v1_folder, tmp_path / "broken", tmp_path / "run"))
+        personalize(options(exported_model, tmp_path / "broken", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_one_picture_is_taken_with_a_word_about_it(done: Run, v1_folder: Path, images: Path, tmp_path: Path) -> None:
+def test_one_picture_is_taken_with_a_word_about_it(
+    done: Run, exported_model: Path, images: Path, tmp_path: Path
+) -> None:
     (tmp_path / "one").mkdir()
     shutil.copy(images / "0.png", tmp_path / "one")
     words = ["--class_images", 0, "--steps", 1, "--views", 1, "--lora", "--json"]
     where = ["--images", tmp_path / "one", "--prompt", PROMPT, "--out", tmp_path / "run"]
-    outcome = done("personalize", v1_folder, *where, *words)
+    outcome = done("personalize", exported_model, *where, *words)
     assert outcome.json == {"out": str(tmp_path / "run" / "lora")}
     assert any("three to five" in line for line in outcome.said)
 
 
 def test_a_lora_of_another_model_is_refused(
-    low_rank: Path, v2_folder: Path, v1_student: Path, v1_folder: Path, tmp_path: Path
+    low_rank: Path, v2_folder: Path, exported_student: Path, exported_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"changes \d+ of \d+ layers that this model does not have.*bksdm adapt"):
-        merge_lora(load_pipeline(v1_student), low_rank / "lora")
-    narrow = load_pipeline(v1_folder)
+        merge_lora(load_pipeline(exported_student), low_rank / "lora")
+    narrow = load_pipeline(exported_model)
     narrow.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q = torch.nn.Linear(8, 8)
     with pytest.raises(
-        InputError, match=r"does not fit this model: its unet.*attn1\.to_q is 32 to 32, and the model's 8 to 8"
+        InputError, match=r"does not fit this model: its unet.*attn1\.to_q is 16 to 16, and the model's 8 to 8"
     ):
         merge_lora(narrow, low_rank / "lora")
 
 
-def test_what_is_no_lora_is_refused(v1_folder: Path, tmp_path: Path) -> None:
-    pipeline = load_pipeline(v1_folder)
+def test_what_is_no_lora_is_refused(exported_model: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(exported_model)
     with pytest.raises(InputError, match=r"adapter .*nothing does not exist"):
         merge_lora(pipeline, tmp_path / "nothing")
     (tmp_path / "a.ckpt").write_bytes(b"x")
@@ -324,4 +331,4 @@ def test_what_is_no_lora_is_refused(v1_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.safetensors cannot be read"):
         merge_lora(pipeline, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"is no adapter that is known"):
-        merge_lora(pipeline, v1_folder / "vae" / "diffusion_pytorch_model.safetensors")
+        merge_lora(pipeline, exported_model / "vae" / "diffusion_pytorch_model.safetensors")

@@ -1,19 +1,19 @@
 """`bksdm prepare`: latents on the disk are those of the teacher's VAE, whoever makes them and however often stopped."""
 
+import contextlib
 import json
-import os
+import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -25,10 +25,10 @@ from bksdm.data.prepared import PreparedSamples, read_prepared
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
 from bksdm.distill.run import distill
-from bksdm.models.pipelines import save_pipeline, tokenizing, with_parts
+from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizing, with_parts
 from bksdm.options.data import PrepareOptions
 from bksdm.options.distill import DistillOptions
-from tiny_models import CAPTIONS, LATENT, PICTURE, V1_UNET, build_pipeline
+from tiny_models import CAPTIONS, LATENT, PICTURE, TWO_STAGES, build_pipeline
 from verbs import Run, captioned, done_here, mtimes, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
@@ -56,9 +56,9 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(v1_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(exported_model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All eight pictures, flipped too, with their embedded captions. Not to be changed."""
-    return made(v1_folder, pictures, tmp_path_factory.mktemp("prepared") / "out")
+    return made(exported_model, pictures, tmp_path_factory.mktemp("prepared") / "out")
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_numbers_about_pictures_are_kept_as_they_are(
     assert ("context" in rows(out)) is ("text_embeds" in rows(out)) is text_embeddings
 
 
-def test_the_folder_says_what_made_it(whole: Path, v1_folder: Path) -> None:
+def test_the_folder_says_what_made_it(whole: Path, exported_model: Path) -> None:
     about = read_prepared(whole)
-    assert (about.teacher, about.resolution, about.pictures, about.skipped) == (str(v1_folder), PICTURE, 8, 0)
+    assert (about.teacher, about.resolution, about.pictures, about.skipped) == (str(exported_model), PICTURE, 8, 0)
     assert (about.latent_shape, about.flip, about.storage) == ((4, LATENT, LATENT), True, "fp32")
     values = json.loads((whole / "prepared.json").read_text())
     assert 0 < values["images_per_second"] <= values["vae_images_per_second"]
@@ -116,16 +116,16 @@ def test_the_folder_says_what_made_it(whole: Path, v1_folder: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [2, 8])
 def test_readers_and_shards_do_not_matter(
-    whole: Path, v1_folder: Path, pictures: Path, tmp_path: Path, workers: int, batch_size: int
+    whole: Path, exported_model: Path, pictures: Path, tmp_path: Path, workers: int, batch_size: int
 ) -> None:
-    out = made(v1_folder, pictures, tmp_path / "out", workers=workers, batch_size=batch_size, shard_size=100)
+    out = made(exported_model, pictures, tmp_path / "out", workers=workers, batch_size=batch_size, shard_size=100)
     ours, theirs = rows(out), rows(whole)
     for name in NUMBERS:
         assert np.allclose(np.stack(ours[name]), np.stack(theirs[name]), atol=1e-5)
 
 
-def test_half_the_room(whole: Path, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    half = made(v1_folder, pictures, tmp_path / "out", storage="fp16", shard_size=8)
+def test_half_the_room(whole: Path, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
+    half = made(exported_model, pictures, tmp_path / "out", storage="fp16", shard_size=8)
     ours, theirs = rows(half), rows(whole)
     assert datasets.load_from_disk(str(half)).features["mean"].feature.dtype == "float16"
     assert np.allclose(np.stack(ours["mean"]), np.stack(theirs["mean"]), rtol=1e-3, atol=1e-4)
@@ -144,8 +144,8 @@ def test_a_sample_is_its_row(whole: Path) -> None:
         assert torch.equal(sample["latents_std"].flatten(), torch.from_numpy(found[f"std{copy}"][5].copy()))
 
 
-def test_without_embeddings_a_sample_has_tokens(v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    out = made(v1_folder, pictures, tmp_path / "out", text_embeddings=False, flip=False)
+def test_without_embeddings_a_sample_has_tokens(exported_model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = made(exported_model, pictures, tmp_path / "out", text_embeddings=False, flip=False)
     asked: list[str] = []
 
     def tokens(text: str) -> Tensor:
@@ -161,7 +161,7 @@ def test_without_embeddings_a_sample_has_tokens(v1_folder: Path, pictures: Path,
 
 
 def retrained(teacher: Path, student: Path, data: Path, out: Path, **changes: object) -> list[list[float]]:
-    settings: dict[str, object] = {"steps": 3, "batch_size": 4, "accumulation": 1, "log_every": 1, "sample_every": 0}
+    settings: dict[str, object] = {"steps": 2, "batch_size": 4, "accumulation": 1, "log_every": 1, "sample_every": 0}
     settings |= {"precision": "fp32", "teacher_precision": "fp32"} | changes
     distill(DistillOptions(str(teacher), str(student), str(data), str(out), **settings))
     return [[line["task"], line["output_kd"], line["feature_kd"]] for line in read_lines(out / "metrics.jsonl")]
@@ -180,10 +180,10 @@ def test_retraining_from_latents_is_retraining_from_pictures(
 
 
 def test_latents_for_another_kind_of_teacher_are_refused(
-    xl_teacher: DiffusionPipeline, v1_teacher: DiffusionPipeline, pictures: Path, tmp_path: Path
+    xl_teacher: DiffusionPipeline, exported: DiffusionPipeline, pictures: Path, tmp_path: Path
 ) -> None:
     """Also where the VAE is the same: there are no numbers about the pictures."""
-    save_pipeline(with_parts(v1_teacher, vae=xl_teacher.vae), tmp_path / "v1")
+    save_pipeline(with_parts(exported, vae=xl_teacher.vae), tmp_path / "v1")
     latents = made(tmp_path / "v1", pictures, tmp_path / "latents", text_embeddings=False)
     with pytest.raises(
         InputError, match=r"was prepared for another kind of teacher, and has no time_ids; run bksdm pr"
@@ -191,21 +191,17 @@ def test_latents_for_another_kind_of_teacher_are_refused(
         open_data(str(latents), None, True, 1.0).check(xl_teacher)
 
 
-def test_latents_of_another_vae_are_refused(whole: Path, v1_student: Path, v1_folder: Path, tmp_path: Path) -> None:
-    other = build_pipeline(V1_UNET, seed=1)
-    save_pipeline(other, tmp_path / "other")
+def test_latents_of_another_vae_are_refused(whole: Path, exported_model: Path) -> None:
     with pytest.raises(
-        InputError, match=rf"made by the vae of {v1_folder}, which is not this teacher's; run bksdm pre"
+        InputError, match=rf"made by the vae of {exported_model}, which is not this teacher's; run bksdm pre"
     ):
-        retrained(tmp_path / "other", v1_student, whole, tmp_path / "run")
+        open_data(str(whole), None, True, 1.0).check(build_pipeline(TWO_STAGES, seed=1))
 
 
-def test_a_teacher_with_the_same_vae_is_taken(
-    whole: Path, v1_student: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path
-) -> None:
-    save_pipeline(v1_teacher, tmp_path / "copy")
-    (tmp_path / "copy" / "vae" / "notes.txt").write_text("another file, the same network")
-    assert len(retrained(tmp_path / "copy", v1_student, whole, tmp_path / "run")) == 3
+def test_a_teacher_with_the_same_vae_is_taken(whole: Path, exported_model: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(exported_model, tmp_path / "copy"))
+    (copy / "vae" / "notes.txt").write_text("another file, the same network")
+    open_data(str(whole), None, True, 1.0).check(load_pipeline(copy))
 
 
 @pytest.mark.parametrize(
@@ -216,29 +212,36 @@ def test_a_teacher_with_the_same_vae_is_taken(
     ],
 )
 def test_what_was_not_prepared_is_refused(
-    v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path, changes: dict[str, object], message: str
+    exported_model: Path,
+    exported_student: Path,
+    pictures: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    message: str,
 ) -> None:
-    latents = made(v1_folder, pictures, tmp_path / "latents", flip=False)
+    latents = made(exported_model, pictures, tmp_path / "latents", flip=False)
     with pytest.raises(InputError, match=message):
-        retrained(v1_folder, v1_student, latents, tmp_path / "run", **{"flip": False, **changes})
+        retrained(exported_model, exported_student, latents, tmp_path / "run", **{"flip": False, **changes})
 
 
-def test_a_shard_that_is_cut_short_is_refused(whole: Path, v1_folder: Path, v1_student: Path, tmp_path: Path) -> None:
+def test_a_shard_that_is_cut_short_is_refused(
+    whole: Path, exported_model: Path, exported_student: Path, tmp_path: Path
+) -> None:
     latents = Path(shutil.copytree(whole, tmp_path / "latents"))
     shard = next(latents.glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(InputError, match=r"prepared data .*; prepare it again"):
-        retrained(v1_folder, v1_student, latents, tmp_path / "run")
+        retrained(exported_model, exported_student, latents, tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"latent_shape": 3}'])
 def test_a_damaged_description_is_refused(
-    whole: Path, v1_folder: Path, v1_student: Path, tmp_path: Path, content: str
+    whole: Path, exported_model: Path, exported_student: Path, tmp_path: Path, content: str
 ) -> None:
     latents = Path(shutil.copytree(whole, tmp_path / "latents"))
     (latents / "prepared.json").write_text(content)
     with pytest.raises(InputError, match=r"prepared.json was not written by this bksdm prepare .* prepare again"):
-        retrained(v1_folder, v1_student, latents, tmp_path / "run")
+        retrained(exported_model, exported_student, latents, tmp_path / "run")
 
 
 # Pictures that cannot be read
@@ -277,9 +280,10 @@ def damaged(folder: Path) -> set[str]:
     return {f"{number}.png" for number in (3, 17, 44, 45, 71, 72, 90, 133, 150, 199)}
 
 
-def test_the_list_of_the_skipped_is_exact(v1_folder: Path, tmp_path: Path) -> None:
+def test_the_list_of_the_skipped_is_exact(exported_model: Path, tmp_path: Path) -> None:
     broken = damaged(tmp_path / "data")
-    out = made(v1_folder, tmp_path / "data", tmp_path / "out", shard_size=64, batch_size=16, workers=1)
+    few = {"flip": False, "text_embeddings": False}  # nothing that is not asked about here
+    out = made(exported_model, tmp_path / "data", tmp_path / "out", shard_size=64, batch_size=16, workers=1, **few)
     skipped = read_lines(out / "skipped.jsonl")
     assert {line["name"] for line in skipped} == broken
     assert len(skipped) == 10
@@ -288,9 +292,10 @@ def test_the_list_of_the_skipped_is_exact(v1_folder: Path, tmp_path: Path) -> No
     assert set(rows(out)["name"]) == {f"{number}.png" for number in range(200)} - broken
 
 
-def test_too_many_broken_pictures_stop_the_run(run: Run, v1_folder: Path, tmp_path: Path) -> None:
+def test_too_many_broken_pictures_stop_the_run(run: Run, exported_model: Path, tmp_path: Path) -> None:
     damaged(tmp_path / "data")
-    words = ["prepare", tmp_path / "data", "--teacher", v1_folder, "--out", tmp_path / "out", "--shard_size", 100]
+    words = ["prepare", tmp_path / "data", "--teacher", exported_model, "--out", tmp_path / "out", "--shard_size", 100]
+    words += ["--flip", "false"]
     outcome = run(*words, "--max_broken", 0.01)
     assert outcome.code == 2
     assert outcome.said == [
@@ -304,82 +309,88 @@ def test_too_many_broken_pictures_stop_the_run(run: Run, v1_folder: Path, tmp_pa
 
 @pytest.mark.parametrize(("column", "wanted"), [(None, "red"), ("alt", "blue")])
 def test_the_column_that_is_asked_for_is_embedded(
-    v1_folder: Path, tmp_path: Path, column: str | None, wanted: str
+    exported_model: Path, tmp_path: Path, column: str | None, wanted: str
 ) -> None:
     metadata = '{"file_name": "0.png", "text": "red", "alt": "blue"}\n'
     captioned(tmp_path / "data", [Image.new("RGB", (8, 8))], metadata)
     captioned(tmp_path / "wanted", [Image.new("RGB", (8, 8))], json.dumps({"file_name": "0.png", "text": wanted}))
     assert_same(
-        made(v1_folder, tmp_path / "data", tmp_path / "out", text_column=column),
-        made(v1_folder, tmp_path / "wanted", tmp_path / "again"),
+        made(exported_model, tmp_path / "data", tmp_path / "out", text_column=column),
+        made(exported_model, tmp_path / "wanted", tmp_path / "again"),
     )
 
 
-def test_no_readable_picture_at_all_is_refused(v1_folder: Path, tmp_path: Path) -> None:
+def test_no_readable_picture_at_all_is_refused(exported_model: Path, tmp_path: Path) -> None:
     captioned(tmp_path / "data", [Image.new("RGB", (8, 8))] * 3)
     for number in range(3):
         (tmp_path / "data" / f"{number}.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"3 of 3 pictures .* cannot be read"):
-        made(v1_folder, tmp_path / "data", tmp_path / "out", max_broken=1.0)
+        made(exported_model, tmp_path / "data", tmp_path / "out", max_broken=1.0)
 
 
 # Going on
 
 
-def test_finished_work_is_left_alone(whole: Path, v1_folder: Path, pictures: Path) -> None:
+def test_finished_work_is_left_alone(whole: Path, exported_model: Path, pictures: Path) -> None:
     shards = sorted(whole.glob("*.arrow"))
     before = mtimes(shards)
-    made(v1_folder, pictures, whole)
+    made(exported_model, pictures, whole)
     assert mtimes(shards) == before
 
 
-def test_a_killed_run_goes_on_where_it_was(whole: Path, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(whole: Path, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "bksdm", "prepare", str(pictures), "--teacher", str(v1_folder), "--out", str(out),
-        "--shard_size", "3", "--batch_size", "2", "--workers", "0", "--text_embeddings",
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(out.glob("*.arrow")):
+    words = ["prepare", pictures, "--teacher", exported_model, "--out", out, "--shard_size", 3, "--batch_size", 2]
+    words += ["--workers", 0, "--text_embeddings"]
+    process = get_context("fork").Process(target=done_here, args=words)  # which has imported everything already
+    process.start()
+    while process.is_alive() and not list(out.glob("*.arrow")):
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     done = sorted(out.glob("*.arrow"))
     before = mtimes(done)
-    done_here(*command[3:])
+    done_here(*words)
+    assert done
     assert mtimes(done) == before
     assert_same(out, whole)
 
 
-def test_a_full_disk_loses_nothing(v1_folder: Path, pictures: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_full_disk_loses_nothing(run: Run, exported_model: Path, pictures: Path, whole: Path, tmp_path: Path) -> None:
     """The file size is limited by the system, which is how a full disk looks to Arrow."""
     out = tmp_path / "out"
-    limited = (
-        "import resource, signal, sys; from bksdm.cli import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); main(sys.argv[1:])"
-    )
-    words = ["prepare", str(pictures), "--teacher", str(v1_folder), "--out", str(out), "--shard_size", "3"]
-    words += ["--batch_size", "2", "--text_embeddings", "--workers", "0"]
-    done = subprocess.run(
-        [sys.executable, "-c", limited, *words], capture_output=True, text=True, check=False, env=os.environ
-    )
-    assert done.returncode == 2
-    assert "cannot be written" in done.stderr.splitlines()[-1]
-    assert "make room and run the same command again" in done.stderr.splitlines()[-1]
+    words = ["prepare", pictures, "--teacher", exported_model, "--out", out, "--shard_size", 3, "--batch_size", 2]
+    with files_of_at_most(10_000):
+        outcome = run(*words, "--text_embeddings", "--workers", 0)
+    assert outcome.code == 2
+    assert "cannot be written" in outcome.said[-1]
+    assert "make room and run the same command again" in outcome.said[-1]
     assert not list(out.glob(".*.partial"))
-    made(v1_folder, pictures, out)
+    made(exported_model, pictures, out)
     assert_same(out, whole)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes; Python ignores the signal, so that the write fails."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
 # What is refused
 
 
-def test_unfinished_latents_are_refused(whole: Path, v1_folder: Path, v1_student: Path, tmp_path: Path) -> None:
+def test_unfinished_latents_are_refused(
+    whole: Path, exported_model: Path, exported_student: Path, tmp_path: Path
+) -> None:
     latents = Path(shutil.copytree(whole, tmp_path / "latents"))
     (latents / "prepared.json").unlink()
     with pytest.raises(InputError, match="is not finished; run the bksdm prepare that made it again, it goes on"):
-        retrained(v1_folder, v1_student, latents, tmp_path / "run")
+        retrained(exported_model, exported_student, latents, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -393,25 +404,25 @@ def test_unfinished_latents_are_refused(whole: Path, v1_folder: Path, v1_student
     ],
 )
 def test_unfit_options_are_refused(
-    v1_folder: Path, pictures: Path, tmp_path: Path, changes: dict[str, object], message: str
+    exported_model: Path, pictures: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        made(v1_folder, pictures, tmp_path / "out", **changes)
+        made(exported_model, pictures, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_runs_folder_is_refused(whole: Path, v1_folder: Path, pictures: Path) -> None:
+def test_another_runs_folder_is_refused(whole: Path, exported_model: Path, pictures: Path) -> None:
     with pytest.raises(InputError, match="holds another run"):
-        made(v1_folder, pictures, whole, flip=False)
+        made(exported_model, pictures, whole, flip=False)
 
 
-def test_prepared_data_are_not_prepared_again(whole: Path, v1_folder: Path, tmp_path: Path) -> None:
+def test_prepared_data_are_not_prepared_again(whole: Path, exported_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is prepared already; give the pictures that it was made from"):
-        made(v1_folder, whole, tmp_path / "out")
+        made(exported_model, whole, tmp_path / "out")
 
 
-def test_the_command_line_says_how_fast_it_was(run: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    outcome = run("prepare", pictures, "--teacher", v1_folder, "--out", tmp_path / "out", "--json")
+def test_the_command_line_says_how_fast_it_was(run: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
+    outcome = run("prepare", pictures, "--teacher", exported_model, "--out", tmp_path / "out", "--json")
     assert outcome.code == 0
     assert (outcome.json["pictures"], outcome.json["skipped"]) == (8, 0)
     assert outcome.json["images_per_second"] > 0

@@ -1,13 +1,16 @@
 """Features: what is recorded, when, and that nothing else changes."""
 
 import copy
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from bksdm.families.recipe import load_recipe
+from bksdm.families import derive
+from bksdm.families.recipe import Pruning, Tap, load_recipe
 from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.taps import Features
 from published import RECIPES, STUDENTS, taps
@@ -45,22 +48,41 @@ def test_the_output_of_every_tap_is_recorded(unet: UNet2DConditionModel, checkpo
         assert torch.equal(seen[path], wanted[path]), path
 
 
+@pytest.fixture(scope="module")
+def teachers(request: pytest.FixtureRequest) -> Callable[[str], tuple[UNet2DConditionModel, dict[str, torch.Size]]]:
+    """A version's U-Net, and the shapes of what any recipe matches, from one pass for all recipes."""
+
+    @cache
+    def found(version: str) -> tuple[UNet2DConditionModel, dict[str, torch.Size]]:
+        unet = xl_unet() if version == "xl" else request.getfixturevalue(f"{version}_teacher").unet
+        recipes = [load_recipe(recipe) for own, recipe in STUDENTS if own == version]
+        paths = [tap.teacher for recipe in recipes for tap in matched(derive(recipe, unet.config))]
+        return unet, shapes(copy.deepcopy(unet), paths)
+
+    return found
+
+
+def matched(pruning: Pruning) -> list[Tap]:
+    return [*pruning.chosen_taps("both"), *pruning.chosen_taps("layers")]
+
+
+def shapes(unet: UNet2DConditionModel, paths: list[str]) -> dict[str, torch.Size]:
+    """Those of features, by their paths, in a pass with checkpointed gradients."""
+    unet.train().enable_gradient_checkpointing()
+    with Features(unet, paths).recording() as found:
+        unet(*random_inputs(), added_cond_kwargs=added_conditions(unet.config))
+    return {path: found[path].shape for path in paths}
+
+
 @pytest.mark.parametrize(("version", "recipe"), STUDENTS)
-def test_what_is_matched_has_one_shape(request: pytest.FixtureRequest, version: str, recipe: str) -> None:
-    unet = xl_unet() if version == "xl" else request.getfixturevalue(f"{version}_teacher").unet
+def test_what_is_matched_has_one_shape(
+    teachers: Callable[[str], tuple[UNet2DConditionModel, dict[str, torch.Size]]], version: str, recipe: str
+) -> None:
+    unet, whole = teachers(version)
     student, pruning = prune_unet(unet, load_recipe(recipe))
-    taps = [*pruning.chosen_taps("both"), *pruning.chosen_taps("layers")]
-    seen = []
-    for ran, paths in (
-        (copy.deepcopy(unet), [tap.teacher for tap in taps]),
-        (student, [tap.student for tap in taps]),
-    ):
-        ran.train().enable_gradient_checkpointing()
-        features = Features(ran, paths)
-        with features.recording() as found:
-            ran(*random_inputs(), added_cond_kwargs=added_conditions(ran.config))
-        seen.append([found[path].shape for path in paths])
-    assert seen[0] == seen[1]
+    taps = matched(pruning)
+    found = shapes(student, [tap.student for tap in taps])
+    assert [found[tap.student] for tap in taps] == [whole[tap.teacher] for tap in taps]
 
 
 def test_of_a_block_that_returns_a_tuple_the_hidden_states_are_read(unet: UNet2DConditionModel) -> None:

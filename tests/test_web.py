@@ -32,7 +32,7 @@ from bksdm.runtime.folder import open_folder
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.schedulers import trajectory
 from bksdm.runtime.tokens import Tokenizer
-from browsing import foreign, needs_browser
+from browsing import foreign, needs_browser, new_context
 from test_runtime_schedulers import CASES
 from test_tokens import LONG, SAYINGS, WORDS
 from tiny_models import MAX_TOKENS, PICTURE, V1_UNET, build_pipeline, build_tokenizer
@@ -90,16 +90,16 @@ def address(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def script(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
     """Runs JavaScript in a page of that address, which gets an argument and gives an answer."""
-    tab = browser.new_page()
+    tab = new_context(browser).new_page()
     tab.goto(f"{address}manifest.json")
     yield tab.evaluate
-    tab.close()
+    tab.context.close()
 
 
 @pytest.fixture
 def tab(browser: Any, address: str) -> Iterator[Any]:
     """The page, read; requests to anywhere else fail the test."""
-    context = browser.new_context()
+    context = new_context(browser)
     strangers: list[str] = []
     context.on("request", lambda request: strangers.append(request.url) if foreign(request.url, address) else None)
     yield visited(context.new_page(), address)
@@ -121,8 +121,7 @@ def draw(tab: Any, prompt: str = PROMPT, **fields: object) -> str:
         tab.fill(f"#{name}", str(value))
     tab.click("#draw")
     tab.wait_for_function(
-        f"document.querySelectorAll('#history figure').length > {before} || document.querySelector('#error').innerText",
-        timeout=300_000,  # a step of the embedded model takes seconds where others want the cores
+        f"document.querySelectorAll('#history figure').length > {before} || document.querySelector('#error').innerText"
     )
     return tab.inner_text("#error") or tab.inner_text("#doing")
 
@@ -312,10 +311,10 @@ def test_the_embedded_student_draws_as_in_python(browser: Any, done: Run, tmp_pa
     prompts = ["red apple, noto style", "whale, flat style", "smiling face, twemoji style"]
     wishes = [{"prompt": prompt, "seed": seed, "steps": 8} for seed, prompt in enumerate(prompts)]
     with served(tmp_path / "web") as address:
-        tab = browser.new_page()
+        tab = new_context(browser).new_page()
         tab.goto(f"{address}manifest.json")
         ours = drawn(tab.evaluate, wishes, 64)
-        tab.close()
+        tab.context.close()
     theirs = open_folder(tmp_path / "web", threads=1).sample(prompts, [0, 1, 2], steps=8)
     for picture, (made,) in zip(ours, theirs, strict=True):
         assert np.abs(picture - made.astype(int)).mean() < 2
@@ -344,7 +343,7 @@ def test_a_picture_is_drawn_and_kept_with_its_parameters(tab: Any) -> None:
 
 @needs_browser
 def test_the_second_visit_needs_no_network(browser: Any, folder: Path) -> None:
-    context = browser.new_context()
+    context = new_context(browser)
     with served(folder) as address:
         tab = visited(context.new_page(), address)
         first = draw(tab, seed=1)
@@ -360,7 +359,7 @@ def test_a_drawing_is_cancelled_and_the_next_one_drawn(tab: Any) -> None:
     tab.fill("#prompt", PROMPT)
     tab.fill("#steps", "900")
     tab.press("#prompt", "Enter")
-    tab.wait_for_function(DRAWING, timeout=60_000)
+    tab.wait_for_function(DRAWING)
     assert tab.is_disabled("#draw")
     tab.press("body", "Escape")
     tab.wait_for_selector("#doing >> text=Cancelled")
@@ -393,7 +392,7 @@ def test_a_damaged_file_is_named(
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     spoil(copy / "text_encoder" / "weights.0")
     with served(copy) as address:
-        context = browser.new_context()
+        context = new_context(browser)
         text = draw(visited(context.new_page(), address))
         context.close()
     assert re.search(line, text)
@@ -409,7 +408,7 @@ def test_too_little_memory_is_said(browser: Any, folder: Path, tmp_path: Path) -
     )
     (copy / "vendor" / "onnxruntime-web" / "ort.wasm.min.mjs").write_text(runtime)
     with served(copy) as address:
-        context = browser.new_context()
+        context = new_context(browser)
         text = draw(visited(context.new_page(), address))
         context.close()
     assert text.startswith("There is not enough memory for this model (too much memory); close other tabs")
@@ -419,7 +418,7 @@ def test_too_little_memory_is_said(browser: Any, folder: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_server_without_the_headers_is_said_to_lack_them(browser: Any, folder: Path) -> None:
     with served(folder, Bare) as address:
-        context = browser.new_context()
+        context = new_context(browser)
         tab = visited(context.new_page(), address)
         assert "Cross-Origin-Embedder-Policy: require-corp" in tab.inner_text("#notes")
         draw(tab, steps=1)
@@ -432,7 +431,7 @@ def test_a_server_without_the_headers_is_said_to_lack_them(browser: Any, folder:
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(browser: Any, address: str, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, color_scheme=scheme)
+    context = new_context(browser, viewport={"width": 390, "height": 844}, is_mobile=True, color_scheme=scheme)
     tab = visited(context.new_page(), address)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -456,7 +455,7 @@ def test_the_page_as_the_documents_show_it(browser: Any, tmp_path: Path) -> None
     if "BKSDM_WEB" not in os.environ:
         pytest.skip("BKSDM_WEB names no folder of bksdm export --to web")
     with served(Path(os.environ["BKSDM_WEB"])) as address:
-        context = browser.new_context(viewport={"width": 760, "height": 900}, device_scale_factor=1.5)
+        context = new_context(browser, viewport={"width": 760, "height": 900}, device_scale_factor=1.5)
         tab = visited(context.new_page(), address)
         for prompt, seed in (("whale, flat style", 1), ("green apple, noto style", 0), ("red apple, noto style", 0)):
             draw(tab, prompt, seed=seed, steps=10)

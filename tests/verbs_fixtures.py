@@ -42,6 +42,18 @@ def v1_student(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
+def exported_folder(exported_model: Path) -> Path:
+    """The teacher with two stages by a name such as those of the kinds. Shared by all tests: not to be changed."""
+    return exported_model
+
+
+@pytest.fixture(scope="session")
+def exported_student(exported: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its small student, which is the quickest. Shared by all tests: not to be changed."""
+    return make_student(exported, tmp_path_factory.mktemp("students") / "exported")
+
+
+@pytest.fixture(scope="session")
 def v2_student(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small student of the v2 teacher. Shared by all tests: not to be changed."""
     return make_student(v2_teacher, tmp_path_factory.mktemp("students") / "v2")
