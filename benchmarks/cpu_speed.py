@@ -326,12 +326,13 @@ class Work:
 
 
 def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
-    """One sample through all of a U-Net, and through its outermost stage; `rounded` multiplies weights in integers."""
+    """One sample through all of a U-Net, and through its outermost stage; `rounded` multiplies by weights in integers."""
     config = dict(unet(model).config)
     whole = outer = Work()
     for layer in family_of(config).layers_of(config, (SIDE, SIDE), TOKENS) or []:
+        half = layer.products / 2  # queries by keys; the other is of values
         integers = rounded and layer.path not in ("conv_in", "conv_out")
-        work = Work(layer.macs, layer.products) if integers else Work(0, layer.macs + layer.products)
+        work = Work(layer.macs + half, half) if integers else Work(0, layer.macs + 2 * half)
         last = f"up_blocks.{len(config['up_block_types']) - 1}."
         inside = layer.path.startswith(("down_blocks", "mid_block", "up_blocks"))
         outermost = layer.path.startswith(("down_blocks.0.", last)) and ".downsamplers." not in layer.path

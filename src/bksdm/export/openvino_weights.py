@@ -47,8 +47,9 @@ def to_int4(model: Any) -> Any:
 def to_w8a8(model: Any, steps: Sequence[Step]) -> Any:
     """A U-Net whose convolutions, but for the first and the last, and linear layers compute in integers.
 
-    Attention itself, queries and keys included, stays in floating point. Before linear layers the channels of an
-    activation are scaled towards one range, and the weights by the inverse (SmoothQuant, arXiv 2211.10438, eq. 3).
+    Attention multiplies queries and keys in integers, and what they weigh in floating point. Before linear layers the
+    channels of an activation are scaled towards one range, and the weights by the inverse (SmoothQuant, arXiv
+    2211.10438, eq. 3).
     """
     nncf = _nncf()
     from nncf.quantization import advanced_parameters as advanced  # noqa: PLC0415
@@ -59,7 +60,7 @@ def to_w8a8(model: Any, steps: Sequence[Step]) -> Any:
         nncf.Dataset(list(steps)),
         subset_size=len(steps),
         model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=nncf.IgnoredScope([convolutions[0], convolutions[-1]], types=["ScaledDotProductAttention"]),
+        ignored_scope=nncf.IgnoredScope([convolutions[0], convolutions[-1]]),
         # Processors without 8-bit dot products add pairs in 16 bits, where weights of 8 bits overflow.
         advanced_parameters=advanced.AdvancedQuantizationParameters(overflow_fix=advanced.OverflowFix.ENABLE),
     )
