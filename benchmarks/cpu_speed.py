@@ -326,7 +326,7 @@ class Work:
 
 
 def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
-    """One sample through all of a U-Net, and through its outermost stage; `rounded` multiplies by weights in integers."""
+    """One sample through all of a U-Net, and through its outermost stage; `rounded` has weights in integers."""
     config = dict(unet(model).config)
     whole = outer = Work()
     for layer in family_of(config).layers_of(config, (SIDE, SIDE), TOKENS) or []:

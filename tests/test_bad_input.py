@@ -399,7 +399,7 @@ OPTIONS = [
     case(
         "missing pool",
         lambda w: w.distill("--random_conditioning", 5, "--caption_pool", "no.txt"),
-        "prompts no.txt do not exist",
+        "unseen no.txt does not exist; give a text file with one prompt a line",
     ),
     case(
         "empty pool",
@@ -438,7 +438,7 @@ PROMPTS = [
     case(
         "an option without its prompts", lambda w: w.generate("--prompt", prompt=False), "either --prompt or --prompts"
     ),
-    case("missing prompts", lambda w: w.generate("--prompts", "no.txt", prompt=False), "prompts no.txt do not exist"),
+    case("missing prompts", lambda w: w.generate("--prompts", "no.txt", prompt=False), "prompts no.txt does not exist"),
     case(
         "empty prompts",
         lambda w: w.generate("--prompts", w.file(" \n\n"), prompt=False),
@@ -464,7 +464,7 @@ PROMPTS = [
         lambda w: w.generate("--prompts", w.file('{"text": "red"}\n{"text', "p.jsonl"), prompt=False),
         "{tmp}/p.jsonl line 2 is not JSON",
     ),
-    case("missing prompts, evaluate", lambda w: w.evaluate("--prompts", "no.txt"), "prompts no.txt do not exist"),
+    case("missing prompts, evaluate", lambda w: w.evaluate("--prompts", "no.txt"), "prompts no.txt does not exist"),
     case(
         "one prompt, evaluate",
         lambda w: w.evaluate("--prompts", w.file("red")),
@@ -473,7 +473,7 @@ PROMPTS = [
     case(
         "missing prompts, distill",
         lambda w: w.distill("--sample_prompts", "no.txt"),
-        "prompts no.txt do not exist",
+        "prompts no.txt does not exist",
     ),
 ]
 
@@ -685,7 +685,12 @@ EVALUATIONS = [
     case(
         "missing captions",
         lambda w: w.evaluate("--unseen", "no.txt", "--teacher", w.teacher, "--scores", "error_left_unseen"),
-        "prompts no.txt do not exist",
+        "unseen no.txt does not exist; give a text file with one prompt a line",
+    ),
+    case(
+        "no captions",
+        lambda w: w.evaluate("--unseen", w.file("\n"), "--teacher", w.teacher, "--scores", "error_left_unseen"),
+        "unseen {tmp}/file.txt is empty; write one prompt a line",
     ),
     case(
         "unknown features",

@@ -11,8 +11,12 @@ from bksdm.data.source import read_source
 from bksdm.data.table_files import TABLES, read_columns, read_text
 
 
-def read_prompts(source: str | Path) -> list[str]:
+def read_prompts(source: str | Path, option: str = "prompts") -> list[str]:
     """Prompts from a text file, one a line, or the captions of a table, of DATA or of MS-COCO's annotations.
+
+    Arguments:
+        source: The file or the data.
+        option: What named it, for refusals.
 
     Raises:
         InputError: There is no such file, or it has no prompts.
@@ -21,7 +25,7 @@ def read_prompts(source: str | Path) -> list[str]:
     if path.is_dir() or (path.is_file() and kind(path) == "tar"):
         return [picture.text for picture in read_source(path).pictures]
     if not path.is_file():
-        raise InputError(f"prompts {source} do not exist; give a text file with one prompt a line")
+        raise InputError(f"{option} {source} does not exist; give a text file with one prompt a line")
     if kind(path) in TABLES:
         prompts = [text for (text,) in read_columns(path, lambda names: (caption_column(names, None, path),))]
     elif kind(path) == "json":
@@ -30,7 +34,7 @@ def read_prompts(source: str | Path) -> list[str]:
         lines = read_text(path).split("\n")  # splitlines would also split at U+2028 or a vertical tab
         prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise InputError(f"prompts {source} is empty; write one prompt a line")
+        raise InputError(f"{option} {source} is empty; write one prompt a line")
     return prompts
 
 

@@ -80,7 +80,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     out, device = Path(options.out), choose_device(options.device)
     reference = open_reference(options.reference)
     prompts, distractors = _prompts(options, reference), _distractors(options)
-    captions = read_prompts(options.unseen) if options.unseen else []
+    captions = read_prompts(options.unseen, "unseen") if options.unseen else []
     sources, unseen = _sources(options, prompts), _unseen(options, captions) if captions else None
     check_ready(
         "evaluate",
@@ -390,7 +390,7 @@ def _unseen(options: EvaluateOptions, captions: Sequence[str]) -> Drawn:
 
 def _drawing_unseen(source: Drawn) -> tuple[str, dict[str, Any]]:
     """What the folder of these pictures is a run of, and its settings."""
-    return "draw unseen captions", {"source": source.digest}
+    return "draw unseen captions", {"unseen": source.digest}
 
 
 def _drawn_unseen(source: Drawn) -> Sequence[Picture]:

@@ -70,4 +70,4 @@ class Repaired:
         before, after = self.output
         closed = f"{1 - after / before:.1%} closed" if before else "nothing to close"
         error = f"output error {before:.4g} -> {after:.4g}, {closed}"
-        return f"{aligned(rows)}\n{error}, on the {self.pictures} noisy latents that it fits"
+        return f"{aligned(rows)}\n{error}, on the noisy latents that it fits ({self.pictures})"
