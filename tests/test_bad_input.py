@@ -399,12 +399,12 @@ OPTIONS = [
     case(
         "missing pool",
         lambda w: w.distill("--random_conditioning", 5, "--caption_pool", "no.txt"),
-        "unseen no.txt does not exist; give a text file with one prompt a line",
+        "caption_pool no.txt does not exist; give a text file with one prompt a line",
     ),
     case(
         "empty pool",
         lambda w: w.distill("--random_conditioning", 5, "--caption_pool", w.file(" ")),
-        "prompts {tmp}/file.txt is empty",
+        "caption_pool {tmp}/file.txt is empty",
     ),
     case("no accumulation", lambda w: w.distill("--accumulation", 0), "accumulation is 0; give at least 1"),
     case("negative workers", lambda w: w.distill("--workers=-1"), "workers is -1; give 0 or more"),
@@ -473,7 +473,7 @@ PROMPTS = [
     case(
         "missing prompts, distill",
         lambda w: w.distill("--sample_prompts", "no.txt"),
-        "prompts no.txt does not exist",
+        "bksdm: sample_prompts no.txt does not exist",
     ),
 ]
 
@@ -691,6 +691,11 @@ EVALUATIONS = [
         "no captions",
         lambda w: w.evaluate("--unseen", w.file("\n"), "--teacher", w.teacher, "--scores", "error_left_unseen"),
         "unseen {tmp}/file.txt is empty; write one prompt a line",
+    ),
+    case(
+        "missing distractors",
+        lambda w: w.evaluate("--distractors", "no.txt"),
+        "distractors no.txt does not exist; give a text file with one prompt a line",
     ),
     case(
         "unknown features",

@@ -103,7 +103,7 @@ def _lesson(options: DistillOptions, how: Defaults, own: Defaults | None) -> Les
         student_drawing=how,
         own=own,
         embeds=options.random_conditioning is not None,
-        contents={"pool_content": None if pool is None else digest(read_prompts(pool))},
+        contents={"pool_content": None if pool is None else digest(read_prompts(pool, "caption_pool"))},
         cutmix=options.cutmix,
         fixed_steps=options.cosine or options.feature_decay,  # these fall by the number of steps
     )
@@ -145,7 +145,7 @@ def _captions(options: DistillOptions, pair: Pair, data: Pictures | Latents) -> 
         return None
     pool: list[str] = []
     if options.caption_pool is not None:
-        pool = read_prompts(options.caption_pool)
+        pool = read_prompts(options.caption_pool, "caption_pool")
     elif options.random_conditioning is not None:
         pool = data.captions(min(len(data), _MOST_CAPTIONS))
     tokenize = tokenizing(pair.teacher)
@@ -214,4 +214,4 @@ def _check_choices(options: DistillOptions) -> None:
             raise InputError(
                 f"caption_pool is {options.caption_pool}, and nothing draws from it; give --random_conditioning too"
             )
-        read_prompts(options.caption_pool)
+        read_prompts(options.caption_pool, "caption_pool")

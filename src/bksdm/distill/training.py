@@ -299,7 +299,7 @@ class _Page:
 def _grid_prompts(options: StudentOptions, data: Pictures | Latents) -> list[str]:
     if options.sample_prompts is None:
         return list(dict.fromkeys(data.captions(_GRID_PROMPTS)))
-    return read_prompts(Path(options.sample_prompts))[:_GRID_PROMPTS]
+    return read_prompts(options.sample_prompts, "sample_prompts")[:_GRID_PROMPTS]
 
 
 def _save_student(folder: Path, pair: Pair, state: TrainState, options: StudentOptions, lesson: Lesson) -> None:

@@ -145,7 +145,7 @@ def _prompts(options: EvaluateOptions, reference: Statistics | Finished) -> list
 def _distractors(options: EvaluateOptions) -> list[str]:
     own = options.reference.partition("/")[0]
     given = options.distractors or (f"{own}/train" if own == ART else None)
-    return read_prompts(given) if given else []
+    return read_prompts(given, "distractors") if given else []
 
 
 def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | Finished]:

@@ -84,7 +84,9 @@ def export(options: ExportOptions) -> Exported:
     settings = dataclasses.asdict(options) | {
         "model_content": fingerprint(options.model),
         "decoder_content": decoder_fingerprint(options.decoder),
-        "calibration_content": digest(read_prompts(options.calibration)) if options.calibration else None,
+        "calibration_content": digest(read_prompts(options.calibration, "calibration"))
+        if options.calibration
+        else None,
         "sampling": as_files(own),
     }
     earlier = _earlier(out, kind, settings)
@@ -202,7 +204,7 @@ def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Sourc
         width=options.width or width,
         batch_size=options.batch_size,
         attention=options.attention,
-        calibration=tuple(read_prompts(options.calibration)) if options.calibration else (),
+        calibration=tuple(read_prompts(options.calibration, "calibration")) if options.calibration else (),
         sampling=own,
         other_scheduler=options.scheduler is not None,
         npm=options.npm,
