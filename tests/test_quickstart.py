@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bksdm.common.assets import asset
 from bksdm.options.distill import DistillOptions
 from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.pruning import PruneOptions
 from bksdm.options.quickstart import QuickstartOptions
 from bksdm.quickstart import run as story
 from verbs import copy_pictures, mtimes
+
+MODELS = ("teacher", "pruned", "repaired", "retrained")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,10 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     heldout = copy_pictures(asset("emoji", "art", "heldout"), tmp_path_factory.mktemp("art") / "heldout", 4)
     unseen = tmp_path_factory.mktemp("captions") / "unseen.txt"
     unseen.write_text("dog and key, flat style\n")
-    original, whole = story.distillation, story._evaluation
+    original, whole, repairing = story.distillation, story._evaluation, story.repairing
+
+    def reparation(options: QuickstartOptions, out: Path) -> PruneOptions:
+        return dataclasses.replace(repairing(options, out), repair=str(heldout), repair_pictures=16)
 
     def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         return dataclasses.replace(original(options, out), data=str(heldout), batch_size=4, sample_every=0)
@@ -36,6 +43,7 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(story, "_evaluation", evaluation)
         patch.setattr(story, "_LATENCY_ROUNDS", 1)
         patch.setattr(story, "distillation", distillation)
+        patch.setattr(story, "repairing", reparation)
         yield
 
 
@@ -63,11 +71,11 @@ def test_more_steps_show_the_student_after_them(tmp_path: Path) -> None:
         return re.findall(rf'alt="{name}: [^"]*" src="([^"]*)"', page)
 
     story.quickstart(QuickstartOptions(out=str(tmp_path), recipe="tiny", steps=1))
-    first = {name: contents(name) for name in ("teacher", "pruned", "retrained")}
+    first = {name: contents(name) for name in MODELS}
     story.quickstart(QuickstartOptions(out=str(tmp_path), recipe="tiny", steps=2))
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 2
-    assert contents("teacher") == first["teacher"]
-    assert contents("pruned") == first["pruned"]
+    for name in ("teacher", "pruned", "repaired"):
+        assert contents(name) == first[name]
     assert contents("retrained") != first["retrained"], "the pictures are those of the student before"
 
 
@@ -79,7 +87,7 @@ def test_the_page_needs_no_other_file(finished: Path) -> None:
 
 def test_the_page_shows_real_and_made_pictures_of_every_prompt(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    for name in ("teacher", "pruned", "retrained"):
+    for name in MODELS:
         assert len(re.findall(rf'alt="{name}: ', page)) == 4
     assert page.count('alt="real"') == 4
     assert "<svg" in page
@@ -88,13 +96,19 @@ def test_the_page_shows_real_and_made_pictures_of_every_prompt(finished: Path) -
 
 def test_the_results_hold_what_was_measured(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
-    assert set(results["scores"]) == {"teacher", "pruned", "retrained"}
+    assert set(results["scores"]) == set(MODELS)
     assert results["scores"]["teacher"]["output_error"] == 0
     assert set(results["gap_closed"]) == {"output_error", "error_left", "error_left_unseen", "frechet_distance"}
     for score in ("error_left", "error_left_unseen"):
         assert [results["scores"][name][score] for name in ("teacher", "pruned")] == [0, 1]
-    assert set(results["seconds_per_picture"]) == {"teacher", "pruned", "retrained"}
+    assert set(results["seconds_per_picture"]) == set(MODELS)
+    assert results["scores"]["repaired"]["error_left"] < 1
     assert results["versions"]["torch"]
+
+
+def test_the_student_is_retrained_from_the_repaired_one(finished: Path) -> None:
+    config = yaml.safe_load((finished / "distill-2" / "config.yaml").read_text())
+    assert config["student"] == str(finished / "repaired")
 
 
 @pytest.mark.slow

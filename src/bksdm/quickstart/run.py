@@ -1,7 +1,7 @@
 """`bksdm quickstart`: the whole story on the embedded art, in minutes on two cores.
 
-Describe, prune, retrain, generate the same prompts and seeds from teacher, just-pruned and
-retrained student, score all three, and write it down as one page.
+Describe, prune, repair, retrain, generate the same prompts and seeds from the teacher and from the student after
+each of these, score all four, and write it down as one page.
 """
 
 import dataclasses
@@ -68,10 +68,17 @@ def quickstart(options: QuickstartOptions) -> Path:
     with clock.phase(f"prune: {options.recipe}"):
         description = prune(PruneOptions(options.teacher, options.recipe, str(folders.pruned)))
         console.print(description.text(), highlight=False, markup=False)
+    with clock.phase("repair: least squares"):
+        prune(repairing(options, out))
     with clock.phase(f"distill: {options.steps} steps"):
         retrained = distill(distillation(options, out))
-    models = {"teacher": options.teacher, "pruned": str(folders.pruned), "retrained": str(retrained)}
-    with clock.phase(f"generate and evaluate: teacher, pruned, retrained for {options.steps} steps"):
+    models = {
+        "teacher": options.teacher,
+        "pruned": str(folders.pruned),
+        "repaired": str(folders.repaired),
+        "retrained": str(retrained),
+    }
+    with clock.phase(f"generate and evaluate: teacher, pruned, repaired, retrained for {options.steps} steps"):
         evaluation = evaluate(_evaluation(models, folders))
     found = {name: evaluation["models"][folders.name(name)] for name in models}
     scores = {name: {score: item["value"] for score, item in model["scores"].items()} for name, model in found.items()}
@@ -106,6 +113,10 @@ class _Folders:
         return self.out / "pruned"
 
     @property
+    def repaired(self) -> Path:
+        return self.out / "repaired"
+
+    @property
     def distillation(self) -> Path:
         return self.out / f"distill-{self.steps}"
 
@@ -121,13 +132,20 @@ class _Folders:
         return sorted((self.evaluation / "models" / self.name(model) / "pictures").glob("*.png"))
 
 
+def repairing(options: QuickstartOptions, out: Path) -> PruneOptions:
+    """How the quickstart repairs: on pictures that it trains on."""
+    folders = _Folders(out, options.steps)
+    return PruneOptions(options.teacher, options.recipe, str(folders.repaired), repair=TRAIN, seed=options.seed)
+
+
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
     """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
+    folders = _Folders(out, options.steps)
     plain = DistillOptions(
         teacher=options.teacher,
-        student=str(_Folders(out, options.steps).pruned),
+        student=str(folders.repaired),
         data=TRAIN,
-        out=str(_Folders(out, options.steps).distillation),
+        out=str(folders.distillation),
         steps=options.steps,
         batch_size=32,
         accumulation=1,
@@ -188,16 +206,15 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
 
 
 def _report(folders: _Folders, description: Description, results: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    costs = {"teacher": description.teacher, "pruned": description.student, "retrained": description.student}
     models = [
         Model(
             name=name,
-            cost=cost,
+            cost=description.teacher if name == "teacher" else description.student,
             scores=evaluation["models"][folders.name(name)]["scores"],
             seconds_per_picture=results["seconds_per_picture"][name],
             pictures=folders.pictures(name),
         )
-        for name, cost in costs.items()
+        for name in results["scores"]
     ]
     write_report(
         folders.out / "report.html",
