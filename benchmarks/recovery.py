@@ -18,6 +18,7 @@ from bksdm.options.quickstart import QuickstartOptions
 from bksdm.quickstart.run import quickstart
 
 MADE_BY = ("versions", "python", "processor", "processors", "started")
+MODELS = ("teacher", "pruned", "repaired", "retrained")
 RECIPES = ("base", "small", "tiny")
 KEPT = ("recipe", "steps", "scores", "gap_closed", "seconds_per_picture", "seconds", *MADE_BY)
 
@@ -30,24 +31,23 @@ def run(recipe: str, steps: int, runs: Path) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| recipe | steps | output error: pruned | retrained | closed | Frechet: teacher | pruned | retrained | closed "
-        "| R@1 among 100: teacher | pruned | retrained |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | steps | output error: pruned | repaired | retrained | closed | left by noise: repaired | retrained "
+        "| Frechet: teacher | pruned | repaired | retrained | closed "
+        "| R@1 among 100: teacher | pruned | repaired | retrained |",
+        "|" + "---|" * 17,
     ]
     for row in rows:
-        teacher, pruned, retrained = (row["scores"][name] for name in ("teacher", "pruned", "retrained"))
+        scores = [row["scores"][name] for name in MODELS]
         closed = row["gap_closed"]
         cells = [
             row["recipe"],
             str(row["steps"]),
-            f"{pruned['output_error']:.4f}",
-            f"{retrained['output_error']:.4f}",
+            *(f"{one['output_error']:.4f}" for one in scores[1:]),
             f"{closed['output_error']:.1%}",
-            f"{teacher['frechet_distance']:.1f}",
-            f"{pruned['frechet_distance']:.1f}",
-            f"{retrained['frechet_distance']:.1f}",
+            *(f"{one['error_left']:.1%}" for one in scores[2:]),
+            *(f"{one['frechet_distance']:.1f}" for one in scores),
             f"{closed['frechet_distance']:.1%}",
-            *(f"{scores['retrieval_r1']:.0%}" for scores in (teacher, pruned, retrained)),
+            *(f"{one['retrieval_r1']:.0%}" for one in scores),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -41,6 +41,7 @@ from bksdm.quickstart.report import Model, write_report
 TRAIN, HELD_OUT, UNSEEN = f"{ART}/train", f"{ART}/heldout", f"{ART}/unseen"
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error", LEFT, LEFT_UNSEEN)
 _LATENCY_ROUNDS = 5
+_STEPS, _SCHEDULER = 10, "DPMSolverMultistepScheduler"  # as good as 25 (benchmarks/results/quality_speed.md)
 
 
 def quickstart(options: QuickstartOptions) -> Path:
@@ -58,7 +59,7 @@ def quickstart(options: QuickstartOptions) -> Path:
     recipe = load_recipe(options.recipe)
     if not describe(options.teacher, recipe).pruning.removed:
         raise InputError(f"recipe {options.recipe} removes nothing, so there is nothing to retrain; give another")
-    made_by, how = provenance(), drawing(options.teacher)
+    made_by = provenance()
     settings = dataclasses.asdict(options) | {"teacher_content": fingerprint(options.teacher)}
     out = open_run(Path(options.out), "quickstart", settings, may_change=("steps",))
     folders = _Folders(out, options.steps)
@@ -79,10 +80,12 @@ def quickstart(options: QuickstartOptions) -> Path:
         "retrained": str(retrained),
     }
     with clock.phase(f"generate and evaluate: teacher, pruned, repaired, retrained for {options.steps} steps"):
-        evaluation = evaluate(_evaluation(models, folders))
+        asked = _evaluation(models, folders)
+        evaluation = evaluate(asked)
     found = {name: evaluation["models"][folders.name(name)] for name in models}
     scores = {name: {score: item["value"] for score, item in model["scores"].items()} for name, model in found.items()}
     closed = {score: gap_closed(scores, score) for score in ("output_error", LEFT, LEFT_UNSEEN, "frechet_distance")}
+    how = drawing(options.teacher, asked.steps)
     results = {
         "teacher": options.teacher,
         "recipe": options.recipe,
@@ -158,8 +161,12 @@ def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         sample_every=max(1, options.steps // 4),
         checkpoint_every=50,
     )
-    blocks = family_of_model(options.teacher).depths(load_denoiser_config(options.teacher))
-    return _of_blocks(plain) if blocks else plain
+    return _of_blocks(plain) if _has_blocks(options.teacher) else plain
+
+
+def _has_blocks(teacher: str) -> bool:
+    """Whether it is a stack of blocks, and no U-Net."""
+    return bool(family_of_model(teacher).depths(load_denoiser_config(teacher)))
 
 
 def _of_blocks(plain: DistillOptions) -> DistillOptions:
@@ -191,6 +198,7 @@ def gap_closed(scores: dict[str, dict[str, Any]], score: str) -> float:
 
 
 def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
+    few = not _has_blocks(models["teacher"]) and drawing(models["teacher"]).steps > _STEPS
     return EvaluateOptions(
         models=[f"{folders.name(name)}={model}" for name, model in models.items()],
         out=str(folders.evaluation),
@@ -202,6 +210,8 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
         unseen=UNSEEN,
         batch_size=25,
         latency=_LATENCY_ROUNDS,
+        steps=_STEPS if few else None,
+        scheduler=_SCHEDULER if few else None,
     )
 
 
