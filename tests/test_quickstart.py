@@ -17,22 +17,23 @@ from bksdm.options.quickstart import QuickstartOptions
 from bksdm.quickstart import run as story
 from verbs import copy_pictures, mtimes
 
+PICTURES = 2
 MODELS = ("teacher", "pruned", "repaired", "retrained")
 
 
 @pytest.fixture(scope="module")
 def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The same story on four pictures in place of hundreds, and with fewer denoising steps."""
-    heldout = copy_pictures(asset("emoji", "art", "heldout"), tmp_path_factory.mktemp("art") / "heldout", 4)
+    """The same story on a few pictures in place of hundreds, and with fewer denoising steps."""
+    heldout = copy_pictures(asset("emoji", "art", "heldout"), tmp_path_factory.mktemp("art") / "heldout", PICTURES)
     unseen = tmp_path_factory.mktemp("captions") / "unseen.txt"
     unseen.write_text("dog and key, flat style\n")
     original, whole, repairing = story.distillation, story._evaluation, story.repairing
 
     def reparation(options: QuickstartOptions, out: Path) -> PruneOptions:
-        return dataclasses.replace(repairing(options, out), repair=str(heldout), repair_pictures=16)
+        return dataclasses.replace(repairing(options, out), repair=str(heldout), repair_pictures=8)
 
     def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
-        return dataclasses.replace(original(options, out), data=str(heldout), batch_size=4, sample_every=0)
+        return dataclasses.replace(original(options, out), data=str(heldout), batch_size=PICTURES, sample_every=0)
 
     def evaluation(models: dict[str, str], folders: object) -> EvaluateOptions:
         return dataclasses.replace(whole(models, folders), steps=3)
@@ -88,8 +89,8 @@ def test_the_page_needs_no_other_file(finished: Path) -> None:
 def test_the_page_shows_real_and_made_pictures_of_every_prompt(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     for name in MODELS:
-        assert len(re.findall(rf'alt="{name}: ', page)) == 4
-    assert page.count('alt="real"') == 4
+        assert len(re.findall(rf'alt="{name}: ', page)) == PICTURES
+    assert page.count('alt="real"') == PICTURES
     assert "<svg" in page
     assert "down_blocks.0" in page
 
