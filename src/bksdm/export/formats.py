@@ -101,7 +101,7 @@ class Format:
         is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
         has_scheduler: Whether an export says by which scheduler it is drawn from.
-        traced: Whether an export holds what networks compute, and not their weights for others to compute with.
+        pools_keys: Whether networks are written as they compute, with pooled keys where that is asked for.
         needs_decoder: Whether it is a small decoder that an export holds, and nothing else.
         prefers_small_decoder: Whether it takes the small decoder that ships for a model's VAE where none is named.
         told: Names of the conditions that a denoiser in it can be told; None for all.
@@ -126,7 +126,7 @@ class Format:
     is_model: bool = False
     fixed_size: bool = False
     has_scheduler: bool = True
-    traced: bool = False
+    pools_keys: bool = False
     needs_decoder: bool = False
     prefers_small_decoder: bool = False
     told: tuple[str, ...] | None = None

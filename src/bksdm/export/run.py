@@ -155,10 +155,8 @@ def _check(options: ExportOptions, kind: Format) -> None:
         raise InputError(f"decoder is {options.decoder}, and {kind.name} has a whole VAE; leave --decoder out")
     if options.scheduler and not kind.has_scheduler:
         raise InputError(f"scheduler is {options.scheduler}, and {kind.name} holds none; leave --scheduler out")
-    if options.pool_keys is not None and not kind.traced:
-        raise InputError(
-            f"pool_keys is {options.pool_keys}, and {kind.name} holds weights alone; leave --pool_keys out"
-        )
+    if options.pool_keys is not None and not kind.pools_keys:
+        raise InputError(f"pool_keys is {options.pool_keys}, and {kind.name} has no pooled keys; leave --pool_keys out")
     kind.check_packages()
 
 

@@ -249,7 +249,6 @@ FORMAT = Format(
     precisions=("fp16", "fp32", "6bit", "4bit"),
     packages={"coremltools": "coremltools"},
     write=write,
-    traced=True,
     networks=_open,
     fixed_size=True,
     has_scheduler=False,

@@ -145,7 +145,6 @@ FORMAT = Format(
     precisions=("fp32",),
     packages={"executorch": "executorch", "torchao": "torchao"},
     write=write,
-    traced=True,
     networks=_open,
     fixed_size=True,
     told=("context",),
