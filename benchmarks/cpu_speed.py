@@ -16,6 +16,7 @@ beside what a picture's operations take at the pace of a big matrix product. On 
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -40,11 +41,11 @@ from bksdm.common.devices import peak_inside
 from bksdm.common.runs import provenance, read_lines, write_text
 from bksdm.evaluate.timing import Interval, Spread, take_turns
 from bksdm.export import to_onnx, to_openvino
-from bksdm.export.calibration import denoising_steps
-from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, components, least_side
+from bksdm.export.calibration import Step, denoising_steps
+from bksdm.export.components import DECODER, TEXT_ENCODER, UNET, Component, components, least_side
 from bksdm.export.formats import Source
 from bksdm.export.run import export
-from bksdm.families import derive, family_of
+from bksdm.families import derive, family_of, family_of_pipeline
 from bksdm.families.recipe import load_recipe
 from bksdm.options.export import ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
@@ -61,6 +62,7 @@ EXPORTED, EXPORTED_SMALL, EXPORTED_FEW = "tiny-openvino", "tiny-openvino-small-d
 W8A8_SMALL, W8A8_FEW = "tiny-openvino-w8a8-small-decoder", "tiny-openvino-w8a8-few-steps"
 CPU = torch.device("cpu")
 _PRODUCT, _TIMES = 4096, 3
+_KEYS = ", keys pooled"
 _KINDS = {"integers": "in int8", "floats": "in the arithmetic of the rest", "stock": "in float32"}
 
 
@@ -74,6 +76,7 @@ class Rival:
         runtime: torch, openvino or onnx.
         precision: Of the weights.
         arithmetic: f32, or bf16 for processors that multiply it faster.
+        pool_keys: Of a U-Net, whose speed alone is measured then.
     """
 
     part: str
@@ -81,11 +84,13 @@ class Rival:
     runtime: str
     precision: str
     arithmetic: str = "f32"
+    pool_keys: int | None = None
 
     @property
     def folder(self) -> str:
         """Where the network lies, whatever it is computed in."""
-        return f"{self.part}-{self.model}-{self.runtime}-{self.precision}"
+        pooled = f"-keys{self.pool_keys}" if self.pool_keys else ""
+        return f"{self.part}-{self.model}-{self.runtime}-{self.precision}{pooled}"
 
     @property
     def name(self) -> str:
@@ -96,7 +101,8 @@ class Rival:
 class Picture:
     """A whole picture: by which model or exported folder, how many steps, which guidance and what arithmetic.
 
-    And by which scheduler where not its own, at which noise levels guided, and every how many steps inside.
+    And by which scheduler where not its own, at which noise levels guided, every how many steps inside, and the side of
+    squares of tokens whose keys are pooled.
     """
 
     name: str
@@ -106,10 +112,12 @@ class Picture:
     scheduler: str | None = None
     interval: tuple[float, float] | None = None
     reuse: int | None = None
+    pool_keys: int | None = None
 
     @property
     def key(self) -> str:
-        spared = [self.scheduler, *(self.interval or ()), self.reuse]
+        pooled = f"keys{self.pool_keys}" if self.pool_keys else None
+        spared = [self.scheduler, *(self.interval or ()), self.reuse, pooled]
         words = [
             self.name,
             f"{self.steps}{_note(self.arithmetic)}",
@@ -134,6 +142,7 @@ PICTURES = [
     *(Picture(W8A8_SMALL, steps, arithmetic="bf16") for steps in (10, 25)),
     *(Picture(W8A8_FEW, steps, guidance=1.0, arithmetic="bf16") for steps in (1, 4, 8)),
 ]
+_POOLED = 2
 _MULTIPLIED = "bf16" if torch.cpu._is_avx512_bf16_supported() else "f32"
 
 
@@ -142,7 +151,8 @@ def ways(precision: str = "w8a8") -> list[Picture]:
     tiny = Picture(W8A8_SMALL if precision == "w8a8" else EXPORTED_SMALL, 10, arithmetic=_MULTIPLIED)
     solved = dataclasses.replace(tiny, scheduler="DPMSolverMultistepScheduler")
     spared = dataclasses.replace(solved, reuse=3)
-    return [Picture("teacher", 10), tiny, spared, dataclasses.replace(spared, interval=(0.3, 5.0))]
+    both = [spared, dataclasses.replace(spared, interval=(0.3, 5.0))]
+    return [Picture("teacher", 10), tiny, *both, *(dataclasses.replace(way, pool_keys=_POOLED) for way in both)]
 
 
 RIVALS = [
@@ -193,7 +203,8 @@ def convert(rival: Rival, out: Path) -> None:
     component = components(pipeline, least, least)[rival.part]
     folder.mkdir(parents=True)
     began = time.perf_counter()
-    with peak_inside(CPU) as peak:
+    pooling = family_of_pipeline(pipeline).sparing(pipeline.unet, pipeline.scheduler, pool_keys=rival.pool_keys)
+    with peak_inside(CPU) as peak, pooling:
         if rival.runtime == "onnx":
             to_onnx.write_graph(component, folder / to_onnx.MODEL_FILE)
             if rival.precision == "int8":
@@ -201,12 +212,21 @@ def convert(rival: Rival, out: Path) -> None:
         else:
             calibration = ("red apple",)
             source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE, calibration=calibration)
-            steps = denoising_steps(source) if rival.precision == "w8a8" else []
+            steps = [any_step(component)] if rival.pool_keys else []
+            if rival.precision == "w8a8" and not steps:
+                steps = denoising_steps(source)
             to_openvino.write_graph(component, folder / to_openvino.MODEL_FILE, rival.precision, steps)
     if rival.part == UNET:
         pipeline.unet.save_config(folder)
     done = {"seconds": time.perf_counter() - began, "peak": peak.bytes}
     write_text(folder / "conversion.json", json.dumps(done))
+
+
+def any_step(component: Component) -> Step:
+    """What w8a8 may be fitted to where nothing but speed is asked for: a step of small latents."""
+    rng = np.random.default_rng(0)
+    noise = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in component.inputs.items()}
+    return noise | {"timestep": np.array([901])}
 
 
 def export_pictures(out: Path) -> None:
@@ -325,7 +345,7 @@ class Work:
         return self.integers / paces["integers"] + self.floats / paces["floats"]
 
 
-def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
+def of_unet(model: str, *, rounded: bool, pool_keys: int = 1) -> tuple[Work, Work]:
     """One sample through all of a U-Net, and through its outermost stage; `rounded` has weights in integers."""
     config = dict(unet(model).config)
     whole = outer = Work()
@@ -336,6 +356,8 @@ def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
         last = f"up_blocks.{len(config['up_block_types']) - 1}."
         inside = layer.path.startswith(("down_blocks", "mid_block", "up_blocks"))
         outermost = layer.path.startswith(("down_blocks.0.", last)) and ".downsamplers." not in layer.path
+        if outermost and layer.path.endswith((".attn1", ".attn1.to_k", ".attn1.to_v")):
+            work = work.times(1 / pool_keys**2)
         whole += work
         outer += work if outermost or not inside else Work()
     return whole, outer
@@ -344,7 +366,8 @@ def of_unet(model: str, *, rounded: bool) -> tuple[Work, Work]:
 def of_picture(wanted: Picture) -> Work:
     """From the first U-Net call to pixels; text encoders take a hundredth of it, and are left out."""
     stock = wanted.name in MODELS
-    whole, outer = of_unet(wanted.name if stock else "tiny", rounded="w8a8" in wanted.name)
+    name, pool_keys = wanted.name if stock else "tiny", wanted.pool_keys or 1
+    whole, outer = of_unet(name, rounded="w8a8" in wanted.name, pool_keys=pool_keys)
     total = Work(0, 1e9 * gmacs(decoder("kl" if stock else "tiny"), torch.zeros(1, 4, SIDE, SIDE)))
     for samples, computes in calls(wanted):
         total += (whole if computes else outer).times(samples)
@@ -469,7 +492,7 @@ def main() -> None:
     parser.add_argument("--one", help="a network or a picture, in this process")
     given = parser.parse_args()
     out: Path = given.out
-    rivals = {rival.name: rival for rival in RIVALS}
+    rivals = {rival.name: rival for rival in (*RIVALS, *_of_fast("w8a8"), *_of_fast("fp32"))}
     pictures = {one.key: one for one in (*PICTURES, *ways())}  # of which some are the same
     at_once: dict[str, Callable[[], None]] = {
         "table": lambda: show(out),
@@ -515,8 +538,9 @@ def fast(out: Path, precision: str, rounds: int) -> None:
     write_text(RESULTS / file, f"# A picture with less work\n\n{command}\n\n{text}\n")
 
 
-def _of_fast(precision: str) -> tuple[Rival, Rival]:
-    return Rival(UNET, "tiny", "openvino", precision), Rival(DECODER, "tiny", "openvino", "fp32")
+def _of_fast(precision: str) -> tuple[Rival, Rival, Rival]:
+    own = Rival(UNET, "tiny", "openvino", precision)
+    return own, dataclasses.replace(own, pool_keys=_POOLED), Rival(DECODER, "tiny", "openvino", "fp32")
 
 
 def _capability() -> str:
@@ -529,18 +553,17 @@ def _line(ledger: Path, key: str) -> dict[str, Any]:
 
 def call_seconds(out: Path, precision: str, rounds: int) -> dict[str, Any]:
     """Processor seconds of the calls that pictures of `ways` consist of, in turns, and the load of the machine."""
-    unets, decoders = (out / rival.folder for rival in _of_fast(precision))
-    _with_part(decoders, unets / UNET, both := out / f"fast-{precision}")
-    networks = OpenvinoNetworks(both, threads=torch.get_num_threads(), precision=_MULTIPLIED)
+    *unets, decoders = (out / rival.folder for rival in _of_fast(precision))
+    networks, pooled = (_opened(decoders, folder) for folder in unets)
     latents, context = np.zeros((2, 4, SIDE, SIDE), np.float32), np.zeros((2, TOKENS, WIDTH), np.float32)
     stock, decode = unet("teacher"), decoder("kl").decode
     deep = networks.keeping(latents[:1], 901.0, {"context": context[:1]})[1].repeat(2, axis=0)
     noisy, told = torch.from_numpy(latents), torch.from_numpy(context)
     works: dict[str, Callable[[], object]] = {"decoder tiny": lambda: networks.decode(latents[:1])}
-    for count in (2, 1):
+    for count, (keys, own) in itertools.product((2, 1), (("", networks), (_KEYS, pooled))):
         given = latents[:count], 901.0, {"context": context[:count]}
-        works[f"{count} keeping"] = partial(networks.keeping, *given)
-        works[f"{count} outer"] = partial(networks.outer, *given, deep[:count])
+        works[f"{count} keeping{keys}"] = partial(own.keeping, *given)
+        works[f"{count} outer{keys}"] = partial(own.outer, *given, deep[:count])
     for work in works.values():  # OpenVINO makes ready for a size when it meets it
         work()
     works["stock"] = lambda: stock(noisy, torch.tensor(901), told, return_dict=False)
@@ -556,11 +579,17 @@ def call_seconds(out: Path, precision: str, rounds: int) -> dict[str, Any]:
     return {"seconds": {name: float(np.median(each)) for name, each in spent.items()}, "load": os.getloadavg()[1]}
 
 
+def _opened(decoder: Path, unet: Path) -> OpenvinoNetworks:
+    _with_part(decoder, unet / UNET, both := unet.with_name(f"fast-{unet.name}"))
+    return OpenvinoNetworks(both, threads=torch.get_num_threads(), precision=_MULTIPLIED)
+
+
 def composed(way: Picture, seconds: Mapping[str, float]) -> float:
     """Processor seconds of a picture, from its first U-Net call to pixels."""
     if way.name in MODELS:
         return len(calls(way)) * seconds["stock"] + seconds["decoder kl"]
-    each = (seconds[f"{samples} {'keeping' if computes else 'outer'}"] for samples, computes in calls(way))
+    keys = _KEYS if way.pool_keys else ""
+    each = (seconds[f"{samples} {'keeping' if computes else 'outer'}{keys}"] for samples, computes in calls(way))
     return sum(each) + seconds["decoder tiny"]
 
 

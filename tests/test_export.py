@@ -240,6 +240,8 @@ def test_tensorrt_graphs_say_their_number_format(model: Path, tmp_path: Path) ->
             {"to": "gguf", "out": "x.gguf", "scheduler": "DDIMScheduler"},
             "scheduler is DDIMScheduler, and gguf holds none; leave",
         ),
+        ({"pool_keys": 0}, "pool_keys is 0; give at least 1"),
+        ({"to": "diffusers", "pool_keys": 2}, "pool_keys is 2, and diffusers has no pooled keys; leave"),
     ],
 )
 def test_options_that_cannot_be_are_refused(model: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:

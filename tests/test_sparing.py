@@ -1,7 +1,9 @@
-"""Drawing with less work: guidance in an interval of noise levels, and the inside of the U-Net in some steps alone."""
+"""Drawing with less work: guidance at some noise levels, the U-Net's inside in some steps, keys of fewer tokens."""
 
+import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,22 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from PIL import Image
 
 from bksdm.common.errors import InputError
+from bksdm.export import to_openvino
+from bksdm.export.components import components
+from bksdm.export.formats import Source
 from bksdm.export.run import export
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
-from bksdm.generate.exported import open_exported, sample_exported
+from bksdm.generate import runtimes
+from bksdm.generate.exported import export_facts, open_exported, sample_exported
 from bksdm.generate.requests import Request
+from bksdm.generate.runtimes import Choice, choose, converted
 from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import denoiser, save_pipeline
 from bksdm.options.export import ExportFormat, ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
-from tiny_models import TWO_STAGES, build_pipeline
+from tiny_models import CONTEXT, MAX_TOKENS, TWO_STAGES, build_pipeline
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
@@ -127,13 +134,64 @@ def test_both_go_together(by_ddim: DiffusionPipeline, between: tuple[float, floa
     assert same(drawn(by_ddim), drawn(by_ddim))  # nothing stays behind
 
 
+@pytest.mark.parametrize("side", [2, 3])
+def test_outermost_self_attentions_have_keys_and_values_of_squares(
+    v1_teacher: StableDiffusionPipeline, side: int
+) -> None:
+    """Written out; three divides neither side, so that squares at two edges hold fewer tokens."""
+    network = v1_teacher.unet
+    attention = network.up_blocks[-1].attentions[-1].transformer_blocks[0].attn1
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    counts: dict[str, int] = {}
+    hooks = [attention.register_forward_hook(lambda module, given, output: seen.append((given[0], output)))]
+    for name, module in network.named_modules():
+        if name.endswith("attn1.to_k"):
+            hooks.append(
+                module.register_forward_hook(lambda *given, name=name: counts.update({name: given[2].shape[1]}))
+            )
+    asked = torch.randn(2, 4, 8, 16), 500, torch.randn(2, MAX_TOKENS, CONTEXT)
+    family, scheduler = family_of_pipeline(v1_teacher), v1_teacher.scheduler
+    with torch.no_grad(), family.sparing(network, scheduler, pool_keys=side):
+        network(*asked)
+    for hook in hooks:
+        hook.remove()
+
+    ((tokens, found),) = seen
+    grid = tokens.unflatten(1, (8, 16))
+    corners = [(y, x) for y in range(0, 8, side) for x in range(0, 16, side)]
+    pooled = torch.stack([grid[:, y : y + side, x : x + side].mean((1, 2)) for y, x in corners], dim=1)
+
+    def heads(layer: torch.nn.Module, given: torch.Tensor) -> torch.Tensor:
+        return layer(given).unflatten(2, (attention.heads, -1)).transpose(1, 2)
+
+    query, key, value = heads(attention.to_q, tokens), heads(attention.to_k, pooled), heads(attention.to_v, pooled)
+    weights = (query @ key.mT * attention.scale).softmax(dim=-1)
+    expected = attention.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    outermost = {name for name in counts if name.startswith(("down_blocks.0.", "up_blocks.3."))}
+    assert len(outermost) == 5
+    assert {counts[name] for name in outermost} == {len(corners)}
+    assert {count for name, count in counts.items() if name not in outermost} == {4 * 8, 2 * 4, 1 * 2}
+
+
+def test_pooled_keys_go_with_the_others(exported: StableDiffusionPipeline) -> None:
+    """Each changes the picture; squares of one token are tokens, and nothing stays behind."""
+    few = partial(drawn, exported, steps=3)
+    ways = [{"interval": (0.5, 5.0)}, {"reuse": 3}, {"pool_keys": 2}, {"pool_keys": 1}]
+    plain = few()
+    assert [same(few(**way), plain) for way in ways] == [False, False, False, True]
+    together = {name: value for way in ways[:3] for name, value in way.items()}
+    assert not same(few(**together), few(**together | {"pool_keys": None}))
+    assert same(few(), plain)
+
+
 def test_what_is_spared_leaves_no_trace_after_an_error(v1_teacher: DiffusionPipeline) -> None:
     network: UNet2DConditionModel = denoiser(v1_teacher)
-    before = dict(network._forward_hooks), dict(network._forward_pre_hooks)
+    hooks = [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in network.modules()]
     family, scheduler = family_of_pipeline(v1_teacher), v1_teacher.scheduler
-    with pytest.raises(RuntimeError, match="stop"), family.sparing(network, scheduler, (1.0, 2.0), 2):
+    with pytest.raises(RuntimeError, match="stop"), family.sparing(network, scheduler, (1.0, 2.0), 2, 2):
         raise RuntimeError("stop")
-    assert (dict(network._forward_hooks), dict(network._forward_pre_hooks)) == before
+    assert [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in network.modules()] == hooks
     assert not any("forward" in vars(module) for module in network.modules())
 
 
@@ -217,6 +275,42 @@ def test_folders_of_before_say_what_mends_them(
         open_exported(old).sample(["red"], reuse=2)
 
 
+def test_a_conversion_with_pooled_keys_draws_so_without_being_told(
+    exported: StableDiffusionPipeline,
+    exported_model: Path,
+    openvino_folder: Path,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def u_net_alone(source: Source, folder: Path) -> None:
+        """The other networks are those of the folder that is there, which are the same."""
+        shutil.copytree(openvino_folder, folder, ignore=shutil.ignore_patterns("export.json"), dirs_exist_ok=True)
+        network = components(source.pipeline, source.height, source.width)["unet"]
+        to_openvino.write_graph(network, folder / "unet" / to_openvino.MODEL_FILE, "fp32", [])
+
+    quick = dataclasses.replace(to_openvino.FORMAT, write=u_net_alone, networks=None)
+    monkeypatch.setattr(to_openvino, "FORMAT", quick)
+    monkeypatch.setenv("BKSDM_CACHE", str(tmp_path / "cache"))
+    folder = converted(str(exported_model), "openvino", pool_keys=2)
+    monkeypatch.setattr(runtimes, "_worth_it", lambda *given: Choice("torch", "it is not converted"))
+    chosen = [
+        choose(str(exported_model), torch.device("cpu"), "auto", None, None, 1, keys).runtime for keys in (2, None)
+    ]
+    assert chosen == ["openvino", "torch"]
+    assert (export_facts(folder)["pool_keys"], export_facts(openvino_folder)["pool_keys"]) == (2, None)
+    opened = open_exported(folder, reuses=True, pool_keys=2)
+    for reuse in (None, 3):
+        (ours,) = sample_exported(opened, ASKED, steps=STEPS, guidance=GUIDANCE, reuse=reuse)
+        assert largest(ours, drawn(exported, reuse=reuse, pool_keys=2)) <= 1
+        assert not same(ours, drawn(exported, reuse=reuse))
+    for other in (folder, openvino_folder):
+        outcome = run("generate", other, "--prompt", "red", "--pool_keys", 3, "--out", tmp_path / "out")
+        mend = "was exported without pool_keys 3; export it with --pool_keys 3, or leave it out"
+        assert (outcome.code, outcome.said) == (2, [f"bksdm: {other} {mend}"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_exports_and_models_draw_alike(exported_model: Path, onnx_folder: Path, done: Run, tmp_path: Path) -> None:
     words = ["--prompt", "red", "--steps", STEPS, "--guidance_interval", 0.5, 5, "--scheduler", "DDIMScheduler"]
     words += ["--reuse", 2]
@@ -236,6 +330,7 @@ def test_exports_and_models_draw_alike(exported_model: Path, onnx_folder: Path, 
         (["--guidance_interval", 5, 0.3], "guidance_interval is 5 0.3; give two noise levels, the lower first"),
         (["--guidance_interval", 5], "guidance_interval is 5; give two noise levels"),
         (["--reuse", 0], "reuse is 0; give at least 1"),
+        (["--pool_keys", 0], "pool_keys is 0; give at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -247,7 +342,18 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [["--guidance_interval", 0.3, 5], ["--reuse", 2], ["--fast"]])
+@pytest.mark.parametrize("verb", ["generate", "export"])
+def test_a_u_net_without_outermost_attentions_has_no_keys_to_pool(
+    run: Run, xl_folder: Path, tmp_path: Path, verb: str
+) -> None:
+    words = ["--prompt", "red"] if verb == "generate" else ["--to", "onnx"]
+    outcome = run(verb, xl_folder, *words, "--pool_keys", 2, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "has no self-attention in the outermost stage of its U-Net, and pool_keys pools" in outcome.said[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--guidance_interval", 0.3, 5], ["--reuse", 2], ["--pool_keys", 2], ["--fast"]])
 def test_transformers_are_refused(run: Run, z_folder: Path, tmp_path: Path, words: list[object]) -> None:
     outcome = run("generate", z_folder, "--prompt", "red", "--out", tmp_path / "out", *words)
     assert outcome.code == 2
@@ -279,12 +385,14 @@ def test_fast_is_what_the_table_recommends(
 
 
 def test_a_way_of_drawing_has_them(v1_folder: Path) -> None:
-    assert drawing(v1_folder, 4, 2.0, [0.3, 5], 3).to_dict() == {
+    assert drawing(v1_folder, 4, 2.0, [0.3, 5], 3, 2).to_dict() == {
         "steps": 4,
         "guidance": 2.0,
         "interval": (0.3, 5),
         "reuse": 3,
+        "pool_keys": 2,
     }
+    assert drawing(v1_folder, pool_keys=1) == drawing(v1_folder)
     with pytest.raises(InputError, match="reuse is -1"):
         drawing(v1_folder, reuse=-1)
 

@@ -195,9 +195,13 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
         options.guidance,
         options.guidance_interval,
         options.reuse,
+        options.pool_keys,
     )
     size = options.height, options.width
-    drawn = {model: Drawing(how.steps, how.guidance, *size, how.interval, how.reuse) for model, how in ways.items()}
+    drawn = {
+        model: Drawing(how.steps, how.guidance, *size, how.interval, how.reuse, how.pool_keys)
+        for model, how in ways.items()
+    }
     asked = [(model, drawn[model]) for model in options.models]
     models = load_rivals(asked, dtype, runtimes=options.runtimes, decoder=options.decoder)
     say_unlike(ways)

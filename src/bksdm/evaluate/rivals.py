@@ -38,7 +38,7 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a rival's pictures are drawn; sizes are None where it has its own, the last two where nothing is spared."""
+    """How a rival's pictures are drawn; sizes are None where it has its own, those after where nothing is spared."""
 
     steps: int
     guidance: float
@@ -46,6 +46,7 @@ class Drawing:
     width: int | None = None
     interval: Interval | None = None
     reuse: int | None = None
+    pool_keys: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -121,7 +122,7 @@ def load_rivals(
                 if runtime == "torch":
                     found.append(TorchRival.load(model, drawing, dtype, small))
                 else:
-                    folder = str(converted(model, runtime, small))
+                    folder = str(converted(model, runtime, small, drawing.pool_keys))
                     found.append(ExportedRival.load(f"{title}, {runtime}", folder, drawing))
     return found
 
@@ -181,7 +182,12 @@ class TorchRival:
         latents = _noise(batch_size, self._latent_shape()).to(pipeline.device, denoiser(pipeline).dtype)
         pipeline.scheduler.set_timesteps(self.drawing.steps, device=pipeline.device)
         noisy = torch.cat([latents] * 2) if guided else latents
-        step = partial(family.answer, denoiser(pipeline), noisy, pipeline.scheduler.timesteps[0], told)
+        answer = partial(family.answer, denoiser(pipeline), noisy, pipeline.scheduler.timesteps[0], told)
+
+        def step() -> Tensor:
+            with family.sparing(denoiser(pipeline), pipeline.scheduler, pool_keys=self.drawing.pool_keys):
+                return answer()
+
         decode = partial(pipeline.vae.decode, latents / pipeline.vae.config.scaling_factor, return_dict=False)
         whole = _whole(partial(sample, pipeline), batch_size, self.drawing, self.size)
         return dict(zip(PARTS, cast(tuple[Task, ...], (encode, step, decode, whole)), strict=True))
@@ -223,7 +229,7 @@ class ExportedRival:
 
     @classmethod
     def load(cls, title: str, folder: str, drawing: Drawing) -> "ExportedRival":
-        pipeline = open_exported(folder, reuses=drawing.reuse is not None)
+        pipeline = open_exported(folder, reuses=drawing.reuse is not None, pool_keys=drawing.pool_keys)
         return cls(title, folder, pipeline, drawing, str(export_facts(folder).get("precision")))
 
     @property
@@ -263,7 +269,8 @@ _FIRST_TIMESTEP = 901.0
 def _whole(draw: Callable[..., Iterator[object]], batch_size: int, drawing: Drawing, size: tuple[int, int]) -> Task:
     """A batch of pictures from prompts to pixels."""
     requests = [Request(PROMPT, seed) for seed in range(batch_size)]
-    wanted: dict[str, Any] = {name: getattr(drawing, name) for name in ("steps", "guidance", "interval", "reuse")}
+    names = ("steps", "guidance", "interval", "reuse", "pool_keys")
+    wanted: dict[str, Any] = {name: getattr(drawing, name) for name in names}
 
     def make() -> object:
         return list(draw(requests, **wanted, batch_size=batch_size, height=size[0], width=size[1]))

@@ -158,6 +158,7 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
         options.guidance,
         options.guidance_interval,
         options.reuse,
+        options.pool_keys,
     )
     for name, model in models.items():
         if name not in ways:
@@ -383,7 +384,7 @@ def _from_teacher(
 def _unseen(options: EvaluateOptions, captions: Sequence[str]) -> Drawn:
     """What the teacher draws of captions that have no pictures."""
     teacher = str(options.teacher)
-    how = drawing(teacher, options.steps, options.guidance, options.guidance_interval, options.reuse)
+    how = drawing(teacher, options.steps, options.guidance, options.guidance_interval, options.reuse, options.pool_keys)
     requests, folder = numbered(captions, 1, options.seed), Path(options.out) / "unseen" / "pictures"
     return Drawn(teacher, requests, how, _sampling(options), folder, range(len(requests)))
 

@@ -100,7 +100,7 @@ class Drawn:
     def __post_init__(self) -> None:
         self.captions = [request.prompt for request in self.requests]
         how = self.how.to_dict() | dataclasses.asdict(self.sampling)
-        others = (name for name in ("sigmas", "interval", "reuse") if name in how)
+        others = (name for name in ("sigmas", "interval", "reuse", "pool_keys") if name in how)
         names = ("steps", "guidance", "scheduler", "precision", *others)
         drawn = [how[name] for name in names]
         asked = [[request.prompt, request.seed] for request in self.requests]

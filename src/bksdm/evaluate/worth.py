@@ -50,4 +50,4 @@ def worth(
 
 
 def _drawing(how: Defaults) -> Drawing:
-    return Drawing(how.steps, how.guidance, interval=how.interval, reuse=how.reuse)
+    return Drawing(how.steps, how.guidance, interval=how.interval, reuse=how.reuse, pool_keys=how.pool_keys)

@@ -54,6 +54,7 @@ class Source:
         calibration: Prompts whose denoising steps a quantiser looks at; empty where none were given.
         sampling: What it draws best with, where that is known.
         other_scheduler: Whether the pipeline's scheduler is not the model's own.
+        pool_keys: What `Family.sparing` is told while networks are traced, which then are so.
         npm: Folder with the archives of npm's packages; None to have npm fetch them.
     """
 
@@ -68,6 +69,7 @@ class Source:
     calibration: tuple[str, ...] = ()
     sampling: Defaults | None = None
     other_scheduler: bool = False
+    pool_keys: int | None = None
     npm: str | None = None
 
 
@@ -99,6 +101,7 @@ class Format:
         is_model: Whether what is written is a MODEL again, that every verb takes.
         fixed_size: Whether an export makes pictures of one size only.
         has_scheduler: Whether an export says by which scheduler it is drawn from.
+        pools_keys: Whether networks are written as they compute, with pooled keys where that is asked for.
         needs_decoder: Whether it is a small decoder that an export holds, and nothing else.
         prefers_small_decoder: Whether it takes the small decoder that ships for a model's VAE where none is named.
         told: Names of the conditions that a denoiser in it can be told; None for all.
@@ -123,6 +126,7 @@ class Format:
     is_model: bool = False
     fixed_size: bool = False
     has_scheduler: bool = True
+    pools_keys: bool = False
     needs_decoder: bool = False
     prefers_small_decoder: bool = False
     told: tuple[str, ...] | None = None

@@ -30,10 +30,10 @@ from bksdm.models.configs import check_ready, family_of_model
 from bksdm.models.decoder import load_model, with_own_decoder
 from bksdm.models.drawing import drawing_defaults
 from bksdm.models.folders import decoder_fingerprint, fingerprint
-from bksdm.models.pipelines import captions, check_text_to_image, image_size, safety_checker
+from bksdm.models.pipelines import captions, check_text_to_image, denoiser, image_size, safety_checker
 from bksdm.options.export import ExportOptions
 from bksdm.pruning.told import recipe_of
-from bksdm.runtime.defaults import Defaults, as_files
+from bksdm.runtime.defaults import Defaults, as_files, squares
 
 _MOST_DIFFERENT = 2  # of 255, in float32
 _SPARE = 1.05
@@ -75,6 +75,7 @@ def export(options: ExportOptions) -> Exported:
         RuntimeError: The export does not compute what the model does.
     """
     kind = format_named(options.to)
+    options = dataclasses.replace(options, pool_keys=squares(options.pool_keys))
     if not options.unpickle:
         _check_family(options, kind)
     _check(options, kind)
@@ -100,7 +101,7 @@ def export(options: ExportOptions) -> Exported:
     _check_source(source, kind, out)
     if safety_checker(source.pipeline) is not None and not (kind.is_model or kind.needs_decoder):
         say_unchecked(options.model, kind.name)
-    with _appears(out, kind) as partial:
+    with _appears(out, kind) as partial, _spared(source):
         kind.write(source, partial)
         parity = _parity(source, kind, partial)
         if not kind.suffix:
@@ -154,6 +155,8 @@ def _check(options: ExportOptions, kind: Format) -> None:
         raise InputError(f"decoder is {options.decoder}, and {kind.name} has a whole VAE; leave --decoder out")
     if options.scheduler and not kind.has_scheduler:
         raise InputError(f"scheduler is {options.scheduler}, and {kind.name} holds none; leave --scheduler out")
+    if options.pool_keys is not None and not kind.pools_keys:
+        raise InputError(f"pool_keys is {options.pool_keys}, and {kind.name} has no pooled keys; leave --pool_keys out")
     kind.check_packages()
 
 
@@ -166,7 +169,7 @@ def _check_family(options: ExportOptions, kind: Format) -> None:
     reason = kind.why_not_family(family, options.precision)
     if reason:
         raise InputError(f"model {options.model} cannot be exported to {kind.name}: {reason}")
-    check_ready("export", options.model, options={"decoder": options.decoder})
+    check_ready("export", options.model, options={"decoder": options.decoder, "pool_keys": options.pool_keys})
 
 
 def _earlier(out: Path, kind: Format, settings: Mapping[str, Any]) -> Exported | None:
@@ -207,6 +210,7 @@ def _source(options: ExportOptions, kind: Format, own: Defaults | None) -> Sourc
         calibration=tuple(read_prompts(options.calibration, "calibration")) if options.calibration else (),
         sampling=own,
         other_scheduler=options.scheduler is not None,
+        pool_keys=options.pool_keys,
         npm=options.npm,
     )
 
@@ -279,6 +283,13 @@ def _parity(source: Source, kind: Format, written: Path) -> Parity | None:
     return parity
 
 
+def _spared(source: Source) -> contextlib.AbstractContextManager[object]:
+    """The pipeline computes as what is exported of it."""
+    pipeline = source.pipeline
+    family = family_of_pipeline(pipeline)
+    return family.sparing(denoiser(pipeline), pipeline.scheduler, pool_keys=source.pool_keys)
+
+
 def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path) -> None:
     """Write `export.json`, by which runners know the folder."""
     fixed = kind.fixed_size
@@ -290,6 +301,7 @@ def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path)
         "height": source.height if fixed else None,
         "width": source.width if fixed else None,
         "batch_size": source.batch_size if fixed else None,
+        "pool_keys": source.pool_keys,
         "parameters": {
             name: component.parameters
             for name, component in components(source.pipeline, source.height, source.width).items()

@@ -219,6 +219,7 @@ FORMAT = Format(
     precisions=("fp32", "fp16", "int8"),
     packages={"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime", "tokenizers": "tokenizers"},
     write=write,
+    pools_keys=True,
     networks=_open,
     why_not=why_not,
     least_psnr={"fp16": 30.0, "int8": 20.0},

@@ -132,6 +132,7 @@ FORMAT = Format(
     precisions=("fp32", "fp16", "int8", "int4", "w8a8"),
     packages={"openvino": "openvino", "nncf": "nncf", "openvino_tokenizers": "openvino-tokenizers"},
     write=write,
+    pools_keys=True,
     networks=_open,
     why_not=why_not,
     least_psnr={"fp16": 30.0, "int8": 20.0},

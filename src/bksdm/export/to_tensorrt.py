@@ -68,6 +68,7 @@ FORMAT = Format(
     precisions=("fp16", "fp32"),
     packages=to_onnx.FORMAT.packages,
     write=write,
+    pools_keys=True,
     networks=to_onnx.FORMAT.networks,
     told=("context",),
     fixed_size=False,

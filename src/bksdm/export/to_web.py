@@ -208,6 +208,7 @@ FORMAT = Format(
     precisions=("int8", "int4", "fp16", "fp32"),
     packages=to_onnx.FORMAT.packages,
     write=write,
+    pools_keys=True,
     networks=to_onnx.FORMAT.networks,
     prefers_small_decoder=True,
     told=("context",),

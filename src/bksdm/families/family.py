@@ -378,8 +378,9 @@ class Family(ABC):
         self,
         denoiser: Denoiser,  # noqa: ARG002
         scheduler: SchedulerMixin,  # noqa: ARG002
-        interval: Interval | None,
-        reuse: int | None,
+        interval: Interval | None = None,
+        reuse: int | None = None,
+        pool_keys: int | None = None,
     ) -> AbstractContextManager[object]:
         """The denoiser in a pipeline that calls it with less work inside a `with` block; then it is as it was.
 
@@ -388,10 +389,17 @@ class Family(ABC):
             scheduler: Whose timesteps it is called with.
             interval: The noise levels at which guidance is given, where not at all.
             reuse: Every how many calls its inside is computed, where not at each.
+            pool_keys: Side of the squares of tokens whose means give keys and values to the self-attentions of its
+                outermost stage, where not all tokens do.
         """
         assert interval is None, self.name
         assert reuse is None, self.name
+        assert pool_keys is None, self.name
         return nullcontext()
+
+    def pools_keys(self, config: Config) -> bool:  # noqa: ARG002
+        """Whether the outermost stage of a denoiser with this config has self-attentions, whose keys can be pooled."""
+        return False
 
     def noise_schedule(self, scheduler: SchedulerMixin, timesteps: Timesteps = "even") -> ForwardProcess:
         """The forward process, its timesteps and its target; `InputError` where they cannot be learnt by."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bksdm.common.errors import InputError
 from bksdm.generate.requests import Request
 from bksdm.runtime.defaults import Interval
 from bksdm.runtime.files import read_json
@@ -31,7 +32,12 @@ def export_facts(model: str | Path) -> dict[str, object]:
 
 
 def open_exported(
-    model: str | Path, arithmetic: str = "f32", scheduler: str | None = None, *, reuses: bool = False
+    model: str | Path,
+    arithmetic: str = "f32",
+    scheduler: str | None = None,
+    *,
+    reuses: bool = False,
+    pool_keys: int | None = None,
 ) -> Pipeline:
     """The pipeline of an exported folder, with as many threads as torch has.
 
@@ -40,10 +46,14 @@ def open_exported(
         arithmetic: Of OpenVINO: f32, bf16 or f16.
         scheduler: Name of a diffusers scheduler in the place of the folder's own.
         reuses: Whether the inside of its U-Net is to be computed in some steps alone.
+        pool_keys: How it has to have been exported, where that matters.
 
     Raises:
-        InputError: It is incomplete, of a format that does not run here, or too old for `reuses`.
+        InputError: It is incomplete, of a format that does not run here, too old for `reuses`, or exported otherwise.
     """
+    if pool_keys not in (None, export_facts(model).get("pool_keys")):
+        mend = f"export it with --pool_keys {pool_keys}, or leave it out"
+        raise InputError(f"{model} was exported without pool_keys {pool_keys}; {mend}")
     threads = torch.get_num_threads()
     pipeline = open_folder(Path(model).expanduser(), threads=threads, precision=arithmetic, scheduler=scheduler)
     if reuses:
@@ -59,6 +69,7 @@ def sample_exported(
     guidance: float | None = None,
     interval: Interval | None = None,
     reuse: int | None = None,
+    pool_keys: int | None = None,  # noqa: ARG001 - the network is so already, or is not opened
     batch_size: int = 4,
     negative_prompt: str | None = None,
     height: int | None = None,

@@ -50,8 +50,8 @@ def generate(options: GenerateOptions) -> list[Path]:
     check_ready("generate", options.model, options=dataclasses.asdict(options))
     own = drawing(options.model)
     options = _fast(options, own) if options.fast else options
-    how = own.chosen(options.steps, options.guidance, options.guidance_interval, options.reuse)
-    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance)
+    how = own.chosen(options.steps, options.guidance, options.guidance_interval, options.reuse, options.pool_keys)
+    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance, pool_keys=how.pool_keys)
     check(options)
     asked = _asked(options)
     image, mask = _image_and_mask(options)
@@ -81,6 +81,7 @@ def generate(options: GenerateOptions) -> list[Path]:
             lora=Lora(options.lora, options.lora_scale) if options.lora else None,
             masked=mask is not None,
             reuses=options.reuse is not None,
+            pool_keys=how.pool_keys,
             # Of the whole U-Net; what reuse spares, a conversion cannot save.
             unet_calls=len(missing) * -(-how.steps // (how.reuse or 1)) * (2 if how.guidance > 1 else 1),
         )
@@ -230,7 +231,7 @@ def _shared(options: GenerateOptions, how: Defaults) -> dict[str, Any]:
     """What all pictures say of themselves; a negative prompt, where there is guidance."""
     shown = ["model", "steps", "guidance", "decoder", "precision", "lora"]
     shown += ["negative_prompt"] if how.guidance > family_of_model(options.model).unguided else []
-    shown += [name for name in ("guidance_interval", "reuse") if getattr(options, name) is not None]
+    shown += [name for name in ("guidance_interval", "reuse", "pool_keys") if getattr(options, name) is not None]
     shown += ["image", "strength", "mask"] if options.image else []
     return {name: getattr(options, name) for name in shown}
 

@@ -94,6 +94,7 @@ def open_drawer(
     lora: Lora | None = None,
     masked: bool = False,
     reuses: bool = False,
+    pool_keys: int | None = None,
     unet_calls: int = 1,
 ) -> Drawer:
     """What makes the pictures of MODEL.
@@ -109,6 +110,7 @@ def open_drawer(
         lora: What is added to the weights.
         masked: Whether a part of a picture is painted anew.
         reuses: Whether the inside of the U-Net is computed in some steps alone.
+        pool_keys: As `sample` takes it; what is exported has to be so already.
         unet_calls: How many pictures the U-Net will be called for in all: steps x pictures x 2 with guidance.
 
     Raises:
@@ -118,10 +120,10 @@ def open_drawer(
     if by_torch and (is_exported(model) or runtime not in ("auto", "torch")):
         raise InputError(f"{by_torch} needs torch; leave out --runtime, and give the model rather than its export")
     if is_exported(model):
-        return _exported(model, runtime, precision, decoder, scheduler, reuses)
+        return _exported(model, runtime, precision, decoder, scheduler, reuses, pool_keys)
     if by_torch:
         runtime = "torch"
-    choice = choose(model, device, precision, decoder, scheduler, unet_calls) if runtime == "auto" else None
+    choice = choose(model, device, precision, decoder, scheduler, unet_calls, pool_keys) if runtime == "auto" else None
     chosen = runtime if choice is None else choice.runtime
     if chosen == "torch":
         return _torch(model, device, precision, decoder, scheduler, lora, masked)
@@ -133,7 +135,8 @@ def open_drawer(
     _check_arithmetic(chosen, precision)
     if choice is not None:
         say(f"{chosen}: {choice.reason}")
-    return _exported(str(converted(model, chosen, decoder)), "auto", precision, None, scheduler, reuses)
+    folder = str(converted(model, chosen, decoder, pool_keys))
+    return _exported(folder, "auto", precision, None, scheduler, reuses, pool_keys)
 
 
 def choose(
@@ -143,6 +146,7 @@ def choose(
     decoder: str | None,
     scheduler: str | None,
     unet_calls: int,
+    pool_keys: int | None = None,
 ) -> Choice:
     """The runtime that is done first, with its conversion, if it is still to be made."""
     if Path(model).is_dir():
@@ -160,7 +164,7 @@ def choose(
     content = fingerprint(model) if best else None  # reads all of the model
     if content is None or best is None:
         return Choice("torch", _NOT_LOCAL if best else _NOT_INSTALLED)
-    if is_exported(_kept(content, best, decoder)):
+    if is_exported(_kept(content, best, decoder, pool_keys)):
         return Choice(best, "the model is converted already")
     return _worth_it(model, best, unet_calls)
 
@@ -188,7 +192,7 @@ def _worth_it(model: str, runtime: str, unet_calls: int) -> Choice:
     return Choice(runtime, f"saves about {saved:.0f} s, and its conversion takes about {conversion:.0f} s, once")
 
 
-def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
+def converted(model: str, runtime: str, decoder: str | None = None, pool_keys: int | None = None) -> Path:
     """The folder of a model in the form of a runtime, in float32, made where it is not there yet.
 
     Raises:
@@ -197,21 +201,23 @@ def converted(model: str, runtime: str, decoder: str | None = None) -> Path:
     content = fingerprint(model)
     if content is None:
         raise InputError(f"model {model} is on the hub, and only local ones are converted; download it first")
-    folder = _kept(content, runtime, decoder)
+    folder = _kept(content, runtime, decoder, pool_keys)
     if not is_exported(folder):
         alone = _torch_alone(model, None)
         if alone:
             raise InputError(f"{model} cannot be converted for {runtime}: {alone}; take torch, or export --scheduler")
         say(f"converting {model} for {runtime}, once, into {folder}")
-        export(ExportOptions(model, cast(ExportFormat, runtime), str(folder), "fp32", decoder=decoder))
+        to = cast(ExportFormat, runtime)
+        export(ExportOptions(model, to, str(folder), "fp32", decoder=decoder, pool_keys=pool_keys))
     elif has_safety_checker(model):  # of which the conversion spoke
         say_unchecked(model, runtime)
     return folder
 
 
-def _kept(content: str, runtime: str, decoder: str | None) -> Path:
+def _kept(content: str, runtime: str, decoder: str | None, pool_keys: int | None) -> Path:
     small = f"-{decoder_fingerprint(decoder)}" if decoder else ""
-    return cache_folder() / f"{content}{small}-{runtime}-{_EDITION}"
+    pooled = f"-keys{pool_keys}" if pool_keys else ""
+    return cache_folder() / f"{content}{small}{pooled}-{runtime}-{_EDITION}"
 
 
 def _torch(
@@ -247,7 +253,13 @@ def _torch(
 
 
 def _exported(
-    model: str, runtime: Runtime, precision: Precision, decoder: str | None, scheduler: str | None, reuses: bool
+    model: str,
+    runtime: Runtime,
+    precision: Precision,
+    decoder: str | None,
+    scheduler: str | None,
+    reuses: bool,
+    pool_keys: int | None,
 ) -> Drawer:
     facts = export_facts(model)
     if runtime not in ("auto", facts.get("format")):
@@ -255,7 +267,7 @@ def _exported(
     if decoder:
         raise InputError(f"{model} is exported with its decoder; leave out --decoder, or export it with another")
     arithmetic = _ARITHMETIC[precision]
-    pipeline = open_exported(model, arithmetic, scheduler, reuses=reuses)
+    pipeline = open_exported(model, arithmetic, scheduler, reuses=reuses, pool_keys=pool_keys)
     _check_arithmetic(str(facts["format"]), precision)
     weights = str(facts.get("precision"))
     for word in pipeline.tokenizer.hidden_words():

@@ -57,6 +57,7 @@ def sample(
     sigmas: Sequence[float] | None = None,
     interval: Interval | None = None,
     reuse: int | None = None,
+    pool_keys: int | None = None,
     embedded: Embedded | None = None,
     stepped: Callable[[], None] | None = None,
 ) -> Iterator[list[Image.Image]]:
@@ -82,6 +83,7 @@ def sample(
         sigmas: Of flow matching: the noise level that each of the steps begins at, before the scheduler shifts it.
         interval: The noise levels at which guidance is given; see `Family.sparing`.
         reuse: Every how many steps the inside of the U-Net is computed; likewise.
+        pool_keys: Side of the squares of tokens whose means give keys and values; likewise.
         embedded: What the prompts give, if it is known.
         stepped: Called after every denoising step of a batch.
 
@@ -104,7 +106,7 @@ def sample(
         if stepped:
             arguments |= {"callback_on_step_end": _calling(stepped)}
         size = (height or own_height, width or own_width) if image is None or mask else (image.height, image.width)
-        with family.sparing(denoiser(pipeline), pipeline.scheduler, interval if guided else None, reuse):
+        with family.sparing(denoiser(pipeline), pipeline.scheduler, interval if guided else None, reuse, pool_keys):
             latents = run(**arguments, output_type="latent").images
         pixels, flags = _checked(pipeline, _decoded(pipeline, latents, size))
         pictures = _pictures(pipeline, pixels)

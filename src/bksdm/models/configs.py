@@ -169,6 +169,11 @@ def check_ready(verb: str, *models: str, options: Mapping[str, Any] | None = Non
             if word in family.unready:
                 what = verb if word == verb else f"{verb} {word}"
                 raise InputError(f"model {model} is of {family.name}, for which there is no {what} yet")
+        if "--pool_keys" in asked and not family.pools_keys(load_denoiser_config(model)):
+            raise InputError(
+                f"model {model} has no self-attention in the outermost stage of its {family.noun}, and pool_keys pools "
+                f"the keys of these alone; leave it out"
+            )
 
 
 def load_contents(file: str | Path) -> Contents:

@@ -51,13 +51,14 @@ def drawing(
     guidance: float | None = None,
     interval: Sequence[float] | None = None,
     reuse: int | None = None,
+    pool_keys: int | None = None,
 ) -> Defaults:
     """How MODEL draws: as is asked for, else as it draws best, else as is usual for its family.
 
     Raises:
         InputError: As `drawing_defaults` and `Defaults.chosen` do.
     """
-    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance, interval, reuse)
+    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance, interval, reuse, pool_keys)
 
 
 def _usual(model: str | Path) -> Defaults:
@@ -74,17 +75,18 @@ def drawings(
     guidance: float | None,
     interval: Sequence[float] | None = None,
     reuse: int | None = None,
+    pool_keys: int | None = None,
 ) -> dict[str, Defaults]:
     """How each of several models draws, by name.
 
     Arguments:
         models: MODELs by name.
-        steps, guidance, interval, reuse: For all of them, where they are asked for.
+        steps, guidance, interval, reuse, pool_keys: For all of them, where they are asked for.
 
     Raises:
         InputError: As `drawing` does.
     """
-    return {name: drawing(model, steps, guidance, interval, reuse) for name, model in models.items()}
+    return {name: drawing(model, steps, guidance, interval, reuse, pool_keys) for name, model in models.items()}
 
 
 def say_unlike(ways: Mapping[str, Defaults]) -> None:

@@ -33,6 +33,8 @@ class ExportOptions(Printing):
         scheduler: Name of a diffusers scheduler, such as DDIMScheduler, in the place of the model's own.
         unpickle: Convert pickled weights to safetensors, reading tensors and running nothing: a folder with .bin --to
             diffusers, a .ckpt file --to ldm. No other command opens them.
+        pool_keys: Let the U-Net's outermost self-attentions have keys and values of means over squares of so many
+            tokens a side, such as 2; it then always draws so.
         npm: Folder with the packages that web holds, as npm pack writes them; npm fetches them by default.
     """
 
@@ -48,6 +50,7 @@ class ExportOptions(Printing):
     calibration: str | None = None
     scheduler: str | None = None
     unpickle: bool = False
+    pool_keys: int | None = None
     npm: str | None = None
 
 

@@ -62,10 +62,13 @@ class Sparing(Drawing):
             called once in the place of twice.
         reuse: Compute the inside of the U-Net in every so many steps, such as 3, and in the others its outermost stage
             alone, on what the inside gave last.
+        pool_keys: In the self-attentions of the U-Net's outermost stage, where tokens are most, take keys and values
+            from means over squares of so many tokens a side, such as 2.
     """
 
     guidance_interval: list[float] | None = None
     reuse: int | None = None
+    pool_keys: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

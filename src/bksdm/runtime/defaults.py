@@ -37,6 +37,8 @@ class Defaults:
             scheduler.
         interval: The noise levels at which guidance is given; None for all. No file says.
         reuse: Every how many steps the inside of the denoiser is computed; None for every one. No file says.
+        pool_keys: Side of the squares of tokens, more than 1, whose means give the outermost self-attentions keys and
+            values; None where all tokens do. No file says.
     """
 
     steps: int = 25
@@ -44,6 +46,7 @@ class Defaults:
     sigmas: tuple[float, ...] | None = None
     interval: Interval | None = None
     reuse: int | None = None
+    pool_keys: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: object, usual: "Defaults | None" = None) -> "Defaults":
@@ -92,21 +95,37 @@ class Defaults:
         guidance: float | None,
         interval: Sequence[float] | None = None,
         reuse: int | None = None,
+        pool_keys: int | None = None,
     ) -> "Defaults":
         """With what was asked for in their place; noise levels are for as many steps as they are.
 
         Raises:
-            InputError: `interval` is none, or `reuse` is less than 1.
+            InputError: `interval` is none, or `reuse` or `pool_keys` is less than 1.
         """
-        if reuse is not None and reuse < 1:
-            raise InputError(f"reuse is {reuse}; give at least 1, or leave it out")
+        _check_whole("reuse", reuse)
         return Defaults(
             self.steps if steps is None else steps,
             self.guidance if guidance is None else guidance,
             self.sigmas if steps in (None, self.steps) else None,
             None if interval is None else _interval(interval),
             reuse,
+            squares(pool_keys),
         )
+
+
+def squares(pool_keys: int | None) -> int | None:
+    """The side of the squares of tokens that are pooled, None where each is a token.
+
+    Raises:
+        InputError: It is less than 1.
+    """
+    _check_whole("pool_keys", pool_keys)
+    return None if pool_keys == 1 else pool_keys
+
+
+def _check_whole(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"{name} is {value}; give at least 1, or leave it out")
 
 
 def _interval(given: Sequence[float]) -> Interval:

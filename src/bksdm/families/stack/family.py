@@ -44,7 +44,8 @@ class StackFamily(Family):
     noun = "transformer"
     unready = frozenset(
         {"personalize", "benchmark", "demo", "decoder"}
-        | {"--image", "--mask", "--decoder", "--guided_output", "--guidance_interval", "--reuse", "--fast"}
+        | {"--image", "--mask", "--decoder", "--guided_output", "--guidance_interval", "--reuse"}
+        | {"--pool_keys", "--fast"}
     )
     exports: ClassVar[tuple[str, ...]] = ("onnx", "openvino", "transformer")
     projections = {}  # noqa: RUF012

@@ -94,7 +94,12 @@ class UNetFamily(Family):
         return super().guides(pipeline, config) and config.get("time_cond_proj_dim") is None
 
     def sparing(
-        self, denoiser: Any, scheduler: SchedulerMixin, interval: Interval | None, reuse: int | None
+        self,
+        denoiser: Any,
+        scheduler: SchedulerMixin,
+        interval: Interval | None = None,
+        reuse: int | None = None,
+        pool_keys: int | None = None,
     ) -> AbstractContextManager[object]:
         from bksdm.families.unet import sparing
 
@@ -103,7 +108,14 @@ class UNetFamily(Family):
             spared.enter_context(sparing.guided_within(denoiser, NoiseSchedule.from_scheduler(scheduler), interval))
         if reuse is not None:
             spared.enter_context(sparing.reusing(denoiser, reuse))
+        if pool_keys is not None:
+            spared.enter_context(sparing.pooling_keys(denoiser, pool_keys))
         return spared
+
+    def pools_keys(self, config: Config) -> bool:
+        outermost = (config["down_block_types"][0], config["up_block_types"][-1])
+        only_cross = listed(config.get("only_cross_attention", False), 1)[0]
+        return any(kind.startswith("CrossAttn") for kind in outermost) and not only_cross
 
     def condition_shapes(self, config: Config, tokens: int) -> Shapes:
         return {"context": (tokens, listed(config["cross_attention_dim"], 1)[0])}
