@@ -54,11 +54,11 @@ _EQUATIONS = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of the options to those in `docs`, and in `live/` a folder that draws."""
     files.append(File.generated(config, OPTIONS_PAGE, content=options_page()))
-    folder = live_folder()
-    for path in sorted(folder.rglob("*")) if folder else ():
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _NOT_SHOWN:
-            files.append(File.generated(config, f"{LIVE}/{name}", abs_src_path=str(path)))
+    if folder := live_folder():
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name not in _NOT_SHOWN:
+                files.append(File.generated(config, f"{LIVE}/{name}", abs_src_path=str(path)))
     return files
 
 
