@@ -3,11 +3,12 @@
     bksdm export STUDENT --to web --out runs/web
     python benchmarks/web.py runs/web                                # 4 steps, both ways in turns
     python benchmarks/web.py --full runs/web_full                    # writes BK-SDM-Tiny, random, in 8 and 4 bits
-    python benchmarks/web.py runs/web_full/int8 runs/web_full/int4 --steps 2 --guidance 1 --rounds 1
+    python benchmarks/web.py runs/web_full/int8 runs/web_full/int4 --threads 1 --steps 1 --rounds 1
 
 Headless Chromium draws by WebAssembly, and native onnxruntime from the same files with as many threads. Seconds of the
 processors tell more than the clock where a machine does other things besides; with several threads both wait by
-spinning, so that one thread is what to compare. Memory is the most that the tab's process held.
+spinning, so that one thread is what to compare. Memory is the most that the tab's process held. A step is the median
+over those of a picture, of which the first has the text encoder in it.
 """
 
 import argparse
@@ -49,7 +50,7 @@ OPEN = """async () => {
     return (performance.now() - began) / 1000;
 }"""
 DRAW = """async (wish) => {
-    const times = [];
+    const times = [performance.now()];
     const { seconds } = await model.draw(wish, { onProgress: ({ step }) => step && times.push(performance.now()) });
     return { seconds, steps: times.slice(1).map((time, i) => (time - times[i]) / 1000) };
 }"""

@@ -4,12 +4,15 @@ import dataclasses
 import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import Files
 
 from bksdm import api
 from bksdm.cli import VERBS, options_of
+from bksdm.common.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -59,6 +62,45 @@ def test_equations_need_no_script(hooks: ModuleType) -> None:
     assert "arithmatex" not in page
     assert page.count("<math") == 2
     assert page.count('display="block"') == 1
+
+
+def led(hooks: ModuleType) -> tuple[Files, str]:
+    """The files that are added to the site, and what stands at the end of the page that tells of `live/`."""
+    config = MkDocsConfig()
+    config.load_dict({"site_name": "bksdm", "use_directory_urls": False})
+    config.validate()
+    config.plugins._current_plugin = "hooks"  # as when mkdocs calls them
+    files = hooks.on_files(Files([]), config)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=hooks.LIVE_PAGE))
+    return files, hooks.on_page_markdown("", page=page, files=files)
+
+
+def test_the_site_has_a_folder_that_draws(hooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("index.html", "config.yaml"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("BKSDM_WEB", str(tmp_path))
+    files, end = led(hooks)
+    assert {name for name in files.src_uris if name.startswith("live/")} == {"live/index.html"}
+    assert "(live/index.html)" in end
+
+
+def test_a_folder_that_cannot_be_made_is_left_out_in_a_line(
+    hooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Path) -> None:
+        raise InputError("npm is not here")
+
+    monkeypatch.delenv("BKSDM_WEB", raising=False)
+    monkeypatch.setenv("BKSDM_CACHE", str(tmp_path))
+    monkeypatch.setattr(hooks, "_export", refuse)
+    with caplog.at_level("INFO", "mkdocs.hooks"):
+        files, end = led(hooks)
+    assert files.src_uris.keys() == {hooks.OPTIONS_PAGE}
+    assert "has left it out" in end
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "The page that draws is left out: npm is not here"
+    ]
+    assert all(record.levelname == "INFO" for record in caplog.records)  # a strict build ends at a warning
 
 
 def test_every_public_name_is_on_the_page_of_the_library() -> None:

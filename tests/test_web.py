@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -460,6 +461,26 @@ def test_the_page_as_the_documents_show_it(browser: Any, tmp_path: Path) -> None
         for prompt, seed in (("whale, flat style", 1), ("green apple, noto style", 0), ("red apple, noto style", 0)):
             draw(tab, prompt, seed=seed, steps=10)
         tab.screenshot(path=os.environ.get("BKSDM_SCREENSHOT", tmp_path / "web.png"), full_page=True)
+        context.close()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_site_of_the_documents_draws(
+    browser: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BKSDM_WEB", str(folder))
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    subprocess.run(words, cwd=Path(__file__).parents[1], check=True)
+    for file in (tmp_path / "live.html", tmp_path / "live" / "index.html"):
+        links = re.findall(r'(?:href|src)="([^"#]+)', file.read_text())
+        for link in [link for link in links if not re.match(r"[a-z]+:", link)]:
+            assert (file.parent / link).exists(), link
+    with served(tmp_path / "live") as address:
+        context = new_context(browser)
+        tab = visited(context.new_page(), address)
+        assert draw(tab, seed=2, steps=1).endswith("seed 2.")
         context.close()
 
 
