@@ -55,6 +55,7 @@ def finished(_small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return story.quickstart(QuickstartOptions(out=str(out), recipe="tiny", steps=2)).parent
 
 
+@pytest.mark.slow  # test_evaluate.py and test_distill_run.py ask the same of the verbs
 @pytest.mark.usefixtures("_small")
 def test_the_same_command_makes_nothing_again(finished: Path) -> None:
     made = sorted(path for path in finished.rglob("*.png") if path.name != "quality.png")
