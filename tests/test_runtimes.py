@@ -147,7 +147,7 @@ UNCHECKED = "{} holds no safety checker: that of {} stays behind, and pictures a
 def checked(exported_model: Path, openvino_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Such a model, which was converted already."""
     monkeypatch.setenv("BKSDM_CACHE", str(tmp_path / "cache"))
-    kept = runtimes._kept(fingerprint(exported_model), "openvino", None)
+    kept = runtimes._kept(fingerprint(exported_model), "openvino", None, None)
     shutil.copytree(openvino_folder, kept)
     monkeypatch.setitem(runtimes.FASTER, "openvino", 2.0)
     assert choose(str(exported_model), CPU, "auto", None, None, 1).runtime == "openvino"
