@@ -118,8 +118,10 @@ def main() -> None:
         write_text(recipe, yaml.safe_dump({"name": name, "summary": f"Half, by {name}.", "blocks": {STACK: kept}}))
         for seed in SEEDS:
             options = QuickstartOptions(str(runs / f"{name}-{seed}"), str(recipe), arguments.steps, seed, teacher)
-            prune(PruneOptions(teacher, str(recipe), str(runs / f"{name}-{seed}" / "pruned")))
-            paced = dataclasses.replace(distillation(options, Path(options.out)), caption_dropout=0.0)
+            pruned = str(runs / f"{name}-{seed}" / "pruned")
+            prune(PruneOptions(teacher, str(recipe), pruned))
+            usual = distillation(options, Path(options.out))
+            paced = dataclasses.replace(usual, student=pruned, caption_dropout=0.0)
             models.append(f"{name}-{seed}={distill(paced)}")
         models.append(f"{name}-pruned={runs / f'{name}-0' / 'pruned'}")
     found = evaluate(

@@ -212,9 +212,9 @@ def convert(rival: Rival, out: Path) -> None:
         else:
             calibration = ("red apple",)
             source = Source(rival.model, pipeline, None, rival.precision, 8 * SIDE, 8 * SIDE, calibration=calibration)
-            steps = [any_step(component)] if rival.pool_keys else []
-            if rival.precision == "w8a8" and not steps:
-                steps = denoising_steps(source)
+            steps: list[Step] = []
+            if rival.precision == "w8a8":
+                steps = [any_step(component)] if rival.pool_keys else denoising_steps(source)
             to_openvino.write_graph(component, folder / to_openvino.MODEL_FILE, rival.precision, steps)
     if rival.part == UNET:
         pipeline.unet.save_config(folder)

@@ -27,10 +27,7 @@ EMOJI = asset("emoji", "model")
 PROMPTS = ("red apple, noto style", "snail, fluent style", "a house")
 STEPS, SEED, GUIDANCE = 4, 11, 3.0
 QUICK = ("--steps", 1)  # where ours are compared with ours
-SCHEDULERS = [
-    None,
-    "DPMSolverMultistepScheduler",
-]  # the others: test_runtime_schedulers.py, which holds them to diffusers too
+SCHEDULERS = [None, "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
 
 
 def pixels(path: Path | Image.Image) -> np.ndarray:

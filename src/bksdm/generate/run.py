@@ -27,7 +27,7 @@ from bksdm.generate.sampling import is_flagged, side_by_side
 from bksdm.models.adapters.lora import Lora
 from bksdm.models.adapters.lora_files import lora_fingerprint
 from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
-from bksdm.models.drawing import drawing
+from bksdm.models.drawing import FAST_SCHEDULER, FAST_STEPS, drawing
 from bksdm.models.folders import decoder_fingerprint, fingerprint
 from bksdm.models.pipelines import check_multiple
 from bksdm.options.generate import GenerateOptions
@@ -35,7 +35,7 @@ from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
 
 _MAY_CHANGE = ("json", "batch_size", "device")
-_FAST_STEPS, _FAST_SCHEDULER, _FAST_REUSE = 10, "DPMSolverMultistepScheduler", 3
+_FAST_REUSE = 3
 
 
 def generate(options: GenerateOptions) -> list[Path]:
@@ -117,12 +117,12 @@ def generate(options: GenerateOptions) -> list[Path]:
 
 def _fast(options: GenerateOptions, own: Defaults) -> GenerateOptions:
     """With what benchmarks/results/quality_speed.md recommends where nothing else is asked for."""
-    if own.steps <= _FAST_STEPS:
+    if own.steps <= FAST_STEPS:
         raise InputError(f"fast is for models of many steps, and {options.model} draws in {own.steps}; leave it out")
     return dataclasses.replace(
         options,
-        steps=options.steps or _FAST_STEPS,
-        scheduler=options.scheduler or _FAST_SCHEDULER,
+        steps=options.steps or FAST_STEPS,
+        scheduler=options.scheduler or FAST_SCHEDULER,
         reuse=options.reuse or _FAST_REUSE,
     )
 

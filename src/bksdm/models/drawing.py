@@ -10,6 +10,9 @@ from bksdm.common.progress import say
 from bksdm.models.configs import family_of_model, load_contents, local
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
 
+# As good as a U-Net's usual 25 steps, in less than half of the time (benchmarks/results/quality_speed.md).
+FAST_STEPS, FAST_SCHEDULER = 10, "DPMSolverMultistepScheduler"
+
 
 def drawing_defaults(model: str | Path) -> Defaults | None:
     """What MODEL, or an exported folder, says that it draws best with; None where it does not tell.

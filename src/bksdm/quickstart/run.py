@@ -28,7 +28,7 @@ from bksdm.evaluate.scores import LEFT, LEFT_UNSEEN
 from bksdm.evaluate.table import text_table
 from bksdm.families.recipe import load_recipe
 from bksdm.models.configs import check_ready, family_of_model, load_denoiser_config
-from bksdm.models.drawing import drawing
+from bksdm.models.drawing import FAST_SCHEDULER, FAST_STEPS, drawing
 from bksdm.models.folders import fingerprint
 from bksdm.options.distill import DistillOptions
 from bksdm.options.evaluate import EvaluateOptions
@@ -41,7 +41,6 @@ from bksdm.quickstart.report import Model, write_report
 TRAIN, HELD_OUT, UNSEEN = f"{ART}/train", f"{ART}/heldout", f"{ART}/unseen"
 _SCORES = ("frechet_distance", "clip_score", "retrieval_r1", "output_error", LEFT, LEFT_UNSEEN)
 _LATENCY_ROUNDS = 5
-_STEPS, _SCHEDULER = 10, "DPMSolverMultistepScheduler"  # as good as 25 (benchmarks/results/quality_speed.md)
 
 
 def quickstart(options: QuickstartOptions) -> Path:
@@ -198,7 +197,7 @@ def gap_closed(scores: dict[str, dict[str, Any]], score: str) -> float:
 
 
 def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
-    few = not _has_blocks(models["teacher"]) and drawing(models["teacher"]).steps > _STEPS
+    few = not _has_blocks(models["teacher"]) and drawing(models["teacher"]).steps > FAST_STEPS
     return EvaluateOptions(
         models=[f"{folders.name(name)}={model}" for name, model in models.items()],
         out=str(folders.evaluation),
@@ -210,8 +209,8 @@ def _evaluation(models: dict[str, str], folders: _Folders) -> EvaluateOptions:
         unseen=UNSEEN,
         batch_size=25,
         latency=_LATENCY_ROUNDS,
-        steps=_STEPS if few else None,
-        scheduler=_SCHEDULER if few else None,
+        steps=FAST_STEPS if few else None,
+        scheduler=FAST_SCHEDULER if few else None,
     )
 
 
