@@ -54,6 +54,7 @@ from bksdm.runtime.onnx_networks import OnnxNetworks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks
 from bksdm.runtime.reuse import Reusing
 from bksdm.runtime.schedulers import trajectory, with_scheduler
+from bksdm.runtime.spared import Spared
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 SIDE, TOKENS, WIDTH = 64, 77, 768
@@ -128,7 +129,7 @@ class Picture:
     @property
     def how(self) -> dict[str, Any]:
         """What `sample` is told of it."""
-        return {name: getattr(self, name) for name in ("steps", "guidance", "interval", "reuse")}
+        return {"steps": self.steps, "guidance": self.guidance, "spared": Spared(self.interval, self.reuse)}
 
 
 def _note(arithmetic: str) -> str:
@@ -203,7 +204,8 @@ def convert(rival: Rival, out: Path) -> None:
     component = components(pipeline, least, least)[rival.part]
     folder.mkdir(parents=True)
     began = time.perf_counter()
-    pooling = family_of_pipeline(pipeline).sparing(pipeline.unet, pipeline.scheduler, pool_keys=rival.pool_keys)
+    pooled = Spared(pool_keys=rival.pool_keys)
+    pooling = family_of_pipeline(pipeline).sparing(pipeline.unet, pipeline.scheduler, pooled)
     with peak_inside(CPU) as peak, pooling:
         if rival.runtime == "onnx":
             to_onnx.write_graph(component, folder / to_onnx.MODEL_FILE)

@@ -27,6 +27,7 @@ from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import load_pipeline, quiet_libraries
 from bksdm.options.evaluate import EvaluateOptions
+from bksdm.runtime.spared import Spared
 
 SCORES = ("frechet_distance", "clip_score", "retrieval_r1")
 FAST = "DPMSolverMultistepScheduler"
@@ -81,8 +82,8 @@ def times(model: str, guidance: float, found: list[Way], rounds: int) -> list[li
         pipeline = load_pipeline(model)
         if way.scheduler:
             pipeline.scheduler = scheduler_named(way.scheduler, pipeline.scheduler)
-        how: dict[str, Any] = {"steps": way.steps, "guidance": guidance, "interval": way.interval, "reuse": way.reuse}
-        return lambda: list(sample(pipeline, [Request("red apple", 0)], **how))
+        spared, asked = Spared(way.interval, way.reuse), [Request("red apple", 0)]
+        return lambda: list(sample(pipeline, asked, steps=way.steps, guidance=guidance, spared=spared))
 
     works = {"picture": [call(way) for way in found]}
     return take_turns(works, rounds=rounds, warmup=1, device=torch.device("cpu"))["picture"]

@@ -155,7 +155,7 @@ def test_parts_are_called_as_the_pipeline_calls_them(
     encoders = {f"text {number}": network for number, network in enumerate(text_encoders(pipeline))}
     for name, network in (encoders | {"unet": pipeline.unet, "decoder": pipeline.vae.decoder}).items():
         network.register_forward_pre_hook(watch(name), with_kwargs=True)
-    tasks = TorchRival("v1", pipeline, Drawing(1, guidance, PICTURE, 2 * PICTURE)).tasks(batch_size)
+    tasks = TorchRival("v1", pipeline, Drawing(Defaults(1, guidance), PICTURE, 2 * PICTURE)).tasks(batch_size)
     calls.clear()
     with torch.inference_mode():
         for part in ("text_encoder", "unet_step", "decoder"):

@@ -112,7 +112,7 @@ def test_the_public_surface() -> None:
     options |= {"AdaptOptions", "DemoOptions", "FidelityOptions", "PersonalizeOptions", "PushOptions"}
     models = {"load_pipeline", "load_recipe", "save_pipeline", "Origin"}
     kinds = {"Description", "InputError", "Interrupted", "Plan", "Pruning", "Recipe", "Request"}
-    kinds |= {"Adapted", "Benchmark", "Consistency", "Exported", "Pushed", "Sensitivity"}
+    kinds |= {"Adapted", "Benchmark", "Consistency", "Exported", "Pushed", "Sensitivity", "Spared"}
     kinds |= {"CaptionPool", "Captions", "Conditions", "Distillation", "LossWeights", "NoiseSchedule"}
     assert set(api.__all__) == functions | options | models | kinds
     assert all(getattr(api, name) for name in api.__all__)

@@ -157,7 +157,7 @@ def test_evaluate_draws_them(done: Run, wide: Path, pictures: Path, tmp_path: Pa
 
 
 def test_benchmark_measures_them(wide: Path) -> None:
-    rival = TorchRival.load(str(wide), Drawing(1, 1.0), torch.float32, None)
+    rival = TorchRival.load(str(wide), Drawing(Defaults(1, 1.0)), torch.float32, None)
     assert rival.size == (HEIGHT, WIDTH)
     assert rival.cost() == unet_cost(load_denoiser_config(wide), LATENTS, MAX_TOKENS)
     assert {picture.size for picture in rival.tasks(1)["whole"]()[0]} == {(WIDTH, HEIGHT)}

@@ -29,6 +29,8 @@ from bksdm.models.drawing import drawing
 from bksdm.models.pipelines import denoiser, save_pipeline
 from bksdm.options.export import ExportFormat, ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
+from bksdm.runtime.pipeline import Pipeline
+from bksdm.runtime.spared import NOTHING, Spared
 from tiny_models import CONTEXT, MAX_TOKENS, TWO_STAGES, build_pipeline
 from verbs import Run
 
@@ -38,8 +40,15 @@ ASKED = [Request("red apple", 3), Request("green car", 4)]
 STEPS, GUIDANCE = 6, 5.0
 
 
-def drawn(pipeline: DiffusionPipeline, **more: Any) -> list[Image.Image]:
-    (found,) = sample(pipeline, ASKED, **{"steps": STEPS, "guidance": GUIDANCE} | more)
+def drawn(
+    pipeline: DiffusionPipeline, *, steps: int = STEPS, guidance: float = GUIDANCE, **spared: Any
+) -> list[Image.Image]:
+    (found,) = sample(pipeline, ASKED, steps=steps, guidance=guidance, spared=Spared(**spared))
+    return found
+
+
+def drawn_by_export(pipeline: Pipeline, *, guidance: float = GUIDANCE, **spared: Any) -> list[Image.Image]:
+    (found,) = sample_exported(pipeline, ASKED, steps=STEPS, guidance=guidance, spared=Spared(**spared))
     return found
 
 
@@ -151,7 +160,7 @@ def test_outermost_self_attentions_have_keys_and_values_of_squares(
             )
     asked = torch.randn(2, 4, 8, 16), 500, torch.randn(2, MAX_TOKENS, CONTEXT)
     family, scheduler = family_of_pipeline(v1_teacher), v1_teacher.scheduler
-    with torch.no_grad(), family.sparing(network, scheduler, pool_keys=side):
+    with torch.no_grad(), family.sparing(network, scheduler, Spared(pool_keys=side)):
         network(*asked)
     for hook in hooks:
         hook.remove()
@@ -189,7 +198,7 @@ def test_what_is_spared_leaves_no_trace_after_an_error(v1_teacher: DiffusionPipe
     network: UNet2DConditionModel = denoiser(v1_teacher)
     hooks = [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in network.modules()]
     family, scheduler = family_of_pipeline(v1_teacher), v1_teacher.scheduler
-    with pytest.raises(RuntimeError, match="stop"), family.sparing(network, scheduler, (1.0, 2.0), 2, 2):
+    with pytest.raises(RuntimeError, match="stop"), family.sparing(network, scheduler, Spared((1.0, 2.0), 2, 2)):
         raise RuntimeError("stop")
     assert [(dict(module._forward_hooks), dict(module._forward_pre_hooks)) for module in network.modules()] == hooks
     assert not any("forward" in vars(module) for module in network.modules())
@@ -207,7 +216,7 @@ def test_the_runtime_without_torch_guides_within_the_same_interval(folder: str, 
 
     pipeline.networks.predict = seen  # type: ignore[method-assign]
     drawn_by = {
-        name: next(iter(sample_exported(pipeline, ASKED, steps=STEPS, guidance=guidance, interval=interval)))
+        name: drawn_by_export(pipeline, guidance=guidance, interval=interval)
         for name, guidance, interval in (
             ("all", GUIDANCE, (0.0, 1e9)),
             ("plain", GUIDANCE, None),
@@ -231,13 +240,10 @@ def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: 
     exported: DiffusionPipeline = request.getfixturevalue("xl_exported" if "xl" in folder else "exported")
     by_torch = with_denoiser(exported, denoiser(exported))
     by_torch.scheduler = scheduler_named("DDIMScheduler", exported.scheduler)
-    pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler", reuses=True)
+    pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler", spared=Spared(reuse=3))
     for interval in (None, (0.5, 5.0)):
         ways = {reuse: {"reuse": reuse, "interval": interval} for reuse in (3, 1, None)}
-        ours = {
-            reuse: next(sample_exported(pipeline, ASKED, steps=STEPS, guidance=GUIDANCE, **way))
-            for reuse, way in ways.items()
-        }
+        ours = {reuse: drawn_by_export(pipeline, **way) for reuse, way in ways.items()}
         assert largest(ours[3], drawn(by_torch, **ways[3])) <= 1
         assert same(ours[1], ours[None])
         assert not same(ours[3], ours[None])
@@ -251,8 +257,7 @@ def test_a_student_without_a_middle_block_keeps_what_it_has(
     pipeline = with_denoiser(exported, student.eval())
     save_pipeline(pipeline, tmp_path / "student")
     export(ExportOptions(str(tmp_path / "student"), to, str(tmp_path / "export")))
-    opened = open_exported(tmp_path / "export", reuses=True)
-    (ours,) = sample_exported(opened, ASKED, steps=STEPS, guidance=GUIDANCE, reuse=3)
+    ours = drawn_by_export(open_exported(tmp_path / "export", spared=Spared(reuse=3)), reuse=3)
     assert largest(ours, drawn(pipeline, reuse=3)) <= 1
     assert not same(ours, drawn(pipeline))
 
@@ -295,13 +300,14 @@ def test_a_conversion_with_pooled_keys_draws_so_without_being_told(
     folder = converted(str(exported_model), "openvino", pool_keys=2)
     monkeypatch.setattr(runtimes, "_worth_it", lambda *given: Choice("torch", "it is not converted"))
     chosen = [
-        choose(str(exported_model), torch.device("cpu"), "auto", None, None, 1, keys).runtime for keys in (2, None)
+        choose(str(exported_model), torch.device("cpu"), "auto", None, None, 1, spared).runtime
+        for spared in (Spared(pool_keys=2), NOTHING)
     ]
     assert chosen == ["openvino", "torch"]
     assert (export_facts(folder)["pool_keys"], export_facts(openvino_folder)["pool_keys"]) == (2, None)
-    opened = open_exported(folder, reuses=True, pool_keys=2)
+    opened = open_exported(folder, spared=Spared(reuse=3, pool_keys=2))
     for reuse in (None, 3):
-        (ours,) = sample_exported(opened, ASKED, steps=STEPS, guidance=GUIDANCE, reuse=reuse)
+        ours = drawn_by_export(opened, reuse=reuse)
         assert largest(ours, drawn(exported, reuse=reuse, pool_keys=2)) <= 1
         assert not same(ours, drawn(exported, reuse=reuse))
     for other in (folder, openvino_folder):
@@ -385,16 +391,16 @@ def test_fast_is_what_the_table_recommends(
 
 
 def test_a_way_of_drawing_has_them(v1_folder: Path) -> None:
-    assert drawing(v1_folder, 4, 2.0, [0.3, 5], 3, 2).to_dict() == {
+    assert drawing(v1_folder, 4, 2.0, Spared.asked([0.3, 5], 3, 2)).to_dict() == {
         "steps": 4,
         "guidance": 2.0,
         "interval": (0.3, 5),
         "reuse": 3,
         "pool_keys": 2,
     }
-    assert drawing(v1_folder, pool_keys=1) == drawing(v1_folder)
+    assert Spared.asked(pool_keys=1) == NOTHING
     with pytest.raises(InputError, match="reuse is -1"):
-        drawing(v1_folder, reuse=-1)
+        Spared.asked(reuse=-1)
 
 
 def test_a_u_net_that_is_told_of_guidance_is_left_alone(done: Run, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ from bksdm.pruning.run import prune
 from bksdm.pruning.sensitivity.outcome import Sensitivity
 from bksdm.pruning.sensitivity.run import sensitivity
 from bksdm.quickstart.run import quickstart
+from bksdm.runtime.spared import Spared
 
 __all__ = [
     "AdaptOptions",
@@ -92,6 +93,7 @@ __all__ = [
     "Request",
     "Sensitivity",
     "SensitivityOptions",
+    "Spared",
     "adapt",
     "benchmark",
     "demo",

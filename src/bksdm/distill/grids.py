@@ -63,7 +63,7 @@ class SampleGrids:
             torch.compiler.set_stance("force_eager"),  # other batch sizes would be compiled anew
             torch.autocast(pipeline.vae.device.type, precision, enabled=precision != torch.float32),
         ):
-            batches = sample(pipeline, self._requests, **drawing.to_dict(), embedded=self._embedded)
+            batches = sample(pipeline, self._requests, **vars(drawing), embedded=self._embedded)
             return [picture for batch in batches for picture in batch]
 
     @cached_property

@@ -189,20 +189,8 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
     _check(options)
     device = choose_device(options.device)
     dtype = choose_precision(options.precision, device, training=False)
-    ways = drawings(
-        {model: model for model in options.models},
-        options.steps,
-        options.guidance,
-        options.guidance_interval,
-        options.reuse,
-        options.pool_keys,
-    )
-    size = options.height, options.width
-    drawn = {
-        model: Drawing(how.steps, how.guidance, *size, how.interval, how.reuse, how.pool_keys)
-        for model, how in ways.items()
-    }
-    asked = [(model, drawn[model]) for model in options.models]
+    ways = drawings({model: model for model in options.models}, options.steps, options.guidance, options.spared())
+    asked = [(model, Drawing(ways[model], options.height, options.width)) for model in options.models]
     models = load_rivals(asked, dtype, runtimes=options.runtimes, decoder=options.decoder)
     say_unlike(ways)
     costs = [model.cost() for model in models]
@@ -224,8 +212,8 @@ def benchmark(options: BenchmarkOptions) -> Benchmark:
                 height=model.size[0],
                 width=model.size[1],
                 precision=model.precision,
-                steps=model.drawing.steps,
-                guidance=model.drawing.guidance,
+                steps=model.drawing.how.steps,
+                guidance=model.drawing.how.guidance,
                 params=model.params(),
                 cost=costs[number],
                 batches=tuple(_batch_result(number, size, held[number][size], seconds) for size in sizes),
@@ -264,7 +252,7 @@ def latencies(
         rounds: How many rounds count.
         warmup: Rounds before those.
     """
-    drawing = Drawing(steps, guidance, height, width)
+    drawing = Drawing(Defaults(steps, guidance), height, width)
     rivals = {name: TorchRival(name, pipeline, drawing) for name, pipeline in pipelines.items()}
     return whole_pictures(rivals, batch_size=batch_size, rounds=rounds, warmup=warmup)
 
@@ -320,7 +308,7 @@ def _peaks(
     with bar(len(models), "models' memory") as progress:
         for model in models:
             given = (*model.size, str(device), precision, threads, model.decoder)
-            found.append(peaks(Work(model.model, sizes, model.drawing.guidance, *given)))
+            found.append(peaks(Work(model.model, sizes, model.drawing.how.guidance, *given)))
             progress.advance()
     return found
 

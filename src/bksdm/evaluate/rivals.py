@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from bksdm.models.configs import context_tokens, load_denoiser_config
 from bksdm.models.decoder import load_model
 from bksdm.models.pipelines import check_text_to_image, denoiser, image_size, text_encoders, tokenizing
 from bksdm.pruning.cost import UNetCost, unet_cost
-from bksdm.runtime.defaults import Interval
+from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.pipeline import Pipeline
+from bksdm.runtime.spared import Spared
 
 PARTS = {"text_encoder": "text encoder", "unet_step": "U-Net step", "decoder": "decoder", "whole": "whole"}
 PROMPT = "red apple"  # every prompt is padded to the same length
@@ -38,19 +39,15 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a rival's pictures are drawn; sizes are None where it has its own, those after where nothing is spared."""
+    """How a rival's pictures are drawn; sizes are None where it has its own."""
 
-    steps: int
-    guidance: float
+    how: Defaults
     height: int | None = None
     width: int | None = None
-    interval: Interval | None = None
-    reuse: int | None = None
-    pool_keys: int | None = None
 
     @property
     def guided(self) -> bool:
-        return self.guidance > 1
+        return self.how.guidance > 1
 
 
 class Rival(Protocol):
@@ -122,7 +119,7 @@ def load_rivals(
                 if runtime == "torch":
                     found.append(TorchRival.load(model, drawing, dtype, small))
                 else:
-                    folder = str(converted(model, runtime, small, drawing.pool_keys))
+                    folder = str(converted(model, runtime, small, drawing.how.spared.pool_keys))
                     found.append(ExportedRival.load(f"{title}, {runtime}", folder, drawing))
     return found
 
@@ -180,12 +177,13 @@ class TorchRival:
         rows = 2 * batch_size if guided else batch_size
         told = as_type(told | repeated(framed(family, self.size, pipeline.device), rows), denoiser(pipeline).dtype)
         latents = _noise(batch_size, self._latent_shape()).to(pipeline.device, denoiser(pipeline).dtype)
-        pipeline.scheduler.set_timesteps(self.drawing.steps, device=pipeline.device)
+        pipeline.scheduler.set_timesteps(self.drawing.how.steps, device=pipeline.device)
         noisy = torch.cat([latents] * 2) if guided else latents
+        pooled = Spared(pool_keys=self.drawing.how.spared.pool_keys)
         answer = partial(family.answer, denoiser(pipeline), noisy, pipeline.scheduler.timesteps[0], told)
 
         def step() -> Tensor:
-            with family.sparing(denoiser(pipeline), pipeline.scheduler, pool_keys=self.drawing.pool_keys):
+            with family.sparing(denoiser(pipeline), pipeline.scheduler, pooled):
                 return answer()
 
         decode = partial(pipeline.vae.decode, latents / pipeline.vae.config.scaling_factor, return_dict=False)
@@ -229,7 +227,7 @@ class ExportedRival:
 
     @classmethod
     def load(cls, title: str, folder: str, drawing: Drawing) -> "ExportedRival":
-        pipeline = open_exported(folder, reuses=drawing.reuse is not None, pool_keys=drawing.pool_keys)
+        pipeline = open_exported(folder, spared=drawing.how.spared)
         return cls(title, folder, pipeline, drawing, str(export_facts(folder).get("precision")))
 
     @property
@@ -269,11 +267,9 @@ _FIRST_TIMESTEP = 901.0
 def _whole(draw: Callable[..., Iterator[object]], batch_size: int, drawing: Drawing, size: tuple[int, int]) -> Task:
     """A batch of pictures from prompts to pixels."""
     requests = [Request(PROMPT, seed) for seed in range(batch_size)]
-    names = ("steps", "guidance", "interval", "reuse", "pool_keys")
-    wanted: dict[str, Any] = {name: getattr(drawing, name) for name in names}
 
     def make() -> object:
-        return list(draw(requests, **wanted, batch_size=batch_size, height=size[0], width=size[1]))
+        return list(draw(requests, **vars(drawing.how), batch_size=batch_size, height=size[0], width=size[1]))
 
     return make
 

@@ -152,14 +152,8 @@ def _sources(options: EvaluateOptions, prompts: list[str]) -> dict[str, Drawn | 
     sampling = _sampling(options)
     sources: dict[str, Drawn | Finished] = {}
     models = named(options.models)
-    ways = drawings(
-        {name: model for name, model in models.items() if not are_pictures(model)},
-        options.steps,
-        options.guidance,
-        options.guidance_interval,
-        options.reuse,
-        options.pool_keys,
-    )
+    drawn = {name: model for name, model in models.items() if not are_pictures(model)}
+    ways = drawings(drawn, options.steps, options.guidance, options.spared())
     for name, model in models.items():
         if name not in ways:
             given = prompts if options.prompts else None
@@ -384,7 +378,7 @@ def _from_teacher(
 def _unseen(options: EvaluateOptions, captions: Sequence[str]) -> Drawn:
     """What the teacher draws of captions that have no pictures."""
     teacher = str(options.teacher)
-    how = drawing(teacher, options.steps, options.guidance, options.guidance_interval, options.reuse, options.pool_keys)
+    how = drawing(teacher, options.steps, options.guidance, options.spared())
     requests, folder = numbered(captions, 1, options.seed), Path(options.out) / "unseen" / "pictures"
     return Drawn(teacher, requests, how, _sampling(options), folder, range(len(requests)))
 

@@ -120,7 +120,7 @@ class Drawn:
         batches = sample(
             pipeline,
             [self.requests[number] for number in numbers],
-            **how.to_dict(),
+            **vars(how),
             batch_size=self.sampling.batch_size,
             height=height,
             width=width,

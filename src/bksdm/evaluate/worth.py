@@ -43,11 +43,7 @@ def worth(
         there = choose_device(device)
         dtype = choose_precision(precision, there, training=False)
         pipelines = {name: load_model(model, dtype, decoder).to(there) for name, model in models.items()}
-        rivals = {name: TorchRival(name, pipeline, _drawing(ways[name])) for name, pipeline in pipelines.items()}
+        rivals = {name: TorchRival(name, pipeline, Drawing(ways[name])) for name, pipeline in pipelines.items()}
         for name, seconds in whole_pictures(rivals, rounds=rounds).items():
             found[name]["seconds_per_picture"] = seconds.median
     return found
-
-
-def _drawing(how: Defaults) -> Drawing:
-    return Drawing(how.steps, how.guidance, interval=how.interval, reuse=how.reuse, pool_keys=how.pool_keys)

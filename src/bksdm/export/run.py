@@ -33,7 +33,8 @@ from bksdm.models.folders import decoder_fingerprint, fingerprint
 from bksdm.models.pipelines import captions, check_text_to_image, denoiser, image_size, safety_checker
 from bksdm.options.export import ExportOptions
 from bksdm.pruning.told import recipe_of
-from bksdm.runtime.defaults import Defaults, as_files, squares
+from bksdm.runtime.defaults import Defaults, as_files
+from bksdm.runtime.spared import Spared
 
 _MOST_DIFFERENT = 2  # of 255, in float32
 _SPARE = 1.05
@@ -75,7 +76,7 @@ def export(options: ExportOptions) -> Exported:
         RuntimeError: The export does not compute what the model does.
     """
     kind = format_named(options.to)
-    options = dataclasses.replace(options, pool_keys=squares(options.pool_keys))
+    options = dataclasses.replace(options, pool_keys=Spared.asked(pool_keys=options.pool_keys).pool_keys)
     if not options.unpickle:
         _check_family(options, kind)
     _check(options, kind)
@@ -287,7 +288,7 @@ def _spared(source: Source) -> contextlib.AbstractContextManager[object]:
     """The pipeline computes as what is exported of it."""
     pipeline = source.pipeline
     family = family_of_pipeline(pipeline)
-    return family.sparing(denoiser(pipeline), pipeline.scheduler, pool_keys=source.pool_keys)
+    return family.sparing(denoiser(pipeline), pipeline.scheduler, Spared(pool_keys=source.pool_keys))
 
 
 def _describe(source: Source, kind: Format, parity: Parity | None, folder: Path) -> None:

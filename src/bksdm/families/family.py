@@ -20,7 +20,8 @@ from bksdm.families.reader import Reader
 from bksdm.families.recipe import Config, Pruning, Recipe
 from bksdm.families.single_file import FileShapes, Layout
 from bksdm.families.units import Names, Removals, Unit
-from bksdm.runtime.defaults import Defaults, Interval
+from bksdm.runtime.defaults import Defaults
+from bksdm.runtime.spared import NOTHING, Spared
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, SchedulerMixin
@@ -378,23 +379,16 @@ class Family(ABC):
         self,
         denoiser: Denoiser,  # noqa: ARG002
         scheduler: SchedulerMixin,  # noqa: ARG002
-        interval: Interval | None = None,
-        reuse: int | None = None,
-        pool_keys: int | None = None,
+        spared: Spared,
     ) -> AbstractContextManager[object]:
         """The denoiser in a pipeline that calls it with less work inside a `with` block; then it is as it was.
 
         Arguments:
             denoiser: Called with both halves of guidance at once, where there is any.
             scheduler: Whose timesteps it is called with.
-            interval: The noise levels at which guidance is given, where not at all.
-            reuse: Every how many calls its inside is computed, where not at each.
-            pool_keys: Side of the squares of tokens whose means give keys and values to the self-attentions of its
-                outermost stage, where not all tokens do.
+            spared: What it leaves out; its steps are calls here.
         """
-        assert interval is None, self.name
-        assert reuse is None, self.name
-        assert pool_keys is None, self.name
+        assert spared == NOTHING, self.name
         return nullcontext()
 
     def pools_keys(self, config: Config) -> bool:  # noqa: ARG002

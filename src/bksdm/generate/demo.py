@@ -145,10 +145,7 @@ def serve(options: DemoOptions, *, wait: bool) -> Any:
         raise InputError("demo needs Gradio; run pip install 'bksdm[demo]'") from error
     models = [options.model, *([options.compare] if options.compare else [])]
     check_ready("demo", *models, options={"pool_keys": options.pool_keys})
-    ways = [
-        drawing(model, options.steps, options.guidance, options.guidance_interval, options.reuse, options.pool_keys)
-        for model in models
-    ]
+    ways = [drawing(model, options.steps, options.guidance, options.spared()) for model in models]
     drawers = [Drawer.load(model, how, options) for model, how in zip(models, ways, strict=True)]
     folder = Path(tempfile.mkdtemp(prefix="bksdm-demo-"))
     page = _page(gradio, drawers, folder)
@@ -184,9 +181,7 @@ def draw(drawer: Drawer, wish: Wish, folder: Path, stepped: Callable[[], None]) 
         [Request(wish.prompt, wish.seed)],
         steps=wish.steps,
         guidance=wish.guidance,
-        interval=drawer.how.interval,
-        reuse=drawer.how.reuse,
-        pool_keys=drawer.how.pool_keys,
+        spared=drawer.how.spared,
         image=image,
         strength=wish.strength,
         stepped=stepped,

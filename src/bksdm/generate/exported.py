@@ -9,10 +9,10 @@ from PIL import Image
 
 from bksdm.common.errors import InputError
 from bksdm.generate.requests import Request
-from bksdm.runtime.defaults import Interval
 from bksdm.runtime.files import read_json
 from bksdm.runtime.folder import open_folder
 from bksdm.runtime.pipeline import Pipeline
+from bksdm.runtime.spared import NOTHING, Spared
 
 EXPORT_FILE = "export.json"
 
@@ -32,12 +32,7 @@ def export_facts(model: str | Path) -> dict[str, object]:
 
 
 def open_exported(
-    model: str | Path,
-    arithmetic: str = "f32",
-    scheduler: str | None = None,
-    *,
-    reuses: bool = False,
-    pool_keys: int | None = None,
+    model: str | Path, arithmetic: str = "f32", scheduler: str | None = None, spared: Spared = NOTHING
 ) -> Pipeline:
     """The pipeline of an exported folder, with as many threads as torch has.
 
@@ -45,18 +40,17 @@ def open_exported(
         model: The folder.
         arithmetic: Of OpenVINO: f32, bf16 or f16.
         scheduler: Name of a diffusers scheduler in the place of the folder's own.
-        reuses: Whether the inside of its U-Net is to be computed in some steps alone.
-        pool_keys: How it has to have been exported, where that matters.
+        spared: What it will draw without; keys that are pooled have to be so already.
 
     Raises:
-        InputError: It is incomplete, of a format that does not run here, too old for `reuses`, or exported otherwise.
+        InputError: It is incomplete, of a format that does not run here, too old for reuse, or exported otherwise.
     """
-    if pool_keys not in (None, export_facts(model).get("pool_keys")):
-        mend = f"export it with --pool_keys {pool_keys}, or leave it out"
-        raise InputError(f"{model} was exported without pool_keys {pool_keys}; {mend}")
+    if spared.pool_keys not in (None, export_facts(model).get("pool_keys")):
+        mend = f"export it with --pool_keys {spared.pool_keys}, or leave it out"
+        raise InputError(f"{model} was exported without pool_keys {spared.pool_keys}; {mend}")
     threads = torch.get_num_threads()
     pipeline = open_folder(Path(model).expanduser(), threads=threads, precision=arithmetic, scheduler=scheduler)
-    if reuses:
+    if spared.reuse is not None:
         pipeline.networks.check_parted()
     return pipeline
 
@@ -67,9 +61,7 @@ def sample_exported(
     *,
     steps: int | None = None,
     guidance: float | None = None,
-    interval: Interval | None = None,
-    reuse: int | None = None,
-    pool_keys: int | None = None,  # noqa: ARG001 - the network is so already, or is not opened
+    spared: Spared = NOTHING,
     batch_size: int = 4,
     negative_prompt: str | None = None,
     height: int | None = None,
@@ -87,8 +79,8 @@ def sample_exported(
         [request.seed for request in requests],
         steps=steps,
         guidance=guidance,
-        interval=interval,
-        reuse=reuse,
+        interval=spared.interval,
+        reuse=spared.reuse,
         batch_size=batch_size,
         negative_prompt=negative_prompt or "",
         height=height,

@@ -50,8 +50,8 @@ def generate(options: GenerateOptions) -> list[Path]:
     check_ready("generate", options.model, options=dataclasses.asdict(options))
     own = drawing(options.model)
     options = _fast(options, own) if options.fast else options
-    how = own.chosen(options.steps, options.guidance, options.guidance_interval, options.reuse, options.pool_keys)
-    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance, pool_keys=how.pool_keys)
+    how = own.chosen(options.steps, options.guidance, options.spared())
+    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance, pool_keys=how.spared.pool_keys)
     check(options)
     asked = _asked(options)
     image, mask = _image_and_mask(options)
@@ -80,10 +80,9 @@ def generate(options: GenerateOptions) -> list[Path]:
             scheduler=options.scheduler,
             lora=Lora(options.lora, options.lora_scale) if options.lora else None,
             masked=mask is not None,
-            reuses=options.reuse is not None,
-            pool_keys=how.pool_keys,
+            spared=how.spared,
             # Of the whole U-Net; what reuse spares, a conversion cannot save.
-            unet_calls=len(missing) * -(-how.steps // (how.reuse or 1)) * (2 if how.guidance > 1 else 1),
+            unet_calls=len(missing) * -(-how.steps // (how.spared.reuse or 1)) * (2 if how.guidance > 1 else 1),
         )
         check_multiple(drawer.multiple, height=options.height, width=options.width)
         say_cut([options.negative_prompt, *(asked[number].request.prompt for number in missing)], drawer.cut_off)
@@ -166,7 +165,7 @@ def _draw(
         pending = iter(own)
         for pictures in drawer.sample(
             [asked[number].request for number in own],
-            **how.to_dict(),
+            **vars(how),
             batch_size=options.batch_size,
             negative_prompt=options.negative_prompt,
             height=height,

@@ -36,6 +36,7 @@ from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.told import recipe_of
 from bksdm.runtime.flow import why_no_flow
 from bksdm.runtime.schedulers import why_unknown, with_scheduler
+from bksdm.runtime.spared import NOTHING, Spared
 
 CONVERTED = ("openvino", "onnx")
 # Seconds of a full-size U-Net step in torch over those in the runtime, in float32 on two cores with AVX2
@@ -93,8 +94,7 @@ def open_drawer(
     scheduler: str | None = None,
     lora: Lora | None = None,
     masked: bool = False,
-    reuses: bool = False,
-    pool_keys: int | None = None,
+    spared: Spared = NOTHING,
     unet_calls: int = 1,
 ) -> Drawer:
     """What makes the pictures of MODEL.
@@ -109,8 +109,7 @@ def open_drawer(
         scheduler: Name of a diffusers scheduler in the place of the model's own.
         lora: What is added to the weights.
         masked: Whether a part of a picture is painted anew.
-        reuses: Whether the inside of the U-Net is computed in some steps alone.
-        pool_keys: As `sample` takes it; what is exported has to be so already.
+        spared: What it will draw without, as `open_exported` takes it.
         unet_calls: How many pictures the U-Net will be called for in all: steps x pictures x 2 with guidance.
 
     Raises:
@@ -120,10 +119,10 @@ def open_drawer(
     if by_torch and (is_exported(model) or runtime not in ("auto", "torch")):
         raise InputError(f"{by_torch} needs torch; leave out --runtime, and give the model rather than its export")
     if is_exported(model):
-        return _exported(model, runtime, precision, decoder, scheduler, reuses, pool_keys)
+        return _exported(model, runtime, precision, decoder, scheduler, spared)
     if by_torch:
         runtime = "torch"
-    choice = choose(model, device, precision, decoder, scheduler, unet_calls, pool_keys) if runtime == "auto" else None
+    choice = choose(model, device, precision, decoder, scheduler, unet_calls, spared) if runtime == "auto" else None
     chosen = runtime if choice is None else choice.runtime
     if chosen == "torch":
         return _torch(model, device, precision, decoder, scheduler, lora, masked)
@@ -135,8 +134,8 @@ def open_drawer(
     _check_arithmetic(chosen, precision)
     if choice is not None:
         say(f"{chosen}: {choice.reason}")
-    folder = str(converted(model, chosen, decoder, pool_keys))
-    return _exported(folder, "auto", precision, None, scheduler, reuses, pool_keys)
+    folder = str(converted(model, chosen, decoder, spared.pool_keys))
+    return _exported(folder, "auto", precision, None, scheduler, spared)
 
 
 def choose(
@@ -146,7 +145,7 @@ def choose(
     decoder: str | None,
     scheduler: str | None,
     unet_calls: int,
-    pool_keys: int | None = None,
+    spared: Spared = NOTHING,
 ) -> Choice:
     """The runtime that is done first, with its conversion, if it is still to be made."""
     if Path(model).is_dir():
@@ -164,7 +163,7 @@ def choose(
     content = fingerprint(model) if best else None  # reads all of the model
     if content is None or best is None:
         return Choice("torch", _NOT_LOCAL if best else _NOT_INSTALLED)
-    if is_exported(_kept(content, best, decoder, pool_keys)):
+    if is_exported(_kept(content, best, decoder, spared.pool_keys)):
         return Choice(best, "the model is converted already")
     return _worth_it(model, best, unet_calls)
 
@@ -258,8 +257,7 @@ def _exported(
     precision: Precision,
     decoder: str | None,
     scheduler: str | None,
-    reuses: bool,
-    pool_keys: int | None,
+    spared: Spared,
 ) -> Drawer:
     facts = export_facts(model)
     if runtime not in ("auto", facts.get("format")):
@@ -267,7 +265,7 @@ def _exported(
     if decoder:
         raise InputError(f"{model} is exported with its decoder; leave out --decoder, or export it with another")
     arithmetic = _ARITHMETIC[precision]
-    pipeline = open_exported(model, arithmetic, scheduler, reuses=reuses, pool_keys=pool_keys)
+    pipeline = open_exported(model, arithmetic, scheduler, spared)
     _check_arithmetic(str(facts["format"]), precision)
     weights = str(facts.get("precision"))
     for word in pipeline.tokenizer.hidden_words():

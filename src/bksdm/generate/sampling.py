@@ -4,7 +4,7 @@ The denoising loop is diffusers' own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 from weakref import WeakSet
@@ -20,8 +20,8 @@ from bksdm.families import family_of_pipeline
 from bksdm.families.family import Told
 from bksdm.generate.requests import Request
 from bksdm.models.pipelines import caption_length, denoiser, image_size, safety_checker, scheduler_config
-from bksdm.runtime.defaults import Interval
 from bksdm.runtime.schedulers import with_scheduler
+from bksdm.runtime.spared import NOTHING, Spared
 
 _FLAGGED = "flagged"
 _UNCHECKED = {"requires_safety_checker": False}  # pictures are checked here
@@ -55,9 +55,7 @@ def sample(
     strength: float = 0.8,
     mask: Image.Image | None = None,
     sigmas: Sequence[float] | None = None,
-    interval: Interval | None = None,
-    reuse: int | None = None,
-    pool_keys: int | None = None,
+    spared: Spared = NOTHING,
     embedded: Embedded | None = None,
     stepped: Callable[[], None] | None = None,
 ) -> Iterator[list[Image.Image]]:
@@ -81,9 +79,7 @@ def sample(
             last bit. By U-Nets that take mask and picture beside the latents, and by any other, whose latents outside
             are put back after every step.
         sigmas: Of flow matching: the noise level that each of the steps begins at, before the scheduler shifts it.
-        interval: The noise levels at which guidance is given; see `Family.sparing`.
-        reuse: Every how many steps the inside of the U-Net is computed; likewise.
-        pool_keys: Side of the squares of tokens whose means give keys and values; likewise.
+        spared: What is not computed; see `Family.sparing`.
         embedded: What the prompts give, if it is known.
         stepped: Called after every denoising step of a batch.
 
@@ -93,7 +89,8 @@ def sample(
     run = _pipeline(pipeline, image, mask)
     run.set_progress_bar_config(disable=True)
     family = family_of_pipeline(pipeline)
-    guided = family.second_call(pipeline.config, denoiser(pipeline).config, guidance) != 1
+    if family.second_call(pipeline.config, denoiser(pipeline).config, guidance) == 1:
+        spared = replace(spared, interval=None)
     own_height, own_width = image_size(pipeline)  # which pipelines take for a square's side where they are not told
     for asked in _batches(pipeline, requests, steps, guidance, batch_size, negative_prompt, sigmas, embedded):
         count, arguments = len(asked["generator"]), dict(asked)
@@ -106,7 +103,7 @@ def sample(
         if stepped:
             arguments |= {"callback_on_step_end": _calling(stepped)}
         size = (height or own_height, width or own_width) if image is None or mask else (image.height, image.width)
-        with family.sparing(denoiser(pipeline), pipeline.scheduler, interval if guided else None, reuse, pool_keys):
+        with family.sparing(denoiser(pipeline), pipeline.scheduler, spared):
             latents = run(**arguments, output_type="latent").images
         pixels, flags = _checked(pipeline, _decoded(pipeline, latents, size))
         pictures = _pictures(pipeline, pixels)

@@ -1,7 +1,7 @@
 """How MODEL draws: as it says that it draws best, or as is usual for its family; nothing is loaded for that."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from bksdm.common.errors import InputError
@@ -9,6 +9,7 @@ from bksdm.common.hub import hub_errors
 from bksdm.common.progress import say
 from bksdm.models.configs import family_of_model, load_contents, local
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults, read_defaults
+from bksdm.runtime.spared import NOTHING, Spared
 
 # As good as a U-Net's usual 25 steps, in less than half of the time (benchmarks/results/quality_speed.md).
 FAST_STEPS, FAST_SCHEDULER = 10, "DPMSolverMultistepScheduler"
@@ -49,19 +50,14 @@ def _say_unknown(model: str, reason: str, usual: Defaults) -> None:
 
 
 def drawing(
-    model: str | Path,
-    steps: int | None = None,
-    guidance: float | None = None,
-    interval: Sequence[float] | None = None,
-    reuse: int | None = None,
-    pool_keys: int | None = None,
+    model: str | Path, steps: int | None = None, guidance: float | None = None, spared: Spared = NOTHING
 ) -> Defaults:
     """How MODEL draws: as is asked for, else as it draws best, else as is usual for its family.
 
     Raises:
-        InputError: As `drawing_defaults` and `Defaults.chosen` do.
+        InputError: As `drawing_defaults` does.
     """
-    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance, interval, reuse, pool_keys)
+    return (drawing_defaults(model) or _usual(model)).chosen(steps, guidance, spared)
 
 
 def _usual(model: str | Path) -> Defaults:
@@ -73,23 +69,18 @@ def _usual(model: str | Path) -> Defaults:
 
 
 def drawings(
-    models: Mapping[str, str],
-    steps: int | None,
-    guidance: float | None,
-    interval: Sequence[float] | None = None,
-    reuse: int | None = None,
-    pool_keys: int | None = None,
+    models: Mapping[str, str], steps: int | None, guidance: float | None, spared: Spared = NOTHING
 ) -> dict[str, Defaults]:
     """How each of several models draws, by name.
 
     Arguments:
         models: MODELs by name.
-        steps, guidance, interval, reuse, pool_keys: For all of them, where they are asked for.
+        steps, guidance, spared: For all of them, where they are asked for.
 
     Raises:
         InputError: As `drawing` does.
     """
-    return {name: drawing(model, steps, guidance, interval, reuse, pool_keys) for name, model in models.items()}
+    return {name: drawing(model, steps, guidance, spared) for name, model in models.items()}
 
 
 def say_unlike(ways: Mapping[str, Defaults]) -> None:

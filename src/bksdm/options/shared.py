@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Literal, TypeVar
 
+from bksdm.runtime.spared import Spared
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Stored = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
 Optimizer = Literal["adamw", "muon"]
@@ -69,6 +71,10 @@ class Sparing(Drawing):
     guidance_interval: list[float] | None = None
     reuse: int | None = None
     pool_keys: int | None = None
+
+    def spared(self) -> Spared:
+        """As one value; `InputError` as `Spared.asked` has it."""
+        return Spared.asked(self.guidance_interval, self.reuse, self.pool_keys)
 
 
 @dataclass(frozen=True, kw_only=True)

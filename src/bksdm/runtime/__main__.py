@@ -12,6 +12,7 @@ from bksdm.runtime.folder import open_folder
 from bksdm.runtime.parameters import texts
 from bksdm.runtime.pipeline import Pipeline, Pixels
 from bksdm.runtime.png import encode
+from bksdm.runtime.spared import Spared
 
 _USAGE = 2
 
@@ -43,7 +44,8 @@ def _make(options: argparse.Namespace) -> None:
     for prompt in (options.prompt, options.negative_prompt):
         if lost := pipeline.tokenizer.cut_off(prompt):
             print(f"the model reads no more than the beginning of the prompt; cut off: {lost!r}", file=sys.stderr)
-    how = pipeline.defaults.chosen(options.steps, options.guidance, options.guidance_interval, options.reuse)
+    spared = Spared.asked(options.guidance_interval, options.reuse)
+    how = pipeline.defaults.chosen(options.steps, options.guidance, spared)
     if options.negative_prompt and pipeline.guidance(how.guidance) is None:
         print(f"the negative prompt changes nothing at guidance {how.guidance:g}", file=sys.stderr)
     (pictures,) = pipeline.sample(

@@ -13,16 +13,16 @@ scheduler shifts it; every step begins at one of them:
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bksdm.common.errors import InputError
+from bksdm.runtime.spared import NOTHING, Spared
 
 SAMPLING_FILE = "sampling.json"
-Interval = tuple[float, float]  # the least and the largest of noise levels
 _STEPS, _GUIDANCE, _SIGMAS = "num_inference_steps", "guidance_scale", "sigmas"
 
 
@@ -35,18 +35,13 @@ class Defaults:
         guidance: Guidance scale; 1 for none.
         sigmas: The noise level that each step begins at, in (0, 1] and falling; None for those of pipeline and
             scheduler.
-        interval: The noise levels at which guidance is given; None for all. No file says.
-        reuse: Every how many steps the inside of the denoiser is computed; None for every one. No file says.
-        pool_keys: Side of the squares of tokens, more than 1, whose means give the outermost self-attentions keys and
-            values; None where all tokens do. No file says.
+        spared: What is not computed; no file says.
     """
 
     steps: int = 25
     guidance: float = 7.5
     sigmas: tuple[float, ...] | None = None
-    interval: Interval | None = None
-    reuse: int | None = None
-    pool_keys: int | None = None
+    spared: Spared = NOTHING
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: object, usual: "Defaults | None" = None) -> "Defaults":
@@ -82,57 +77,23 @@ class Defaults:
         return {_STEPS: self.steps, _GUIDANCE: self.guidance, **levels}
 
     def to_dict(self) -> dict[str, Any]:
-        """By the names used here."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """For records: by the names used here, with those of what is spared among them."""
+        values = asdict(self)
+        values |= values.pop("spared")
+        return {name: value for name, value in values.items() if value is not None}
 
     def text(self) -> str:
         """What the file holds."""
         return json.dumps(self.arguments(), indent=2) + "\n"
 
-    def chosen(
-        self,
-        steps: int | None,
-        guidance: float | None,
-        interval: Sequence[float] | None = None,
-        reuse: int | None = None,
-        pool_keys: int | None = None,
-    ) -> "Defaults":
-        """With what was asked for in their place; noise levels are for as many steps as they are.
-
-        Raises:
-            InputError: `interval` is none, or `reuse` or `pool_keys` is less than 1.
-        """
-        _check_whole("reuse", reuse)
+    def chosen(self, steps: int | None, guidance: float | None, spared: Spared = NOTHING) -> "Defaults":
+        """With what was asked for in their place; noise levels are for as many steps as they are."""
         return Defaults(
             self.steps if steps is None else steps,
             self.guidance if guidance is None else guidance,
             self.sigmas if steps in (None, self.steps) else None,
-            None if interval is None else _interval(interval),
-            reuse,
-            squares(pool_keys),
+            spared,
         )
-
-
-def squares(pool_keys: int | None) -> int | None:
-    """The side of the squares of tokens that are pooled, None where each is a token.
-
-    Raises:
-        InputError: It is less than 1.
-    """
-    _check_whole("pool_keys", pool_keys)
-    return None if pool_keys == 1 else pool_keys
-
-
-def _check_whole(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise InputError(f"{name} is {value}; give at least 1, or leave it out")
-
-
-def _interval(given: Sequence[float]) -> Interval:
-    if len(given) != 2 or not 0 <= given[0] < given[1]:
-        shown = " ".join(f"{level:g}" for level in given)
-        raise InputError(f"guidance_interval is {shown}; give two noise levels, the lower first, such as 0.3 5")
-    return given[0], given[1]
 
 
 def _levels(given: Any, source: object) -> tuple[float, ...]:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
 from bksdm.runtime.conditions import Conditions
-from bksdm.runtime.defaults import Defaults, Interval
+from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.flow import FlowEuler, flow_way
 from bksdm.runtime.kinds import Flow, Scale
 from bksdm.runtime.networks import Array, PartedNetworks, Told
 from bksdm.runtime.noise import Generator
 from bksdm.runtime.reuse import Reusing
 from bksdm.runtime.schedulers import trajectory
+from bksdm.runtime.spared import Interval, Spared
 from bksdm.runtime.tokens import Tokenizers
 from bksdm.runtime.trajectory import Trajectory
 
@@ -106,14 +107,14 @@ class Pipeline:
         Raises:
             InputError: An argument is unfit, or a network gives numbers that are not finite; see the message.
         """
-        how = self.defaults.chosen(steps, guidance, interval, reuse)
+        how = self.defaults.chosen(steps, guidance, Spared.asked(interval, reuse))
         how = how if sigmas is None else replace(how, sigmas=tuple(sigmas))
         chosen = range(len(prompts)) if seeds is None else seeds
         size = self._size(height, width, image)
         shape = (self.channels, size[0] // self.factor, size[1] // self.factor)
         self._check(prompts, chosen, batch_size, latents, image, shape)
         self._check_flow(negative_prompt, image, how)
-        if how.reuse is not None:
+        if how.spared.reuse is not None:
             self.networks.check_parted()
         self._way(how, shape, strength if image is not None else 1.0)
         return self._batches(
@@ -148,9 +149,10 @@ class Pipeline:
                 clean, begun = self._latents(image, draws), trajectory(self.scheduler, how.steps, strength)
                 way, sample = begun, begun.noisy(clean, draws())
             alone = {name: value[-len(draws) :] for name, value in told.items()}
-            predict = self.networks.predict if how.reuse is None else Reusing(self.networks, how.reuse).predict
+            reuse = how.spared.reuse
+            predict = self.networks.predict if reuse is None else Reusing(self.networks, reuse).predict
             for number, timestep in enumerate(way.timesteps, 1):
-                if guidance is not None and _within(how.interval, way, timestep):
+                if guidance is not None and _within(how.spared.interval, way, timestep):
                     output = _guided(predict, way.scaled(sample), float(timestep), told, guidance)
                 else:
                     output = predict(way.scaled(sample), float(timestep), alone)
@@ -216,9 +218,9 @@ class Pipeline:
             return
         if image is not None:
             raise InputError(f"{self.flow.name} does not start from a picture here; leave out the image")
-        if how.interval is not None:
+        if how.spared.interval is not None:
             raise InputError(f"{self.flow.name} has no guidance_interval here; leave it out")
-        if how.reuse is not None:
+        if how.spared.reuse is not None:
             raise InputError(f"{self.flow.name} has no reuse here; leave it out")
         if negative_prompt and not self.flow.negative:
             raise InputError(f"{self.flow.name} takes no negative prompt; leave it out")

@@ -18,7 +18,7 @@ from bksdm.families.unet.depth import listed
 from bksdm.families.unet.layers import IDLE, READ, USUAL, layers
 from bksdm.families.unet.readers import readers
 from bksdm.families.units import Names, Removals, Unit
-from bksdm.runtime.defaults import Interval
+from bksdm.runtime.spared import Spared
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -93,24 +93,18 @@ class UNetFamily(Family):
         """Latent-consistency U-Nets of the first kind (arXiv 2310.04378) are told the guidance scale in one call."""
         return super().guides(pipeline, config) and config.get("time_cond_proj_dim") is None
 
-    def sparing(
-        self,
-        denoiser: Any,
-        scheduler: SchedulerMixin,
-        interval: Interval | None = None,
-        reuse: int | None = None,
-        pool_keys: int | None = None,
-    ) -> AbstractContextManager[object]:
+    def sparing(self, denoiser: Any, scheduler: SchedulerMixin, spared: Spared) -> AbstractContextManager[object]:
         from bksdm.families.unet import sparing
 
-        spared = ExitStack()
-        if interval is not None:  # first, so that what is kept is of the samples that are left
-            spared.enter_context(sparing.guided_within(denoiser, NoiseSchedule.from_scheduler(scheduler), interval))
-        if reuse is not None:
-            spared.enter_context(sparing.reusing(denoiser, reuse))
-        if pool_keys is not None:
-            spared.enter_context(sparing.pooling_keys(denoiser, pool_keys))
-        return spared
+        ways = ExitStack()
+        if spared.interval is not None:  # first, so that what is kept is of the samples that are left
+            schedule = NoiseSchedule.from_scheduler(scheduler)
+            ways.enter_context(sparing.guided_within(denoiser, schedule, spared.interval))
+        if spared.reuse is not None:
+            ways.enter_context(sparing.reusing(denoiser, spared.reuse))
+        if spared.pool_keys is not None:
+            ways.enter_context(sparing.pooling_keys(denoiser, spared.pool_keys))
+        return ways
 
     def pools_keys(self, config: Config) -> bool:
         outermost = (config["down_block_types"][0], config["up_block_types"][-1])

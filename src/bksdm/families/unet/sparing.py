@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bksdm.families.noise import NoiseSchedule
-from bksdm.runtime.defaults import Interval
+from bksdm.runtime.spared import Interval
 
 
 @contextmanager
