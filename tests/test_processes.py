@@ -168,10 +168,15 @@ def test_two_processes_generate_what_one_does(v1_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one_does(v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_evaluate_as_one_does(v1_folder: Path, v1_student: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "unseen.txt").write_text("blue cat\nred moon\n")
     words = [
         "evaluate",
-        f"mine={v1_folder}",
+        f"mine={v1_student}",
+        "--teacher",
+        v1_folder,
+        "--unseen",
+        tmp_path / "unseen.txt",
         "--reference",
         pictures,
         "--encoder",
@@ -181,7 +186,8 @@ def test_two_processes_evaluate_as_one_does(v1_folder: Path, pictures: Path, tmp
         "--latency",
         0,
     ]
-    words += ["--images_per_prompt", 20, "--scores", "frechet_distance", "clip_score", "--json"]
+    of_outputs = ("output_error", "error_left", "error_left_unseen")
+    words += ["--images_per_prompt", 20, "--scores", "frechet_distance", "clip_score", *of_outputs, "--json"]
     one, two = (json.loads(launch(count, *words, "--out", tmp_path / str(count))) for count in (1, 2))
     for score, ours in one["models"]["mine"]["scores"].items():
         assert two["models"]["mine"]["scores"][score]["value"] == pytest.approx(ours["value"], rel=1e-3)

@@ -1,7 +1,7 @@
 """How far a student's output is from its teacher's on the same noisy latents."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Probe:
     told: Told
     family: Family
 
+    def to(self, device: torch.device | str) -> "Probe":
+        """The same on a device."""
+        told = {name: value.to(device) for name, value in self.told.items()}
+        return replace(self, latents=self.latents.to(device), timesteps=self.timesteps.to(device), told=told)
+
     @torch.no_grad()
     def output(self, unet: Any) -> Tensor:
         """What a U-Net answers, with the shape of the latents."""
@@ -65,6 +70,22 @@ def probes(
         yield clean.noisy(draws)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A probe and what a teacher answered to it, with shape (B, C, h, w).
+
+    Both wait in main memory until networks are held against them: that of the device is for the networks.
+    """
+
+    probe: Probe
+    answer: Tensor
+
+    def errors(self, network: Any) -> Tensor:
+        """Mean squared differences of a network's output from the answer, with shape (B,)."""
+        found = self.probe.to(network.device).output(network).float()
+        return (found - self.answer.to(found.device)).square().flatten(1).mean(dim=1).cpu().double()
+
+
 def output_error(student: Any, teacher: DiffusionPipeline, entries: Sequence[Picture], seed: int = 0) -> float:
     """Mean squared difference of the two U-Nets' outputs over captioned pictures, each at one random timestep."""
     return float(output_errors(student, teacher, entries, seed).mean())
@@ -72,25 +93,38 @@ def output_error(student: Any, teacher: DiffusionPipeline, entries: Sequence[Pic
 
 def output_errors(student: Any, teacher: DiffusionPipeline, entries: Sequence[Picture], seed: int = 0) -> Tensor:
     """The same for every picture by itself, with shape (N,)."""
-    return torch.cat([_errors(probe, [student], teacher)[0] for probe in probes(teacher, entries, seed)])
+    return errors(student, answered(teacher, entries, seed=seed))[:, 0]
 
 
-def errors_by_noise(
-    networks: Sequence[Any], teacher: DiffusionPipeline, entries: Sequence[Picture], seed: int = 0, levels: int = LEVELS
-) -> Tensor:
-    """The same for S U-Nets and every picture, at one random timestep of each of L noise levels, each with its noise.
+def errors(network: Any, batches: Iterable[Sequence[Answered]]) -> Tensor:
+    """Mean squared differences of a network's outputs from what `answered` gives, with shape (N, L)."""
+    return torch.cat([torch.stack([one.errors(network) for one in batch], dim=-1) for batch in batches])
 
-    The teacher is asked once for all of them.
 
-    Returns:
-        Errors with shape (S, N, L), the least noisy level first.
+def answered(
+    teacher: DiffusionPipeline,
+    entries: Sequence[Picture],
+    numbers: range | None = None,
+    levels: int | None = None,
+    seed: int = 0,
+) -> Iterator[list[Answered]]:
+    """What a teacher answers about captioned pictures, in batches.
+
+    Arguments:
+        teacher: The teacher.
+        entries: The pictures.
+        numbers: Those that it is asked about, one after the other; all by default.
+        levels: Noise levels L, at one random timestep of each of which it is asked about every picture, each with its
+            noise. By default, once at any timestep.
+        seed: Of timesteps and noise.
+
+    Yields:
+        A batch at every level, the least noisy first; or one.
     """
-    parts = noise_levels(teacher, levels)
-    found = []
-    for clean, draws in _encoded(teacher, entries, seed):
-        noisy = (clean.noisy(draws.also(f"level {number}"), part) for number, part in enumerate(parts))
-        found.append(torch.stack([_errors(probe, networks, teacher) for probe in noisy], dim=-1))
-    return torch.cat(found, dim=1)
+    parts = () if levels is None else noise_levels(teacher, levels)
+    for clean, draws in _encoded(teacher, entries, seed, numbers=numbers):
+        noisy = [clean.noisy(draws.also(f"level {number}"), part) for number, part in enumerate(parts)]
+        yield _answers(denoiser(teacher), noisy or [clean.noisy(draws)])
 
 
 def noise_levels(pipeline: DiffusionPipeline, count: int = LEVELS) -> tuple[Tensor, ...]:
@@ -100,23 +134,28 @@ def noise_levels(pipeline: DiffusionPipeline, count: int = LEVELS) -> tuple[Tens
 
 
 def _encoded(
-    pipeline: DiffusionPipeline, entries: Sequence[Picture], seed: int, batch_size: int = _BATCH
+    pipeline: DiffusionPipeline,
+    entries: Sequence[Picture],
+    seed: int,
+    batch_size: int = _BATCH,
+    numbers: range | None = None,
 ) -> Iterator[tuple[_Clean, Draws]]:
     """What captioned pictures are to the pipeline, in batches, and the random numbers that go with each."""
     conditions = Conditions.of(pipeline)
     noise_schedule = conditions.family.noise_schedule(pipeline.scheduler)
     tokenize = tokenizing(pipeline)
     samples = PictureSamples(entries, image_size(pipeline), tokenize, told=conditions.of_fitted)
-    for start in range(0, len(entries), batch_size):
-        chunk = [samples.sample(index, 0) for index in range(start, min(start + batch_size, len(entries)))]
+    wanted = range(len(entries)) if numbers is None else numbers
+    for start in wanted[::batch_size]:
+        chunk = [samples.sample(index, 0) for index in range(start, min(start + batch_size, wanted.stop))]
         draws = Draws(seed, "output error", start)
         batch = {name: torch.stack([one[name] for one in chunk]).to(pipeline.device) for name in chunk[0]}
         latents = conditions.latents(batch, draws)
         yield _Clean(latents, conditions.told(batch), conditions.family, noise_schedule), draws
 
 
-def _errors(probe: Probe, networks: Sequence[Any], teacher: DiffusionPipeline) -> Tensor:
-    """Mean squared differences from the teacher's output with shape (S, B)."""
-    wanted = probe.output(denoiser(teacher)).float()
-    differences = (probe.output(network).float() - wanted for network in networks)
-    return torch.stack([one.square().flatten(1).mean(dim=1).double().cpu() for one in differences])
+def _answers(unet: Any, probes: Sequence[Probe]) -> list[Answered]:
+    """To probes of one batch, which are told the same and go on to have it in one memory."""
+    told = {name: value.cpu() for name, value in probes[0].told.items()}
+    kept = [replace(one, latents=one.latents.cpu(), timesteps=one.timesteps.cpu(), told=told) for one in probes]
+    return [Answered(one, probe.output(unet).float().cpu()) for one, probe in zip(kept, probes, strict=True)]

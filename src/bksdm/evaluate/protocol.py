@@ -17,7 +17,7 @@ from bksdm.common.errors import InputError
 from bksdm.evaluate.encoder import DualEncoder
 from bksdm.evaluate.inception import Inception
 from bksdm.evaluate.networks import Networks
-from bksdm.evaluate.scores import KINDS, LEFT, LEFT_UNSEEN
+from bksdm.evaluate.scores import KINDS, LEFT, LEFT_UNSEEN, OUTPUT_ERROR
 from bksdm.options.evaluate import EvaluateOptions
 
 INCEPTION = "inception"
@@ -25,7 +25,7 @@ PAPERS_CLIP = "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"
 _DISTANCES = ("frechet_distance", "kernel_distance", "inception_score", "precision", "recall")
 _BY_ENCODER = ("frechet_distance", "kernel_distance", "clip_score", "retrieval_r1")
 _BY_INCEPTION = (*_DISTANCES, "clip_score")
-OF_OUTPUTS = {"output_error": ("teacher",), LEFT: ("teacher",), LEFT_UNSEEN: ("teacher", "unseen")}
+OF_OUTPUTS = {OUTPUT_ERROR: ("teacher",), LEFT: ("teacher",), LEFT_UNSEEN: ("teacher", "unseen")}
 _NEEDED = {"teacher": "a --teacher", "unseen": "captions as --unseen"}
 _OF_SAMPLES = ("kernel_distance", "precision", "recall")  # statistics of the reference do not suffice for these
 

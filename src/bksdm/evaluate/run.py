@@ -26,14 +26,14 @@ from bksdm.common.prompts import cut_line
 from bksdm.common.runs import check_free, digest, open_run, provenance, write_text
 from bksdm.common.tables import listed
 from bksdm.data.folder import read_captions
-from bksdm.data.pictures import Picture
 from bksdm.data.prompts import read_prompts
-from bksdm.evaluate.blocks import Blocks
+from bksdm.data.source import Source
+from bksdm.evaluate.blocks import Blocks, open_together
 from bksdm.evaluate.networks import PLAIN, Networks
 from bksdm.evaluate.protocol import OF_OUTPUTS, Protocol, check_counts
 from bksdm.evaluate.reference import RealFeatures, Statistics, open_reference
 from bksdm.evaluate.report import Row, write_evaluation
-from bksdm.evaluate.scores import ErrorLeft, Weighted, differences
+from bksdm.evaluate.scores import LEFT, LEFT_UNSEEN, OUTPUT_ERROR, ErrorLeft, Weighted, differences
 from bksdm.evaluate.scoring import Scoring
 from bksdm.evaluate.sources import Drawn, Finished, Sampling, are_pictures, named
 from bksdm.families import family_of
@@ -88,10 +88,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         options=dataclasses.asdict(options),
     )
     _check_comparable(sources, options.teacher)
-    against = _from_teacher(options, protocol, sources)
+    teacher_content = fingerprint(options.teacher) if options.teacher else None
+    against = _from_teacher(options, protocol, sources, teacher_content)
     settings = dataclasses.asdict(options) | {
         "decoder_content": decoder_fingerprint(options.decoder),
-        "teacher_content": fingerprint(options.teacher) if options.teacher else None,
+        "teacher_content": teacher_content,
         "prompts_content": digest(prompts),
         "reference_content": reference.digest,
         "distractors_content": digest(distractors),
@@ -109,8 +110,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     group.wait()
     real = _real(protocol, networks, reference, out)
     seen = {name: _look(name, source, protocol, networks, out) for name, source in sources.items()}
+    outputs = _outputs(against, reference, unseen)
     if group.main:
-        outputs = _outputs(against, reference, unseen)
         texts = (prompts, distractors, captions)
         scoring = Scoring(protocol.scores, networks, real, *texts, options.resamples, options.intervals)
         _write(options, protocol, scoring, sources, seen, reference, outputs)
@@ -241,13 +242,9 @@ def _real(protocol: Protocol, networks: Networks, reference: Statistics | Finish
 
 def _look(name: str, source: Drawn | Finished, protocol: Protocol, networks: Networks, out: Path) -> Blocks:
     """Draw and look at what is missing of a model's pictures."""
-    folder, group = out / "models" / name, processes()
+    folder = out / "models" / name
     settings = {"source": source.digest, "networks": networks.digest, "preparation": protocol.preparation}
-    settings |= _way(source)
-    check_free(folder, "evaluate a model", settings)
-    group.wait()
-    if group.main:
-        open_run(folder, "evaluate a model", settings)
+    open_together(folder, "evaluate a model", settings | _way(source))
 
     def look(numbers: range) -> Mapping[str, Tensor]:
         pictures = source.pictures(numbers, protocol.preparation)
@@ -258,7 +255,7 @@ def _look(name: str, source: Drawn | Finished, protocol: Protocol, networks: Net
     blocks.fill(look, f"pictures of {name}")
     if isinstance(source, Drawn):
         source.release()
-        if group.main:
+        if processes().main:
             source.list_kept()
     return blocks
 
@@ -363,16 +360,16 @@ def _drawing(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _from_teacher(
-    options: EvaluateOptions, protocol: Protocol, sources: Mapping[str, Drawn | Finished]
+    options: EvaluateOptions, protocol: Protocol, sources: Mapping[str, Drawn | Finished], content: str | None
 ) -> FromTeacher | None:
-    """What the models' outputs are held against, if anything."""
-    students = {name: source.model for name, source in sources.items() if isinstance(source, Drawn)}
+    """What the models' outputs are held against, if anything; `content` is the teacher's fingerprint."""
+    students = {name: source for name, source in sources.items() if isinstance(source, Drawn)}
     if not (students and OF_OUTPUTS.keys() & protocol.scores):
         return None
     from bksdm.evaluate.from_teacher import FromTeacher
 
-    device = choose_device(options.device)
-    return FromTeacher.of(str(options.teacher), students, protocol.scores, device, asked=protocol.asked)
+    device, teacher = choose_device(options.device), str(options.teacher)
+    return FromTeacher.of(teacher, content, students, protocol.scores, device, asked=protocol.asked)
 
 
 def _unseen(options: EvaluateOptions, captions: Sequence[str]) -> Drawn:
@@ -388,14 +385,17 @@ def _drawing_unseen(source: Drawn) -> tuple[str, dict[str, Any]]:
     return "draw unseen captions", {"unseen": source.digest}
 
 
-def _drawn_unseen(source: Drawn) -> Sequence[Picture]:
-    """These pictures, all of which are kept; drawn once."""
-    open_run(source.folder.parent, *_drawing_unseen(source))
-    if not (source.folder / "metadata.jsonl").is_file():
-        source.pictures(range(len(source)), "none")
-        source.list_kept()
-        source.release()
-    return read_captions(source.folder)
+def _drawn_unseen(source: Drawn) -> Source:
+    """These pictures, all of which are kept; drawn once, by one of several processes."""
+    group = processes()
+    if group.main:
+        open_run(source.folder.parent, *_drawing_unseen(source))
+        if not (source.folder / "metadata.jsonl").is_file():
+            source.pictures(range(len(source)), "none")
+            source.list_kept()
+            source.release()
+    group.wait()
+    return Source(read_captions(source.folder), source.digest)
 
 
 def _outputs(
@@ -404,8 +404,11 @@ def _outputs(
     """Scores of how far every model's outputs are from the teacher's."""
     if against is None:
         return {}
-    held_out = reference.entries if isinstance(reference, Finished) and reference.captions else ()
-    return against.outputs(held_out, _drawn_unseen(unseen) if unseen else ())
+    pictures = {LEFT_UNSEEN: _drawn_unseen(unseen)} if unseen else {}
+    if isinstance(reference, Finished) and reference.captions:
+        held_out = Source(reference.entries, reference.digest)
+        pictures |= {OUTPUT_ERROR: held_out, LEFT: held_out}
+    return against.outputs(pictures)
 
 
 def _rows(sources: Mapping[str, Drawn | Finished], reference: Statistics | Finished) -> list[Row]:

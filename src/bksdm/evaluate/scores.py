@@ -30,7 +30,7 @@ from bksdm.evaluate.statistics import (
 )
 from bksdm.options.evaluate import Intervals
 
-LEFT, LEFT_UNSEEN = "error_left", "error_left_unseen"
+OUTPUT_ERROR, LEFT, LEFT_UNSEEN = "output_error", "error_left", "error_left_unseen"
 _CHUNK = 1024
 _SPLITS = 10
 _Z = 1.96  # standard errors to either side of a 95 % interval
@@ -114,7 +114,7 @@ KINDS = {
     "recall": Kind("recall"),
     "clip_score": Kind("CLIP score", of_captions=True),
     "retrieval_r1": Kind("R@1", of_captions=True),
-    "output_error": Kind("output error", less_is_better=True),
+    OUTPUT_ERROR: Kind("output error", less_is_better=True),
     LEFT: Kind("error left", less_is_better=True),
     LEFT_UNSEEN: Kind("error left, unseen", less_is_better=True),
 }
