@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -49,24 +50,31 @@ class Setting:
         return self.schedule.corrupt(self.conditions.latents(batch, draws), draws)
 
 
+@cache
+def frozen(pipeline: DiffusionPipeline) -> tuple[UNet2DConditionModel, Conditions]:
+    """Copies of a pipeline's networks that no objective changes: teacher and what gives the conditions."""
+    encoders = [copy.deepcopy(encoder) for encoder in text_encoders(pipeline)]
+    return copy.deepcopy(pipeline.unet), Conditions(family_of_pipeline(pipeline), copy.deepcopy(pipeline.vae), encoders)
+
+
 def setting(
     pipeline: DiffusionPipeline,
     recipe: str,
     weights: LossWeights | None = None,
     *,
     checkpointing: bool = False,
-    teacher_dtype: torch.dtype = torch.float32,
+    teacher_dtype: torch.dtype | None = None,
     taps: Taps = "stages",
     **choices: object,
 ) -> Setting:
-    teacher = copy.deepcopy(pipeline.unet)
+    """An objective of a fresh student; its teacher is that of other tests too, or with a type its own."""
+    teacher, conditions = frozen(pipeline)
     student, pruning = prune_unet(teacher, load_recipe(recipe))
     student.train()
     if checkpointing:
         student.enable_gradient_checkpointing()
-    teacher.to(teacher_dtype)
-    encoders = [copy.deepcopy(encoder) for encoder in text_encoders(pipeline)]
-    conditions = Conditions(family_of_pipeline(pipeline), copy.deepcopy(pipeline.vae), encoders)
+    if teacher_dtype:
+        teacher = copy.deepcopy(teacher).to(teacher_dtype)
     schedule = NoiseSchedule.from_scheduler(pipeline.scheduler)
     chosen = pruning.chosen_taps(taps)
     objective = Distillation(student, teacher.train(), chosen, conditions, schedule, weights, **choices)
@@ -325,7 +333,9 @@ def test_every_layer_that_stays_is_matched(version_teacher: DiffusionPipeline, r
 
 def test_normalized_taps_do_not_feel_the_scale_of_the_features(v1_teacher: StableDiffusionPipeline) -> None:
     """Convolutions twice as large, in both, double what the stages give that end in them."""
-    plain, scaled = (setting(v1_teacher, "small", normalize_features=True) for _ in range(2))
+    plain, scaled = (
+        setting(v1_teacher, "small", teacher_dtype=torch.float32, normalize_features=True) for _ in range(2)
+    )
     with torch.no_grad():
         for network in (scaled.teacher, scaled.student):
             upsampler = network.up_blocks[0].upsamplers[0].conv
@@ -369,9 +379,11 @@ def told_of(made: Setting, batch: dict[str, Tensor]) -> dict[str, dict[str, Tens
 
         return see
 
-    for name, unet in (("teacher", made.teacher), ("student", made.student)):
-        unet.register_forward_pre_hook(hook(name), with_kwargs=True)
+    networks = {"teacher": made.teacher, "student": made.student}
+    hooks = [unet.register_forward_pre_hook(hook(name), with_kwargs=True) for name, unet in networks.items()]
     made.losses(batch=batch)
+    for one in hooks:
+        one.remove()
     return seen
 
 

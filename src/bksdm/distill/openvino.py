@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from bksdm.models.openvino import to_openvino
 from bksdm.runtime.openvino_networks import core, quiet
 
 
@@ -34,8 +35,8 @@ class ByOpenvino:
 
         shapes = [tuple(value.shape) for value in inputs]
         try:
-            with quiet(), torch.no_grad():
-                model = openvino.convert_model(network, example_input=tuple(inputs), input=shapes)
+            with quiet():
+                model = to_openvino(network, inputs, input=shapes)
         except openvino.frontend.OpConversionFailure as error:
             raise NotConverted from error
         settings = {

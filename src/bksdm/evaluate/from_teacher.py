@@ -132,6 +132,7 @@ class FromTeacher:
             "student": student.digest,
             "recipe": recipe and replace(recipe, summary="").to_dict(),  # words change no number
             "pictures": source.digest,
+            "levels": None if score == OUTPUT_ERROR else LEVELS,
         }
         open_together(folder, "hold a model against its teacher", settings)
         return Blocks(folder, len(source.pictures))

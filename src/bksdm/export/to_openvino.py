@@ -19,6 +19,7 @@ from bksdm.export.genai import for_genai, genai_draws
 from bksdm.export.layout import component_folder, why_not, write_layout, write_scheduler
 from bksdm.export.openvino_weights import to_int4, to_int8, to_w8a8
 from bksdm.families import family_of_pipeline
+from bksdm.models.openvino import to_openvino
 from bksdm.models.pipelines import scheduler_config, tokenizers
 from bksdm.runtime.networks import DEEP, Networks
 from bksdm.runtime.openvino_networks import OpenvinoNetworks, quiet
@@ -69,12 +70,10 @@ def write_graph(component: Component, file: Path, precision: str, steps: list[St
 
 def to_graph(component: Component) -> Any:
     """A network as an OpenVINO model in float32, with the component's names and open dimensions."""
-    import openvino  # noqa: PLC0415
-
     # openvino-genai gives U-Nets whole timesteps; `OpenvinoNetworks` makes room for others.
     whole = "timestep" if component.name == UNET else None
     examples = {name: value.long() if name == whole else value for name, value in component.inputs.items()}
-    model = openvino.convert_model(component.keeping or component.module, example_input=tuple(examples.values()))
+    model = to_openvino(component.keeping or component.module, tuple(examples.values()))
     if component.keeping:  # a name within the model alone: openvino-genai takes U-Nets of one output
         result = model.outputs[-1].get_node()
         deep = result.input_value(0)

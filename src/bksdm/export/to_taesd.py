@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from bksdm.export.formats import Format, Source
 from bksdm.export.parity import TorchNetworks
+from bksdm.families.weightless import without_weights
 from bksdm.models.decoder import SmallDecoder, with_autoencoder
 from bksdm.runtime.networks import Networks
 
@@ -29,7 +30,7 @@ def write(source: Source, file: Path) -> None:
 
 def why_not(source: Source) -> str | None:
     """Why readers of TAESD's files would not take a decoder; None where they do."""
-    with torch.device("meta"):
+    with without_weights():
         known = AutoencoderTiny(latent_channels=source.pipeline.vae.config.latent_channels)  # TAESD, by its defaults
     if repr(_decoder(source).decoder) == repr(known.decoder):
         return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError, one_line
 from bksdm.families import family_claiming
 from bksdm.families.layers import Layer
+from bksdm.families.weightless import without_weights
 
 
 def layers(config: Mapping[str, Any], size: tuple[int, int], tokens: int) -> list[Layer]:
@@ -25,7 +26,7 @@ def layers(config: Mapping[str, Any], size: tuple[int, int], tokens: int) -> lis
         InputError: The config is not one of a U-Net that runs.
     """
     try:
-        with torch.device("meta"), torch.no_grad():
+        with without_weights(), torch.no_grad():
             family = family_claiming(config)
             network = family.build(config)
             watch = _Watch(network)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bksdm.common.runs import run_files
 from bksdm.families import derive, family_of, family_of_pipeline
 from bksdm.families.recipe import Config, Pruning, Recipe
+from bksdm.families.weightless import without_weights
 from bksdm.models.card import drawing_call, model_card
 from bksdm.models.configs import context_tokens
 from bksdm.models.parts import Tensors
@@ -132,14 +133,15 @@ class Inheritance(Mapping[str, Tensor]):
             InputError: The teacher cannot satisfy the recipe.
         """
         pruning = derive(recipe, teacher)
-        with torch.device("meta"):
+        with without_weights():
             network = family_of(teacher).build(pruning.student_config)
-        wanted = {}
-        for key, tensor in network.state_dict().items():
+        empty, wanted = network.state_dict(), {}
+        for key, tensor in empty.items():
             source = pruning.teacher_key(key)
             own = dtype or (weights.dtype(source) if isinstance(weights, Tensors) else weights[source].dtype)
             wanted[key] = tensor.to(own)
-        network.load_state_dict(wanted, strict=True, assign=True)
+        if any(wanted[key] is not tensor for key, tensor in empty.items()):
+            network.load_state_dict(wanted, strict=True, assign=True)
         return cls(pruning, network.eval(), wanted, weights)
 
     def __getitem__(self, key: str) -> Tensor:

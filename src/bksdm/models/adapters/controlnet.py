@@ -21,6 +21,7 @@ from bksdm.common.errors import InputError, one_line
 from bksdm.families import skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
+from bksdm.families.weightless import without_weights
 from bksdm.models.adapters.block_controlnet import StudentFluxControlNet, StudentZImageControlNet
 from bksdm.models.adapters.kinds import class_name, read_choice, read_tensors
 from bksdm.models.pipelines import load_network
@@ -110,7 +111,7 @@ def read_single_file(file: Path, teacher: UNet2DConditionModel, family: Family) 
     if "difference" in tensors:
         raise InputError(f"controlnet {file} holds differences from a U-Net; give a whole ControlNet")
     hint = _hint_convolutions(tensors)
-    with torch.device("meta"):
+    with without_weights():
         made = ControlNetModel.from_unet(
             teacher,
             conditioning_embedding_out_channels=tuple(shape[0] for shape in hint[:-1:2]),

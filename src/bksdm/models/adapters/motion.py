@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor, nn
 
 from bksdm.common.errors import InputError
 from bksdm.families.recipe import Config, Pruning
+from bksdm.families.weightless import without_weights
 
 _MODULE = re.compile(r"(?P<before>.*?)(?P<stage>(?:down|up)_blocks\.\d+)\.motion_modules\.(?P<layer>\d+)\.(?P<rest>.+)")
 _ATTENDS = "UNetMidBlock2DCrossAttn"
@@ -111,7 +111,7 @@ def motion_unet(unet: UNet2DConditionModel, motion: MotionAdapter) -> UNetMotion
 
 def _with_mid(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same U-Net with a middle block of no worth."""
-    with torch.device("meta"):
+    with without_weights():
         whole = UNet2DConditionModel.from_config({**unet.config, "mid_block_type": _ATTENDS})
     whole.load_state_dict(unet.state_dict(), strict=False, assign=True)
     whole.mid_block.to_empty(device="cpu")

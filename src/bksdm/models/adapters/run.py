@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -24,6 +23,7 @@ from bksdm.common.tables import listed
 from bksdm.families import family_claiming, family_of, skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
+from bksdm.families.weightless import without_weights
 from bksdm.models.adapters import ip_adapter, kinds, motion
 from bksdm.models.adapters.block_controlnet import Places, inherited, with_those_that_went
 from bksdm.models.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
@@ -113,7 +113,7 @@ class _Pair:
         return made | {name: self._bare(load_config(self.options.model, name), name) for name in self.family.encoders}
 
     def _bare(self, config: Config, name: str | None = None) -> Any:
-        with torch.device("meta"):
+        with without_weights():
             return self.family.build(config, name)
 
     @cached_property
