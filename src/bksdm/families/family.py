@@ -493,6 +493,14 @@ class Family(ABC):
             return kind.from_config(dict(config))
         return kind(kind.config_class(**{key: value for key, value in config.items() if not key.startswith("_")}))
 
+    def outline(self, config: Config, name: str | None = None) -> Any:
+        """The same on the meta device: its shapes alone, and no random numbers are drawn for it."""
+        import torch
+        from diffusers.models.modeling_utils import no_init_weights
+
+        with no_init_weights(), torch.device("meta"):
+            return self.build(config, name)
+
     @abstractmethod
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
         """A pipeline of parts.

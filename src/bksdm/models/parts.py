@@ -20,8 +20,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from safetensors import safe_open
-
 from bksdm.common.errors import InputError
 from bksdm.common.runs import replace_file, write_text
 from bksdm.data.names import files_in
@@ -45,6 +43,7 @@ _BUFFER = 2**20  # bytes
 # Number formats as safetensors calls them, by what torch does.
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32"}
 _READ = {name: dtype for dtype, name in _STORED.items()}
+_NUMBERS = _READ | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # and what others can be made of
 _HALF = ("F16", "BF16")
 
 
@@ -134,8 +133,15 @@ class Tensors(Mapping[str, "Tensor"]):
         self._stored = stored(weights.files)
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._stored[name].file, framework="pt") as opened:
-            return cast("Tensor", opened.get_tensor(name))
+        import torch
+
+        tensor, content = self._stored[name], bytearray(self._stored[name].size)
+        with tensor.file.open("rb") as opened:  # opened as safetensors, all of its header would be read each time
+            opened.seek(tensor.start)
+            opened.readinto(content)
+        dtype = getattr(torch, _NUMBERS[tensor.dtype])
+        numbers = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return numbers.reshape(tensor.shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read for that."""

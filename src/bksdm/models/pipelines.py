@@ -254,8 +254,7 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     family = family_of_pipeline(pipeline)
     networks = {name: getattr(pipeline, name) for name in family.networks}
     if networks[family.denoiser] is None:
-        with torch.device("meta"):
-            networks[family.denoiser] = family.build(load_denoiser_config(model))
+        networks[family.denoiser] = family.outline(load_denoiser_config(model))
     check_fit(family, {name: config_of(network) for name, network in networks.items()}, model)
 
 
@@ -335,8 +334,7 @@ def _unread(folder: Path, family: Family) -> tuple[Any, Tensors]:
     """A denoiser on the meta device, and its tensors, each read when it is asked for."""
     weights = find_weights(folder)
     assert weights, "the folder was checked"
-    with torch.device("meta"):
-        denoiser = family.build(read_json(folder / "config.json"))
+    denoiser = family.outline(read_json(folder / "config.json"))
     wanted, tensors = denoiser.state_dict(), Tensors(weights)
     _check_complete(folder, wanted.keys() - tensors.keys())
     for name, tensor in wanted.items():

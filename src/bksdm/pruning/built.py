@@ -25,10 +25,10 @@ def layers(config: Mapping[str, Any], size: tuple[int, int], tokens: int) -> lis
         InputError: The config is not one of a U-Net that runs.
     """
     try:
+        family = family_claiming(config)
+        network = family.outline(config)
+        watch = _Watch(network)
         with torch.device("meta"), torch.no_grad():
-            family = family_claiming(config)
-            network = family.build(config)
-            watch = _Watch(network)
             told = {
                 name: torch.empty(1, *shape) for name, shape in family.condition_shapes(network.config, tokens).items()
             }

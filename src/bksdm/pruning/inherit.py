@@ -132,8 +132,7 @@ class Inheritance(Mapping[str, Tensor]):
             InputError: The teacher cannot satisfy the recipe.
         """
         pruning = derive(recipe, teacher)
-        with torch.device("meta"):
-            network = family_of(teacher).build(pruning.student_config)
+        network = family_of(teacher).outline(pruning.student_config)
         wanted = {}
         for key, tensor in network.state_dict().items():
             source = pruning.teacher_key(key)

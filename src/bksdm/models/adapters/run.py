@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -96,11 +95,11 @@ class _Pair:
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        return self._bare(self.teacher)
+        return self.family.outline(self.teacher)
 
     @cached_property
     def student(self) -> UNet2DConditionModel:
-        return self._bare(self.pruning.student_config)
+        return self.family.outline(self.pruning.student_config)
 
     @cached_property
     def family(self) -> Family:
@@ -110,11 +109,8 @@ class _Pair:
     def networks(self) -> dict[str, nn.Module]:
         """The teacher's, of which the text encoders are the student's too."""
         made: dict[str, nn.Module] = {self.family.denoiser: self.unet}
-        return made | {name: self._bare(load_config(self.options.model, name), name) for name in self.family.encoders}
-
-    def _bare(self, config: Config, name: str | None = None) -> Any:
-        with torch.device("meta"):
-            return self.family.build(config, name)
+        encoders = {name: load_config(self.options.model, name) for name in self.family.encoders}
+        return made | {name: self.family.outline(config, name) for name, config in encoders.items()}
 
     @cached_property
     def text_widths(self) -> list[int]:
