@@ -149,7 +149,8 @@ def draws(folder: Path, side: int = PICTURE) -> None:
 
 def timesteps(folder: Path) -> list[int]:
     """Where DPM-Solver++ looks in ten steps, built as diffusers' documents say."""
-    own = StableDiffusionPipeline.from_pretrained(folder).scheduler
+    bare = dict.fromkeys(("unet", "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    own = StableDiffusionPipeline.from_pretrained(folder, **bare).scheduler
     scheduler = DPMSolverMultistepScheduler.from_config(own.config)
     scheduler.set_timesteps(10)
     return scheduler.timesteps.tolist()
@@ -315,13 +316,10 @@ def test_a_folder_is_written_again_with_another_scheduler(old_teacher: Path, tmp
     assert type(StableDiffusionPipeline.from_pretrained(tmp_path / "again").scheduler) is DDIMScheduler
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [(None, torch.float16), ("fp32", torch.float32)])
-def test_a_folder_is_written_again_in_another_format(
-    old_teacher: Path, tmp_path: Path, precision: str | None, dtype: torch.dtype
-) -> None:
-    export(ExportOptions(str(old_teacher), "diffusers", str(tmp_path / "again"), precision))
+def test_a_folder_is_written_again_in_another_format(old_teacher: Path, tmp_path: Path) -> None:
+    export(ExportOptions(str(old_teacher), "diffusers", str(tmp_path / "again"), "fp32"))
     for file in (tmp_path / "again").rglob("*.safetensors"):
-        assert formats(file) == {dtype}, file
+        assert formats(file) == {torch.float32}, file
     assert (tmp_path / "again" / SCHEDULER).read_bytes() == (old_teacher / SCHEDULER).read_bytes()
 
 

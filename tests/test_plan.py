@@ -23,7 +23,7 @@ pytest_plugins = ["verbs_fixtures"]
 
 # A larger model has many layers to follow.
 kinds = pytest.mark.parametrize(
-    "kind", ["v1", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True
+    "kind", ["exported", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True
 )
 
 

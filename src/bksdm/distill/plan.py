@@ -17,6 +17,7 @@ import psutil
 import torch
 from accelerate import init_empty_weights
 from diffusers import PNDMScheduler, SchedulerMixin
+from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -190,8 +191,7 @@ class _Shapes:
             (self.teacher, formats.teacher_precision, False),
             (self.pruning.student_config, formats.student_precision, True),
         ):
-            with init_empty_weights():
-                network = family.build(config)
+            network = family.outline(config)
             keep_in(network, kept, formats.precision, learns=learns)
             found.append(_bytes(network))
         return found[0], found[1]
@@ -276,11 +276,12 @@ class _Simulation:
     def __call__(self, batch_size: int, saving: bool) -> tuple[Memory, int]:
         """Memory of a process, and floating-point operations of a micro-batch."""
         options, precision = self._options, self._formats.precision
-        with init_empty_weights(include_buffers=False):
+        with no_init_weights(), init_empty_weights(include_buffers=False):
             empty = self._shapes.student(self._formats)
         params, learns = _count(empty), learner(empty, options)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            pair = self._shapes.pair(self._formats, empty)
+            with no_init_weights():
+                pair = self._shapes.pair(self._formats, empty)
             _fill(pair.student)
             self.params = {"teacher": _count(denoiser(pair.teacher)), "student": params}
             pair.student.train()

@@ -487,6 +487,13 @@ class Family(ABC):
             return kind.from_config(dict(config))
         return kind(kind.config_class(**{key: value for key, value in config.items() if not key.startswith("_")}))
 
+    def outline(self, config: Config, name: str | None = None) -> Any:
+        """The same on the meta device: its shapes alone, and no random numbers are drawn for it."""
+        from bksdm.families.weightless import without_weights
+
+        with without_weights():
+            return self.build(config, name)
+
     @abstractmethod
     def assembled(self, parts: Mapping[str, Any], like: Mapping[str, Any], kind: str) -> DiffusionPipeline:
         """A pipeline of parts.

@@ -132,10 +132,13 @@ class Tensors(Mapping[str, "Tensor"]):
 
     def __init__(self, weights: Weights) -> None:
         self._stored = stored(weights.files)
+        self._opened: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._stored[name].file, framework="pt") as opened:
-            return cast("Tensor", opened.get_tensor(name))
+        file = self._stored[name].file
+        if file not in self._opened:  # once: all of its header is read then
+            self._opened[file] = safe_open(file, framework="pt")
+        return cast("Tensor", self._opened[file].get_tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read for that."""

@@ -34,7 +34,6 @@ from bksdm.data.pictures import Size, sides
 from bksdm.families import FAMILIES, family_claiming, family_of_pipeline
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config
-from bksdm.families.weightless import without_weights
 from bksdm.models.configs import config_of, load_contents, load_denoiser_config, read_json
 from bksdm.models.folders import (
     NETWORKS,
@@ -255,8 +254,7 @@ def check_parts(pipeline: DiffusionPipeline, model: str | Path) -> None:
     family = family_of_pipeline(pipeline)
     networks = {name: getattr(pipeline, name) for name in family.networks}
     if networks[family.denoiser] is None:
-        with without_weights():
-            networks[family.denoiser] = family.build(load_denoiser_config(model))
+        networks[family.denoiser] = family.outline(load_denoiser_config(model))
     check_fit(family, {name: config_of(network) for name, network in networks.items()}, model)
 
 
@@ -336,8 +334,7 @@ def _unread(folder: Path, family: Family) -> tuple[Any, Tensors]:
     """A denoiser on the meta device, and its tensors, each read when it is asked for."""
     weights = find_weights(folder)
     assert weights, "the folder was checked"
-    with without_weights():
-        denoiser = family.build(read_json(folder / "config.json"))
+    denoiser = family.outline(read_json(folder / "config.json"))
     wanted, tensors = denoiser.state_dict(), Tensors(weights)
     _check_complete(folder, wanted.keys() - tensors.keys())
     for name, tensor in wanted.items():

@@ -18,7 +18,6 @@ from transformers import CLIPTokenizer
 
 from bksdm.common.errors import InputError
 from bksdm.families.single_file import Place, Vocabulary
-from bksdm.families.weightless import without_weights
 from bksdm.models.contents import Contents
 
 
@@ -35,8 +34,7 @@ def read_pipeline(file: Path, contents: Contents, dtype: torch.dtype, with_denoi
         InputError: A tensor is missing, has another shape or has no place; or there is no tokenizer.
     """
     family = contents.family
-    with without_weights():
-        networks = {name: family.build(contents.configs[name], name) for name in contents.layout.parts}
+    networks = {name: family.outline(contents.configs[name], name) for name in contents.layout.parts}
     places = {name: part.places(networks[name].state_dict()) for name, part in contents.layout.parts.items()}
     _check_names(file, contents, places)
     with safe_open(file, framework="pt") as opened:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from bksdm.common.errors import InputError, one_line
 from bksdm.families import family_claiming
 from bksdm.families.layers import Layer
-from bksdm.families.weightless import without_weights
 
 
 def layers(config: Mapping[str, Any], size: tuple[int, int], tokens: int) -> list[Layer]:
@@ -26,10 +25,10 @@ def layers(config: Mapping[str, Any], size: tuple[int, int], tokens: int) -> lis
         InputError: The config is not one of a U-Net that runs.
     """
     try:
-        with without_weights(), torch.no_grad():
-            family = family_claiming(config)
-            network = family.build(config)
-            watch = _Watch(network)
+        family = family_claiming(config)
+        network = family.outline(config)
+        watch = _Watch(network)
+        with torch.device("meta"), torch.no_grad():
             told = {
                 name: torch.empty(1, *shape) for name, shape in family.condition_shapes(network.config, tokens).items()
             }

@@ -12,7 +12,6 @@ from torch import Tensor
 from bksdm.common.runs import run_files
 from bksdm.families import derive, family_of, family_of_pipeline
 from bksdm.families.recipe import Config, Pruning, Recipe
-from bksdm.families.weightless import without_weights
 from bksdm.models.card import drawing_call, model_card
 from bksdm.models.configs import context_tokens
 from bksdm.models.parts import Tensors
@@ -133,8 +132,7 @@ class Inheritance(Mapping[str, Tensor]):
             InputError: The teacher cannot satisfy the recipe.
         """
         pruning = derive(recipe, teacher)
-        with without_weights():
-            network = family_of(teacher).build(pruning.student_config)
+        network = family_of(teacher).outline(pruning.student_config)
         empty, wanted = network.state_dict(), {}
         for key, tensor in empty.items():
             source = pruning.teacher_key(key)

@@ -23,7 +23,6 @@ from bksdm.common.tables import listed
 from bksdm.families import family_claiming, family_of, skip_connections
 from bksdm.families.family import Family
 from bksdm.families.recipe import Config, Pruning
-from bksdm.families.weightless import without_weights
 from bksdm.models.adapters import ip_adapter, kinds, motion
 from bksdm.models.adapters.block_controlnet import Places, inherited, with_those_that_went
 from bksdm.models.adapters.controlnet import SELECTION_FILE, Selection, load_controlnet, read_single_file
@@ -96,11 +95,11 @@ class _Pair:
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        return self._bare(self.teacher)
+        return self.family.outline(self.teacher)
 
     @cached_property
     def student(self) -> UNet2DConditionModel:
-        return self._bare(self.pruning.student_config)
+        return self.family.outline(self.pruning.student_config)
 
     @cached_property
     def family(self) -> Family:
@@ -110,11 +109,8 @@ class _Pair:
     def networks(self) -> dict[str, nn.Module]:
         """The teacher's, of which the text encoders are the student's too."""
         made: dict[str, nn.Module] = {self.family.denoiser: self.unet}
-        return made | {name: self._bare(load_config(self.options.model, name), name) for name in self.family.encoders}
-
-    def _bare(self, config: Config, name: str | None = None) -> Any:
-        with without_weights():
-            return self.family.build(config, name)
+        encoders = {name: load_config(self.options.model, name) for name in self.family.encoders}
+        return made | {name: self.family.outline(config, name) for name, config in encoders.items()}
 
     @cached_property
     def text_widths(self) -> list[int]:
