@@ -336,6 +336,7 @@ def test_exports_and_models_draw_alike(exported_model: Path, onnx_folder: Path, 
         (["--guidance_interval", 5, 0.3], "guidance_interval is 5 0.3; give two noise levels, the lower first"),
         (["--guidance_interval", 5], "guidance_interval is 5; give two noise levels"),
         (["--reuse", 0], "reuse is 0; give at least 1"),
+        (["--fast", "--reuse", 0], "reuse is 0; give at least 1"),
         (["--pool_keys", 0], "pool_keys is 0; give at least 1"),
     ],
 )

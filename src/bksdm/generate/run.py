@@ -120,9 +120,9 @@ def _fast(options: GenerateOptions, own: Defaults) -> GenerateOptions:
         raise InputError(f"fast is for models of many steps, and {options.model} draws in {own.steps}; leave it out")
     return dataclasses.replace(
         options,
-        steps=options.steps or FAST_STEPS,
+        steps=FAST_STEPS if options.steps is None else options.steps,
         scheduler=options.scheduler or FAST_SCHEDULER,
-        reuse=options.reuse or _FAST_REUSE,
+        reuse=_FAST_REUSE if options.reuse is None else options.reuse,
     )
 
 

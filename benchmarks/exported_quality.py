@@ -1,0 +1,107 @@
+"""What do pictures lose to arithmetic of 8 bits and to the ways of drawing with less work, together?
+
+    python benchmarks/exported_quality.py --out benchmarks/results
+
+Exports the embedded model for OpenVINO in w8a8, calibrated on captions of its training pictures, once as it is and once
+with pooled keys, draws the held-out prompts by several ways beside torch's float32, and scores all at once. What was
+exported or drawn stays, and the same command goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from quality_speed import FAST, SCORES, Way
+
+from bksdm.common.runs import provenance, write_text
+from bksdm.data.prompts import read_prompts
+from bksdm.evaluate.run import evaluate
+from bksdm.export.run import export
+from bksdm.generate.run import generate
+from bksdm.models.pipelines import quiet_libraries
+from bksdm.options.evaluate import EvaluateOptions
+from bksdm.options.export import ExportOptions
+from bksdm.options.generate import GenerateOptions
+
+MODEL, HELD_OUT = "emoji", "emoji/heldout"
+WAYS = (
+    Way(25),
+    Way(10, FAST, reuse=3),
+    Way(10, FAST, (0.3, 5.0), 3),
+    Way(6, FAST, reuse=2),
+    Way(6, FAST, (0.3, 5.0), 2),
+)
+
+
+def exported(pool_keys: int | None, runs: Path) -> str:
+    """Its folder."""
+    folder = runs / f"w8a8-keys{pool_keys or 1}"
+    if not folder.exists():
+        options = ExportOptions(MODEL, "openvino", str(folder), "w8a8", calibration="emoji/train")
+        export(dataclasses.replace(options, pool_keys=pool_keys))
+    return str(folder)
+
+
+def drawn(model: str, runtime: Any, way: Way, pool_keys: int | None, out: Path) -> None:
+    """Pictures of the held-out prompts, one a prompt, with seeds from 0."""
+    prompts = out.parent / "prompts.txt"
+    write_text(prompts, "".join(f"{prompt}\n" for prompt in read_prompts(HELD_OUT, "prompts")))
+    generate(
+        GenerateOptions(
+            model,
+            str(out),
+            prompts=str(prompts),
+            runtime=runtime,
+            steps=way.steps,
+            scheduler=way.scheduler,
+            guidance_interval=None if way.interval is None else list(way.interval),
+            reuse=way.reuse,
+            pool_keys=pool_keys,
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--runs", type=Path, default=Path("runs/exported_quality"))
+    given = parser.parse_args()
+    quiet_libraries()
+    given.runs.mkdir(parents=True, exist_ok=True)
+    folders: dict[str, Path] = {}
+    for pool_keys in (None, 2):
+        for runtime, model in (("torch", MODEL), ("auto", exported(pool_keys, given.runs))):
+            for way in WAYS:
+                arithmetic = "fp32" if model == MODEL else "w8a8"
+                name = f"{arithmetic}, {way}{', keys pooled' if pool_keys else ''}"
+                folders[name] = given.runs / "".join(c if c.isalnum() else "-" for c in name)
+                drawn(model, runtime, way, pool_keys, folders[name])
+    options = EvaluateOptions(
+        [f"{folder.name}={folder}" for folder in folders.values()],
+        str(given.runs / "scores"),
+        HELD_OUT,
+        encoder=MODEL,
+        distractors="emoji/train",
+        scores=list(SCORES),
+        latency=0,
+    )
+    models = evaluate(options)["models"]
+    lines = ["| pictures | Fréchet distance | CLIP score | R@1 |", "|---|---|---|---|"]
+    for name, folder in folders.items():
+        scores = models[folder.name]["scores"]
+        cells = (f"{s['value']:.3g} ({s['low']:.3g} to {s['high']:.3g})" for s in (scores[score] for score in SCORES))
+        lines.append("| " + " | ".join((name, *cells)) + " |")
+    made_by = provenance()
+    versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
+    machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
+    about = f"{MODEL}, its own guidance, the 75 held-out prompts, 95 % intervals; w8a8 calibrated on emoji/train."
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_text(given.out / "exported_quality.md", "\n".join([*lines, "", about, "", machine]) + "\n")
+    write_text(given.out / "exported_quality.json", json.dumps({"models": models, **made_by}, indent=2) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
