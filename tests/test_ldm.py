@@ -2,18 +2,15 @@
 
 import json
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -52,10 +49,42 @@ def student(teacher: DiffusionPipeline, recipe: Recipe | None) -> DiffusionPipel
     return with_denoiser(teacher, prune_unet(teacher.unet, recipe)[0]) if recipe else teacher
 
 
+@dataclass(frozen=True)
+class Written:
+    """A teacher or a student of it: its folder, what is loaded from there, and the file made of that."""
+
+    folder: Path
+    pipeline: DiffusionPipeline
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def writing(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Recipe | None], Written]:
+    """Writes what tests ask for, each once. Not to be changed."""
+
+    @cache
+    def write(version: str, recipe: Recipe | None) -> Written:
+        beside = tmp_path_factory.mktemp("written")
+        folder, file = beside / "folder", beside / "student.safetensors"
+        save_pipeline(student(request.getfixturevalue(f"{version}_teacher"), recipe), folder)
+        pipeline = load_pipeline(folder)
+        write_single_file(pipeline, file, recipe=recipe)
+        return Written(folder, pipeline, file)
+
+    return write
+
+
 @pytest.fixture
-def pipeline(request: pytest.FixtureRequest, version: str, recipe: Recipe | None) -> DiffusionPipeline:
-    """A teacher, or a student of it."""
-    return student(request.getfixturevalue(f"{version}_teacher"), recipe)
+def written(writing: Callable[[str, Recipe | None], Written], version: str, recipe: Recipe | None) -> Written:
+    """What a test's parameters name."""
+    return writing(version, recipe)
+
+
+@pytest.fixture
+def pipeline(written: Written) -> DiffusionPipeline:
+    return written.pipeline
 
 
 def assert_same(one: DiffusionPipeline, other: DiffusionPipeline) -> None:
@@ -86,17 +115,12 @@ def plain(part: Any) -> dict:
 
 
 @pytest.mark.parametrize(("version", "recipe"), CASES, ids=named)
-def test_a_file_gives_back_the_pipeline_to_the_bit(
-    pipeline: DiffusionPipeline, recipe: Recipe | None, tmp_path: Path
-) -> None:
-    file, folder = tmp_path / "student.safetensors", tmp_path / "folder"
-    save_pipeline(pipeline, folder)
-    from_folder = load_pipeline(folder)
-    write_single_file(from_folder, file, recipe=recipe)
-    assert_same(load_pipeline(file), from_folder)
-    assert [found.name for found in tmp_path.iterdir() if found.name.startswith(".")] == []
-    assert load_denoiser_config(file)["block_out_channels"] == list(pipeline.unet.config.block_out_channels)
-    assert context_tokens(file) == context_tokens(folder)
+def test_a_file_gives_back_the_pipeline_to_the_bit(written: Written, recipe: Recipe | None) -> None:
+    file = written.file
+    assert_same(load_pipeline(file), written.pipeline)
+    assert [found.name for found in file.parent.iterdir() if found.name.startswith(".")] == []
+    assert load_denoiser_config(file)["block_out_channels"] == list(written.pipeline.unet.config.block_out_channels)
+    assert context_tokens(file) == context_tokens(written.folder)
     if recipe:
         assert read_recipe(file) == recipe
 
@@ -125,11 +149,8 @@ def test_the_embedded_model_goes_there_and_back_and_draws_the_same(tmp_path: Pat
 @pytest.mark.parametrize(
     ("version", "recipe"), [("v1", load_recipe("small")), ("xl", load_recipe("ssd-1b"))], ids=named
 )
-def test_the_way_back_writes_a_folder_with_the_recipe(
-    pipeline: DiffusionPipeline, recipe: Recipe, tmp_path: Path
-) -> None:
-    file = tmp_path / "student.safetensors"
-    write_single_file(pipeline, file, recipe=recipe)
+def test_the_way_back_writes_a_folder_with_the_recipe(written: Written, recipe: Recipe, tmp_path: Path) -> None:
+    file = written.file
     export(ExportOptions(str(file), "diffusers", str(tmp_path / "student")))
     check_folder(tmp_path / "student")
     assert_equal(*(original_tensors(load_pipeline(model), torch.float32) for model in (tmp_path / "student", file)))
@@ -164,40 +185,44 @@ def texts(pipeline: DiffusionPipeline) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [None, *(r for version, r in PUBLISHED if version == "xl"), load_recipe("comfy")], ids=named
+    ("version", "recipe"),
+    [(v, r) for v, r in [*WHOLE, *PUBLISHED, ("xl", load_recipe("comfy"))] if v == "xl"],
+    ids=named,
 )
-def test_stock_diffusers_reads_a_file_of_sdxl_beside_its_folder(
-    xl_teacher: StableDiffusionXLPipeline, recipe: Recipe | None, tmp_path: Path
-) -> None:
-    pipeline, file, folder = student(xl_teacher, recipe), tmp_path / "student.safetensors", tmp_path / "student"
-    save_pipeline(pipeline, folder)
-    write_single_file(pipeline, file, recipe=recipe)
-    found = StableDiffusionXLPipeline.from_single_file(str(file), config=str(folder), local_files_only=True)
-    for part in family_of_pipeline(pipeline).networks:
-        assert_equal(getattr(found, part).state_dict(), getattr(pipeline, part).state_dict())
+def test_stock_diffusers_reads_a_file_of_sdxl_beside_its_folder(written: Written) -> None:
+    found = StableDiffusionXLPipeline.from_single_file(
+        str(written.file), config=str(written.folder), local_files_only=True
+    )
+    for part in family_of_pipeline(written.pipeline).networks:
+        assert_equal(getattr(found, part).state_dict(), getattr(written.pipeline, part).state_dict())
 
 
-def full_size(config: Config) -> dict[str, tuple[int, ...]]:
+def full_config(version: str, recipe: Recipe | None) -> Config:
+    return derive(recipe, TEACHERS[version]).student_config if recipe else TEACHERS[version]
+
+
+@cache
+def full_size(version: str, recipe: Recipe | None = None) -> dict[str, tuple[int, ...]]:
     """Names and shapes of U-Net and VAE in a file."""
-    layout, shapes = family_of(config).layout(config), {}
-    with torch.device("meta"):
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        )
-        networks = {"unet": UNet2DConditionModel.from_config(config), "vae": vae}
-    for name, network in networks.items():
-        weights = network.state_dict()
-        shapes |= {p.name: tuple(weights[key].shape) for key, p in layout.parts[name].places(weights).items()}
+    config = full_config(version, recipe)
+    family, shapes = family_of(config), {}
+    vae = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+    }
+    for name, own in (("unet", config), ("vae", vae)):
+        weights = family.outline(own, name).state_dict()
+        places = family.layout(config).parts[name].places(weights)
+        shapes |= {place.name: tuple(weights[key].shape) for key, place in places.items()}
     return shapes
 
 
 @pytest.mark.parametrize(("version", "recipe"), [*WHOLE, *PUBLISHED, ("xl", load_recipe("comfy"))], ids=named)
 def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe: Recipe | None) -> None:
-    config = derive(recipe, TEACHERS[version]).student_config if recipe else TEACHERS[version]
-    shapes, family = full_size(config), family_of(config)
+    config, shapes = full_config(version, recipe), full_size(version, recipe)
+    family = family_of(config)
     parts = family.layout(config).parts
     found = parts["unet"].config(shapes)
     assert difference(config, found) is None
@@ -213,22 +238,22 @@ def test_configs_at_full_size_follow_from_names_and_shapes(version: str, recipe:
 
 @pytest.mark.parametrize("recipe", [None, *(r for v, r in PUBLISHED if v == "xl"), load_recipe("comfy")], ids=named)
 def test_comfyui_finds_the_way_down_that_describe_counts_on(recipe: Recipe | None) -> None:
-    config = derive(recipe, TEACHERS["xl"]).student_config if recipe else TEACHERS["xl"]
-    told = next(reader for reader in readers(config) if (reader.program, reader.file) == ("ComfyUI", "single file"))
-    assert told.answer == ("yes" if taken_for(full_size(config)) else "no")
+    of_config = readers(full_config("xl", recipe))
+    told = next(reader for reader in of_config if (reader.program, reader.file) == ("ComfyUI", "single file"))
+    assert told.answer == ("yes" if taken_for(full_size("xl", recipe)) else "no")
 
 
 @pytest.mark.parametrize("version", TEACHERS)
 def test_a_middle_block_of_one_resnet_is_told_by_its_names(version: str) -> None:
-    config = derive(RESNET, TEACHERS[version]).student_config
+    config = full_config(version, RESNET)
     family = family_of(config)
-    found = family.layout(config).parts["unet"].config(full_size(config))
+    found = family.layout(config).parts["unet"].config(full_size(version, RESNET))
     assert found["mid_block_type"] == "UNetMidBlock2D"
     assert not family.is_whole(found)
 
 
 def test_names_of_whole_version_1_are_the_published_ones() -> None:
-    names = {name for name in full_size(UNETS["v1"]) if name.startswith("model.diffusion_model.")}
+    names = {name for name in full_size("v1") if name.startswith("model.diffusion_model.")}
     assert len(names) == 686  # as in v1-inference.yaml's UNetModel
     assert {
         "model.diffusion_model.input_blocks.3.0.op.weight",
@@ -242,7 +267,7 @@ def test_names_of_whole_version_1_are_the_published_ones() -> None:
 
 
 def test_names_of_whole_sdxl_are_the_published_ones(xl_teacher: StableDiffusionXLPipeline) -> None:
-    names = {name for name in full_size(TEACHERS["xl"]) if name.startswith("model.diffusion_model.")}
+    names = {name for name in full_size("xl") if name.startswith("model.diffusion_model.")}
     assert len(names) == 1680  # as in sd_xl_base.yaml's UNetModel
     assert {
         "model.diffusion_model.label_emb.0.0.weight",
@@ -264,19 +289,16 @@ def test_names_of_whole_sdxl_are_the_published_ones(xl_teacher: StableDiffusionX
 
 
 @pytest.mark.parametrize(("version", "recipe"), [(v, load_recipe(r)) for v, r in SMALL.items()], ids=named)
-def test_without_its_header_the_structure_is_still_found(
-    pipeline: DiffusionPipeline, recipe: Recipe, tmp_path: Path
-) -> None:
-    file, bare = tmp_path / "student.safetensors", tmp_path / "bare.safetensors"
-    write_single_file(pipeline, file, recipe=recipe)
-    save_file(load_file(file), bare)
+def test_without_its_header_the_structure_is_still_found(written: Written, tmp_path: Path) -> None:
+    pipeline, bare = written.pipeline, tmp_path / "bare.safetensors"
+    save_file(load_file(written.file), bare)
     found = read_contents(bare)
     assert not found.is_stock
     assert found.family is family_of_pipeline(pipeline)
     for name in found.family.encoders:
         config = getattr(pipeline, name).config
         assert {k: found.configs[name][k] for k in TEXT} == {k: getattr(config, k) for k in TEXT}
-    rebuilt = UNet2DConditionModel.from_config(found.configs["unet"]).state_dict()
+    rebuilt = found.family.outline(found.configs["unet"]).state_dict()
     assert {k: v.shape for k, v in rebuilt.items()} == {k: v.shape for k, v in pipeline.unet.state_dict().items()}
     with pytest.raises(InputError, match="holds no vocabulary"):
         load_pipeline(bare)

@@ -2,7 +2,9 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from transformers import CLIPTokenizer
 
 import published
 from bksdm.common.errors import InputError
-from bksdm.families.recipe import Recipe, load_recipe
+from bksdm.families.recipe import Pruning, Recipe, load_recipe
 from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
@@ -33,13 +35,22 @@ from tiny_models import (
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 STUDENTS = [*published.STUDENTS, ("xl", "comfy")]
 every_student = pytest.mark.parametrize(("version", "recipe"), STUDENTS)
+Pruned = Callable[[str, str], tuple[UNet2DConditionModel, Pruning]]
+
+
+@pytest.fixture(scope="module")
+def pruned(request: pytest.FixtureRequest) -> Pruned:
+    """Students of the teachers, each made once. Not to be changed."""
+    return cache(
+        lambda version, recipe: prune_unet(request.getfixturevalue(f"{version}_teacher").unet, load_recipe(recipe))
+    )
 
 
 @every_student
 def test_every_tensor_is_the_one_that_the_published_map_names(
-    version_teacher: DiffusionPipeline, version: str, recipe: str
+    pruned: Pruned, version_teacher: DiffusionPipeline, version: str, recipe: str
 ) -> None:
-    student, _ = prune_unet(version_teacher.unet, load_recipe(recipe))
+    student, _ = pruned(version, recipe)
     weights = version_teacher.unet.state_dict()
     for key, tensor in student.state_dict().items():
         assert torch.equal(tensor, weights[published.teacher_key(key, recipe, version)]), key
@@ -47,9 +58,9 @@ def test_every_tensor_is_the_one_that_the_published_map_names(
 
 @every_student
 def test_a_stock_unet_with_the_teachers_tensors_answers_alike(
-    version_teacher: DiffusionPipeline, version: str, recipe: str
+    pruned: Pruned, version_teacher: DiffusionPipeline, version: str, recipe: str
 ) -> None:
-    student, pruning = prune_unet(version_teacher.unet, load_recipe(recipe))
+    student, pruning = pruned(version, recipe)
     weights = version_teacher.unet.state_dict()
     stock = UNet2DConditionModel.from_config(pruning.student_config).eval()
     stock.load_state_dict({key: weights[published.teacher_key(key, recipe, version)] for key in stock.state_dict()})
@@ -142,19 +153,26 @@ def test_the_pipeline_around_the_student_shares_all_else(teacher: StableDiffusio
 
 
 @pytest.fixture(scope="module", params=STUDENTS, ids="-".join)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionPipeline, Path]:
+def saved(
+    request: pytest.FixtureRequest, pruned: Pruned, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DiffusionPipeline, Path]:
     """A student's pipeline and the folder it was saved to."""
     version, recipe = request.param
     teacher = request.getfixturevalue(f"{version}_teacher")
-    student, _ = prune_unet(teacher.unet, load_recipe(recipe))
-    smaller, folder = with_denoiser(teacher, student), tmp_path_factory.mktemp("students") / recipe
+    smaller, folder = with_denoiser(teacher, pruned(version, recipe)[0]), tmp_path_factory.mktemp("students") / recipe
     save_pipeline(smaller, folder)
     return smaller, folder
 
 
-def test_diffusers_loads_the_same_pipeline(saved: tuple[DiffusionPipeline, Path]) -> None:
+@pytest.fixture(scope="module")
+def loaded(saved: tuple[DiffusionPipeline, Path]) -> DiffusionPipeline:
+    """What diffusers loads from there."""
     smaller, folder = saved
-    loaded = type(smaller).from_pretrained(folder)
+    return type(smaller).from_pretrained(folder)
+
+
+def test_diffusers_loads_the_same_pipeline(saved: tuple[DiffusionPipeline, Path], loaded: DiffusionPipeline) -> None:
+    smaller, _ = saved
     assert public(loaded.unet.config) == public(smaller.unet.config)
     assert public(loaded.scheduler.config) == public(smaller.scheduler.config)
     for name, part in smaller.components.items():
@@ -162,13 +180,14 @@ def test_diffusers_loads_the_same_pipeline(saved: tuple[DiffusionPipeline, Path]
             assert_equal_tensors(part, loaded.components[name])
 
 
-def test_the_saved_student_makes_the_same_picture(saved: tuple[DiffusionPipeline, Path]) -> None:
-    smaller, folder = saved
-    loaded = type(smaller).from_pretrained(folder)
+def test_the_saved_student_makes_the_same_picture(
+    saved: tuple[DiffusionPipeline, Path], loaded: DiffusionPipeline
+) -> None:
+    smaller, _ = saved
     loaded.set_progress_bar_config(disable=True)
     first, second = (
         pipeline(
-            "red apple", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np"
+            "red apple", num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="np"
         ).images
         for pipeline in (smaller, loaded)
     )

@@ -35,6 +35,16 @@ def done(run: Run) -> Run:
     return command
 
 
+@pytest.fixture
+def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write their pages without curves and charts, which take a second and more each and at which nobody looks.
+
+    Fixtures of modules and sessions are made before, and have theirs.
+    """
+    monkeypatch.setattr("bksdm.distill.report.curves", lambda *given, **named: "")
+    monkeypatch.setattr("bksdm.evaluate.report.quality", lambda result: None)
+
+
 @pytest.fixture(scope="session")
 def v1_student(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small student of the v1 teacher. Shared by all tests: not to be changed."""
