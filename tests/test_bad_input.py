@@ -26,6 +26,7 @@ from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, captioned
 
 pytest_plugins = ["verbs_fixtures"]
+pytestmark = pytest.mark.usefixtures("without_charts")
 
 TOKENIZER_FILES = [f"tokenizer/{name}" for name in ("tokenizer.json", "vocab.json", "merges.txt")]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -124,6 +125,14 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, v1_folder: Path, v1_student: Path, v2_student: Path, pictures: Path) -> World:
     return World(tmp_path, v1_folder, v1_student, v2_student, pictures)
+
+
+@pytest.fixture
+def quick_world(
+    tmp_path: Path, exported_model: Path, exported_student: Path, v2_student: Path, pictures: Path
+) -> World:
+    """The same with a smaller teacher, for what learns and draws to the end."""
+    return World(tmp_path, exported_model, exported_student, v2_student, pictures)
 
 
 def noise_png(world: World) -> bytes:
@@ -880,22 +889,24 @@ def test_a_command_can_be_mended_in_the_same_folder(run: Run, done: Run, world: 
 
 
 @pytest.fixture
-def stopped(done: Run, world: World) -> Path:
+def stopped(done: Run, quick_world: World) -> Path:
     """The checkpoints of a run of two steps."""
-    done(*world.distill("--steps", 2, "--checkpoint_every", 1))
-    return world.out / "checkpoints"
+    done(*quick_world.distill("--steps", 2, "--checkpoint_every", 1))
+    return quick_world.out / "checkpoints"
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", pytest.param("state.json", marks=pytest.mark.slow)])
-def test_a_checkpoint_that_is_cut_short_is_named(run: Run, done: Run, world: World, stopped: Path, name: str) -> None:
+def test_a_checkpoint_that_is_cut_short_is_named(
+    run: Run, done: Run, quick_world: World, stopped: Path, name: str
+) -> None:
     newest = stopped / "step-00000002"
     cut(newest / name)
-    outcome = run(*world.distill("--steps", 3, "--checkpoint_every", 1))
+    outcome = run(*quick_world.distill("--steps", 3, "--checkpoint_every", 1))
     assert (outcome.code, outcome.out, len(outcome.said)) == (2, "", 1)
     assert f"checkpoint {newest} cannot be read" in outcome.said[0]
     assert "remove it to go on from the one before" in outcome.said[0]
     shutil.rmtree(newest)
-    done(*world.distill("--steps", 3, "--checkpoint_every", 1))
+    done(*quick_world.distill("--steps", 3, "--checkpoint_every", 1))
     assert [path.name for path in sorted(stopped.iterdir())] == ["step-00000002", "step-00000003"]
 
 
@@ -931,17 +942,17 @@ def kinds(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("cache_gb", [0, pytest.param(4, marks=pytest.mark.slow)])
-def test_distill_takes_pictures_of_every_kind(done: Run, world: World, cache_gb: int) -> None:
-    paths = kinds(world.tmp / "kinds")
+def test_distill_takes_pictures_of_every_kind(done: Run, quick_world: World, cache_gb: int) -> None:
+    paths = kinds(quick_world.tmp / "kinds")
     metadata = lines(*({"file_name": path.name, "text": path.stem} for path in paths))
-    (world.tmp / "kinds" / "metadata.jsonl").write_text(metadata)
-    done(*world.distill("--cache_gb", cache_gb, "--batch_size", len(paths), data=world.tmp / "kinds"))
+    (quick_world.tmp / "kinds" / "metadata.jsonl").write_text(metadata)
+    done(*quick_world.distill("--cache_gb", cache_gb, "--batch_size", len(paths), data=quick_world.tmp / "kinds"))
 
 
-def test_generate_starts_from_pictures_of_many_kinds(done: Run, world: World) -> None:
+def test_generate_starts_from_pictures_of_many_kinds(done: Run, quick_world: World) -> None:
     """They are opened as those are that are learnt from."""
-    for path in kinds(world.tmp / "kinds")[::4]:
-        out = world.tmp / path.name
-        done(*world.generate("--image", path, "--out", out))
+    for path in kinds(quick_world.tmp / "kinds")[::4]:
+        out = quick_world.tmp / path.name
+        done(*quick_world.generate("--image", path, "--out", out))
         with Image.open(out / "00000.png") as picture:
             assert (picture.mode, picture.size) == ("RGB", (32, 32))
