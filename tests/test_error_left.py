@@ -145,6 +145,12 @@ def test_evaluate_says_what_is_left_by_noise_and_the_same_again(
     assert alone["scores"][SCORES[-1]] == beside["scores"][SCORES[-1]]
     assert alone["by_noise"][SCORES[-1]] == beside["by_noise"][SCORES[-1]]
     assert mtimes(sorted(drawn.iterdir())) == before
+    lost = (drawn / "00001.png").read_bytes()
+    (drawn / "00001.png").unlink()
+    (drawn / "metadata.jsonl").write_text("")
+    once_more = done("evaluate", models[-1], *words, "--scores", SCORES[-1], "--json").json
+    assert once_more["models"]["retrained"]["scores"] == again["models"]["retrained"]["scores"]
+    assert (drawn / "00001.png").read_bytes() == lost
 
 
 def test_a_model_that_was_not_pruned_from_the_teacher_goes_without_unless_it_is_asked_for(

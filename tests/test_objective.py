@@ -444,6 +444,13 @@ def test_how_draws_are_split_into_batches_does_not_matter_to_any_choice(kind_tea
 # The teacher
 
 
+def test_a_teacher_computed_by_openvino_is_itself_whatever_is_tapped(v1_teacher: StableDiffusionPipeline) -> None:
+    pytest.importorskip("openvino")
+    made = setting(v1_teacher, "tiny", taps="both")
+    batch = latents_and_captions(made)
+    assert made.objective.compile_teacher(batch, Draws(0, "test"), by_openvino=True) < 1e-4
+
+
 @every_student
 def test_the_teacher_is_frozen(version_teacher: DiffusionPipeline, recipe: str) -> None:
     made = setting(version_teacher, recipe)

@@ -22,6 +22,7 @@ from bksdm.data.folder import read_captions
 from bksdm.data.pictures import PictureSamples
 from bksdm.data.prepare import prepare
 from bksdm.data.prepared import PreparedSamples, read_prepared
+from bksdm.data.source import read_source
 from bksdm.distill.conditions import Conditions
 from bksdm.distill.data import open_data
 from bksdm.distill.run import distill
@@ -419,6 +420,11 @@ def test_another_runs_folder_is_refused(whole: Path, exported_model: Path, pictu
 def test_prepared_data_are_not_prepared_again(whole: Path, exported_model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is prepared already; give the pictures that it was made from"):
         made(exported_model, whole, tmp_path / "out")
+
+
+def test_prepared_data_are_no_pictures(whole: Path) -> None:
+    with pytest.raises(InputError, match="is what bksdm prepare wrote, latents and no pictures; give the pictures"):
+        read_source(whole)
 
 
 def test_the_command_line_says_how_fast_it_was(run: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -153,6 +153,12 @@ def _metadata(data: _Data) -> Source | None:
 def _saved(data: _Data) -> Source | None:
     if not is_saved(data.path):
         return None
+    from bksdm.data.prepared import is_prepared  # noqa: PLC0415 - with torch
+
+    if is_prepared(data.path):
+        raise InputError(
+            f"{data.path} is what bksdm prepare wrote, latents and no pictures; give the pictures that it was made from"
+        )
     rows = TablePictures.of(saved_table(data.path, data.split), data.data, *data.columns)
     return Source(rows, rows.digest)
 

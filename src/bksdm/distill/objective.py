@@ -206,7 +206,7 @@ class Distillation:
     def _all_taught(self, asked: _Question) -> list[Tensor]:
         """The teacher's output and its features."""
         output, features = self._taught(asked, self._reader(asked))
-        return [value.float() for value in (output, *features.values())]
+        return [value.float() for value in (output, *(features[path] for path in self._tapped))]
 
     @torch.no_grad()
     def _taught(self, asked: _Question, read: Read) -> tuple[Tensor, dict[str, Tensor]]:

@@ -390,10 +390,10 @@ def _drawn_unseen(source: Drawn) -> Source:
     group = processes()
     if group.main:
         open_run(source.folder.parent, *_drawing_unseen(source))
-        if not (source.folder / "metadata.jsonl").is_file():
+        if not all(source.path(number).is_file() for number in range(len(source))):
             source.pictures(range(len(source)), "none")
-            source.list_kept()
             source.release()
+        source.list_kept()
     group.wait()
     return Source(read_captions(source.folder), source.digest)
 

@@ -142,15 +142,16 @@ class Drawn:
         return self.folder / self.name(number)
 
     def list_kept(self) -> None:
-        """Write `metadata.jsonl` beside the pictures, so that they are a folder of captioned pictures."""
+        """Write `metadata.jsonl` beside the pictures, where it is not there, for a folder of captioned pictures."""
         lines = [
             {"file_name": self.name(number), "text": request.prompt, "seed": request.seed}
             for number, request in enumerate(self.requests)
             if number in self.kept
         ]
-        if lines:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            write_text(self.folder / "metadata.jsonl", text)
+        file = self.folder / "metadata.jsonl"
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if lines and not (file.is_file() and file.read_text(encoding="utf-8") == text):
+            write_text(file, text)
 
     def check(self) -> str | None:
         """Load the model once, so that one that cannot draw is refused early.

@@ -34,7 +34,7 @@ from bksdm.options.generate import GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.parameters import texts
 
-_MAY_CHANGE = ("json", "batch_size", "device")
+_MAY_CHANGE = ("json", "batch_size", "device", "fast")  # what fast stands for is there too
 _FAST_REUSE = 3
 
 
@@ -51,7 +51,9 @@ def generate(options: GenerateOptions) -> list[Path]:
     own = drawing(options.model)
     options = _fast(options, own) if options.fast else options
     how = own.chosen(options.steps, options.guidance, options.spared())
-    options = dataclasses.replace(options, steps=how.steps, guidance=how.guidance, pool_keys=how.spared.pool_keys)
+    options = dataclasses.replace(
+        options, steps=how.steps, guidance=how.guidance, reuse=how.spared.reuse, pool_keys=how.spared.pool_keys
+    )
     check(options)
     asked = _asked(options)
     image, mask = _image_and_mask(options)

@@ -14,7 +14,7 @@ class Spared:
 
     Attributes:
         interval: The noise levels at which guidance is given; None for all.
-        reuse: Every how many steps the inside of the denoiser is computed; None for every one.
+        reuse: Every how many steps, more than 1, the inside of the denoiser is computed; None for every one.
         pool_keys: Side of the squares of tokens, more than 1, whose means give the outermost self-attentions keys and
             values; None where all tokens do.
     """
@@ -27,7 +27,7 @@ class Spared:
     def asked(
         cls, guidance_interval: Sequence[float] | None = None, reuse: int | None = None, pool_keys: int | None = None
     ) -> "Spared":
-        """By the options of these names; a square of one token pools nothing.
+        """By the options of these names; every step, and a square of one token, spare nothing.
 
         Raises:
             InputError: `guidance_interval` is none, or `reuse` or `pool_keys` is less than 1.
@@ -36,7 +36,7 @@ class Spared:
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; give at least 1, or leave it out")
         interval = None if guidance_interval is None else _interval(guidance_interval)
-        return cls(interval, reuse, None if pool_keys == 1 else pool_keys)
+        return cls(interval, None if reuse == 1 else reuse, None if pool_keys == 1 else pool_keys)
 
 
 NOTHING = Spared()
