@@ -28,10 +28,11 @@ from bksdm.models.pipelines import load_pipeline, save_pipeline
 from bksdm.options.generate import DemoOptions, GenerateOptions
 from bksdm.runtime.defaults import Defaults
 from bksdm.runtime.folder import open_folder
-from tiny_models import LATENT, V1_UNET, age, build_pipeline
+from tiny_models import LATENT, TWO_STAGES, age, build_pipeline
 from verbs import Run, captioned, read_lines, told
 
 pytest_plugins = ["verbs_fixtures"]
+pytestmark = pytest.mark.usefixtures("without_charts")
 
 TOO_LARGE = 3e4  # times weights of the decoder's first layer, whose outputs a later layer normalises
 CHECKER = Path("safety_checker", "model.safetensors")
@@ -51,7 +52,7 @@ def latents() -> Tensor:
 @pytest.fixture
 def overflowing() -> StableDiffusionPipeline:
     """A pipeline whose VAE computes in float32 and not in half precision."""
-    pipeline = build_pipeline(V1_UNET)
+    pipeline = build_pipeline(TWO_STAGES)
     with torch.no_grad():
         pipeline.vae.decoder.conv_in.weight *= TOO_LARGE
     return pipeline
@@ -146,18 +147,18 @@ def test_exported_folders_refuse_them_too(onnx_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def flagging(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flagging(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 2022 whose safety checker finds fault with everything. Shared: not to be changed."""
-    folder = age(Path(shutil.copytree(v1_folder, tmp_path_factory.mktemp("flagging") / "model")))
+    folder = age(Path(shutil.copytree(exported_model, tmp_path_factory.mktemp("flagging") / "model")))
     weights = load_file(folder / CHECKER)
     save_file(weights | {"concept_embeds_weights": torch.full((17,), -2.0)}, folder / CHECKER, {"format": "pt"})
     return folder
 
 
 @pytest.fixture(scope="module")
-def content(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def content(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with one that finds none. Shared: not to be changed."""
-    return age(Path(shutil.copytree(v1_folder, tmp_path_factory.mktemp("content") / "model")))
+    return age(Path(shutil.copytree(exported_model, tmp_path_factory.mktemp("content") / "model")))
 
 
 SAID = "the model's safety checker has made 3 of 3 pictures black: 00000.png, 00001.png, 00002.png"
@@ -177,8 +178,8 @@ def test_pictures_that_it_has_made_black_are_named(done: Run, flagging: Path, pi
         assert done(*words).said == [SAID]  # of those too that were there
 
 
-def test_one_that_finds_none_changes_nothing(done: Run, content: Path, v1_folder: Path, tmp_path: Path) -> None:
-    for name, model in (("with", content), ("without", v1_folder)):
+def test_one_that_finds_none_changes_nothing(done: Run, content: Path, exported_model: Path, tmp_path: Path) -> None:
+    for name, model in (("with", content), ("without", exported_model)):
         words = ["--prompt", "red", "--steps", 2, "--out", tmp_path / name]
         assert not done("generate", model, *words).said
     own, other = (pixels([Image.open(tmp_path / name / "00000.png")]) for name in ("with", "without"))
@@ -260,10 +261,10 @@ def as_another_table_lists_them(black: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("layout", [as_the_table_says, as_the_pictures_say])
 def test_nothing_is_learnt_from_a_folder_of_them(
-    layout: Callable[[Path, Path], Path], run: Run, black: Path, v1_folder: Path, tmp_path: Path
+    layout: Callable[[Path, Path], Path], run: Run, black: Path, exported_model: Path, tmp_path: Path
 ) -> None:
     data = layout(black, tmp_path / "data")
-    words = ["--teacher", v1_folder, "--student", v1_folder, "--data", data, "--out", tmp_path / "run"]
+    words = ["--teacher", exported_model, "--student", exported_model, "--data", data, "--out", tmp_path / "run"]
     outcome = run("distill", *words)
     assert (outcome.code, outcome.said) == (
         2,
@@ -298,22 +299,22 @@ def test_such_pictures_are_refused_in_tars_too(black: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("layout", [as_the_table_says, as_another_table_lists_them])
 def test_prepare_skips_them(
-    layout: Callable[[Path, Path], Path], done: Run, black: Path, v1_folder: Path, pictures: Path, tmp_path: Path
+    layout: Callable[[Path, Path], Path], done: Run, black: Path, exported_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     data = layout(black, tmp_path / "data")
     shutil.copy(pictures / "0.png", data / "2.png")
     table = next(data.glob("metadata.*"))
     line = '{"file_name": "2.png", "text": "green"}\n' if table.suffix == ".jsonl" else "2.png,green\n"
     table.write_text(table.read_text() + line)
-    done("prepare", data, "--teacher", v1_folder, "--out", tmp_path / "out", "--max_broken", 0.7, "--workers", 0)
+    done("prepare", data, "--teacher", exported_model, "--out", tmp_path / "out", "--max_broken", 0.7, "--workers", 0)
     skipped = read_lines(tmp_path / "out" / "skipped.jsonl")
     assert [line["name"] for line in skipped] == ["0.png", "1.png"]
     assert all("was made black by a model's safety checker" in line["reason"] for line in skipped)
     assert read_prepared(tmp_path / "out").pictures == 1
 
 
-def test_a_subject_is_not_learnt_from_them(run: Run, black: Path, v1_folder: Path, tmp_path: Path) -> None:
-    words = ["personalize", v1_folder, "--images", black, "--prompt", "sks car", "--out", tmp_path / "run"]
+def test_a_subject_is_not_learnt_from_them(run: Run, black: Path, exported_model: Path, tmp_path: Path) -> None:
+    words = ["personalize", exported_model, "--images", black, "--prompt", "sks car", "--out", tmp_path / "run"]
     outcome = run(*words)
     assert (outcome.code, outcome.said) == (
         2,

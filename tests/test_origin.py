@@ -32,6 +32,9 @@ from hub_cache import in_hub_cache
 from published import RECIPES
 from tiny_models import CONTEXT, PICTURE, age, write_json
 
+pytest_plugins = ["verbs_fixtures"]
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 TEXT = Path("text_encoder", "model.safetensors")
 SCHEDULER = Path("scheduler", "scheduler_config.json")

@@ -32,10 +32,11 @@ from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, view
 from bksdm.pruning.cost import unet_cost
 from bksdm.runtime.defaults import Defaults
-from tiny_models import MAX_TOKENS, V1_UNET, XL_SHALLOW_UNET, build_pipeline, build_xl_pipeline, write_json
+from tiny_models import MAX_TOKENS, TWO_STAGES, XL_SHALLOW_UNET, build_pipeline, build_xl_pipeline, write_json
 from verbs import Run, make_student
 
 pytest_plugins = ["verbs_fixtures"]
+pytestmark = pytest.mark.usefixtures("without_charts")
 
 LATENTS = (8, 16)
 HEIGHT, WIDTH = 32, 64
@@ -47,7 +48,7 @@ ONE_STEP |= dict.fromkeys(("precision", "teacher_precision"), "fp32")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of wide pictures."""
     folder = tmp_path_factory.mktemp("wide") / "teacher"
-    save_pipeline(build_pipeline(V1_UNET | {"sample_size": LATENTS}), folder)
+    save_pipeline(build_pipeline(TWO_STAGES | {"sample_size": LATENTS}), folder)
     assert json.loads((folder / "unet" / "config.json").read_text())["sample_size"] == list(LATENTS)
     return folder
 

@@ -86,14 +86,19 @@ class Page:
         return (self.folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_page_needs_no_other_file(tmp_path: Path, description: Description) -> None:
-    page = Page(tmp_path, description, ["red apple"]).write()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, description: Description) -> str:
+    """The page about one prompt."""
+    return Page(tmp_path_factory.mktemp("page"), description, ["red apple"]).write()
+
+
+def test_the_page_needs_no_other_file(page: str) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in re.findall(r'<img[^>]*src="([^"]*)"', page))
     assert not re.findall(r"""(?:src|href|data)\s*=\s*["'](?!data:|#)""", page)
     assert not re.findall(r"<(?:script|link|iframe|object)\b|@import|url\((?!#)", page)
 
 
-@pytest.mark.parametrize("count", [1, 3, GRID_ROWS, GRID_ROWS + 1, 5 * GRID_ROWS])
+@pytest.mark.parametrize("count", [1, GRID_ROWS, GRID_ROWS + 1, 5 * GRID_ROWS])
 def test_every_row_has_its_own_pictures(tmp_path: Path, description: Description, count: int) -> None:
     page = Page(tmp_path, description, [f"prompt {number}." for number in range(count)]).write()
     rows = re.findall(r"<td>prompt (\d+)\.</td>(.*)\n((?:<td>.*</td>\n?)*)", page)
@@ -105,8 +110,7 @@ def test_every_row_has_its_own_pictures(tmp_path: Path, description: Description
         assert shown == [base64.b64encode(path.read_bytes()).decode() for path in wanted]
 
 
-def test_scores_costs_and_shares_are_shown(tmp_path: Path, description: Description) -> None:
-    page = Page(tmp_path, description, ["red apple"]).write()
+def test_scores_costs_and_shares_are_shown(page: str, description: Description) -> None:
     for name, value in NUMBERS.items():
         assert page.count(f"<td>{value:.4g} ± {value / 2:.2g}</td>") == 3
         assert f"<th>{KINDS[name].title}</th>" in page
@@ -118,25 +122,21 @@ def test_scores_costs_and_shares_are_shown(tmp_path: Path, description: Descript
     assert "<b>25 %</b>" in page
 
 
-def test_the_blocks_and_the_losses_are_drawn(tmp_path: Path, description: Description) -> None:
-    page = Page(tmp_path, description, ["red apple"]).write()
+def test_the_blocks_and_the_losses_are_drawn(page: str, description: Description) -> None:
     assert description.drawing() in page
     svg = page[page.index("<svg") : page.index("</svg>") + len("</svg>")]
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_the_same_run_gives_the_same_page(tmp_path: Path, description: Description) -> None:
-    page = Page(tmp_path, description, ["red apple"])
-    assert page.write() == page.write()
+def test_the_same_run_gives_the_same_page(page: str, tmp_path: Path, description: Description) -> None:
+    assert Page(tmp_path, description, ["red apple"]).write() == page
 
 
-@pytest.mark.parametrize("prompt", NASTY)
-def test_a_prompt_is_shown_as_it_is_and_cannot_break_the_page(
-    tmp_path: Path, description: Description, prompt: str
-) -> None:
-    page = Page(tmp_path, description, [prompt]).write()
-    escaped = prompt.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&#34;")
-    assert f"<td>{escaped}</td>" in page
+def test_prompts_are_shown_as_they_are_and_cannot_break_the_page(tmp_path: Path, description: Description) -> None:
+    page = Page(tmp_path, description, NASTY).write()
+    for prompt in NASTY:
+        escaped = prompt.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&#34;")
+        assert f"<td>{escaped}</td>" in page
     assert "<script" not in page
     assert 'onerror="' not in page
     assert "a &lt;machine&gt;" in page
