@@ -23,7 +23,7 @@ class EvaluateOptions(Seeded, Sparing):
         limit: Use no more than the first so many prompts.
         scores: Scores to give, such as frechet_distance, kernel_distance, inception_score, precision, recall,
             clip_score, retrieval_r1, output_error, error_left; by default those that the features and the reference
-            allow, and no Fréchet distance of fewer pictures than features.
+            allow, which wants as many pictures as features, or more, for the Fréchet distance.
         features: Network whose features are compared, inception or the encoder; the embedded encoder for its art.
         inception_weights: File of the Inception network's weights; downloaded once and verified by default.
         encoder: CLIP folder or Hub id for the captions; ViT-g/14 by default, and for the embedded art its own.
