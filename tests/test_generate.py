@@ -84,10 +84,10 @@ def noise(seeds: Sequence[int], height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_pictures_are_those_of_diffusers(emoji: Emoji, scheduler: str | None) -> None:
-    ours = emoji(*(("--scheduler", scheduler) if scheduler else ()))
+    ours = emoji(*(("--scheduler", scheduler) if scheduler else ()), prompts=PROMPTS[:2])
     theirs = stock(scheduler)(
-        list(PROMPTS),
-        latents=noise(range(SEED, SEED + 3), 16, 16),
+        list(PROMPTS[:2]),
+        latents=noise(range(SEED, SEED + 2), 16, 16),
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
     ).images
@@ -101,7 +101,7 @@ def test_pictures_are_those_of_diffusers(emoji: Emoji, scheduler: str | None) ->
         (["--guidance", 1], {"guidance_scale": 1.0}, (16, 16)),
         (["--negative_prompt", "red"], {"negative_prompt": ["red"] * 2}, (16, 16)),
         (["--height", 32, "--width", 96], {"height": 32, "width": 96}, (8, 24)),
-        (["--steps", 5], {"num_inference_steps": 5}, (16, 16)),
+        (["--steps", 3], {"num_inference_steps": 3}, (16, 16)),
     ],
     ids=["without guidance", "negative prompt", "size", "steps"],
 )
