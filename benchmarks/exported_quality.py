@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quality_speed import FAST, SCORES, Way
+from quality_speed import FAST, SCORES, Way, cell, machine
 
 from bksdm.common.runs import provenance, write_text
 from bksdm.data.prompts import read_prompts
@@ -92,18 +92,15 @@ def main() -> None:
         latency=0,
     )
     models = evaluate(options)["models"]
+    ways = {name: models[folder.name]["scores"] for name, folder in folders.items()}
     lines = ["| pictures | Fréchet distance | CLIP score | R@1 |", "|---|---|---|---|"]
-    for name, folder in folders.items():
-        scores = models[folder.name]["scores"]
-        cells = (f"{s['value']:.3g} ({s['low']:.3g} to {s['high']:.3g})" for s in (scores[score] for score in SCORES))
-        lines.append("| " + " | ".join((name, *cells)) + " |")
+    for name, scores in ways.items():
+        lines.append("| " + " | ".join((name, *(cell(scores[score]) for score in SCORES))) + " |")
     made_by = provenance()
-    versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
-    machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
     about = f"{MODEL}, the 75 held-out prompts, 95 % intervals; w8a8 calibrated on {CALIBRATION} captions."
     given.out.mkdir(parents=True, exist_ok=True)
-    write_text(given.out / "exported_quality.md", "\n".join([*lines, "", about, "", machine]) + "\n")
-    write_text(given.out / "exported_quality.json", json.dumps({"models": models, **made_by}, indent=2) + "\n")
+    write_text(given.out / "exported_quality.md", "\n".join([*lines, "", about, "", machine(made_by)]) + "\n")
+    write_text(given.out / "exported_quality.json", json.dumps({"ways": ways, **made_by}, indent=2) + "\n")
     print("\n".join(lines))
 
 

@@ -99,14 +99,20 @@ def table(found: list[Way], scored: list[dict[str, Any]], seconds: list[list[flo
     for number, (way, one) in enumerate(zip(found, scored, strict=True)):
         faster = Interval.of([many / own for many, own in zip(seconds[0], seconds[number], strict=True)])
         beaten = any(medians[k] < medians[number] and values[k] <= values[number] for k in range(len(found)))
-        cells = [str(way), *(_cell(one[score]) for score in SCORES), f"{medians[number]:.3f}"]
+        cells = [str(way), *(cell(one[score]) for score in SCORES), f"{medians[number]:.3f}"]
         cells += [f"{faster.median:.2f} ({faster.low:.2f} to {faster.high:.2f})", "" if beaten else "yes"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(score: dict[str, Any]) -> str:
+def cell(score: dict[str, Any]) -> str:
     return f"{score['value']:.3g} ({score['low']:.3g} to {score['high']:.3g})"
+
+
+def machine(made_by: dict[str, Any]) -> str:
+    """What computed, when, and with which packages."""
+    versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
+    return f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
 
 
 def plot(ways: dict[str, Any], file: Path) -> None:
@@ -174,10 +180,8 @@ def main() -> None:
         f"{given.model}, guidance {how.guidance:g}, the 75 held-out prompts with 95 % intervals; times of one picture, "
         f"{given.rounds} rounds in turns, {torch.get_num_threads()} threads."
     )
-    versions = ", ".join(f"{package} {version}" for package, version in made_by["versions"].items())
-    machine = f"{made_by['processors']} cores of {made_by['processor']}, {made_by['started'][:10]}; {versions}."
     given.out.mkdir(parents=True, exist_ok=True)
-    write_text(given.out / "quality_speed.md", f"{shown}\n\n{settings}\n\n{machine}\n")
+    write_text(given.out / "quality_speed.md", f"{shown}\n\n{settings}\n\n{machine(made_by)}\n")
     record = {str(way): {"scores": one, "seconds": own} for way, one, own in zip(found, scored, seconds, strict=True)}
     write_text(given.out / "quality_speed.json", json.dumps({"ways": record, **made_by}, indent=2) + "\n")
     print(shown)

@@ -118,7 +118,7 @@ class FromTeacher:
             name: self._kept(name, score, source) for name in (self.students if score == OUTPUT_ERROR else self.recipes)
         }
         for numbers in spans(len(source.pictures), _AT_ONCE * processes().count):
-            asked = _Asked(teacher, source, None if score == OUTPUT_ERROR else LEVELS)
+            asked = _Asked(teacher, source, _levels_of(score))
             for name, blocks in found.items():
                 blocks.fill(self._look(name, score, asked), f"{KINDS[score].title} of {name}", numbers)
         return found
@@ -132,7 +132,7 @@ class FromTeacher:
             "student": student.digest,
             "recipe": recipe and replace(recipe, summary="").to_dict(),  # words change no number
             "pictures": source.digest,
-            "levels": None if score == OUTPUT_ERROR else LEVELS,
+            "levels": _levels_of(score),
         }
         open_together(folder, "hold a model against its teacher", settings)
         return Blocks(folder, len(source.pictures))
@@ -147,6 +147,11 @@ class FromTeacher:
         if recipe is None:
             return asked.without_error
         return lambda numbers: asked.beside_pruned(network(), recipe, numbers)
+
+
+def _levels_of(score: str) -> int | None:
+    """At how many noise levels a score asks about a picture; None for once, at any."""
+    return None if score == OUTPUT_ERROR else LEVELS
 
 
 class _Teacher:
