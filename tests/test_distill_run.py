@@ -428,7 +428,7 @@ def test_data_that_changed_are_refused(
     retrain(exported_model, exported_student, data, tmp_path / "run", steps=1)
     lines = (data / "metadata.jsonl").read_text().splitlines()
     (data / "metadata.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(InputError, match="data_content"):
+    with pytest.raises(InputError, match="the content of data has changed since"):
         retrain(exported_model, exported_student, data, tmp_path / "run", steps=2)
 
 

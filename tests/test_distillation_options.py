@@ -118,7 +118,7 @@ def test_a_pool_of_other_captions_makes_another_run(
     pool.rename(kept)
     pool.write_text("a blue whale\n")
     try:
-        with pytest.raises(InputError, match=r"holds another run \(pool_content"):
+        with pytest.raises(InputError, match=r"holds another run \(the content of pool has changed"):
             retrained(folders, finished, **choices)
     finally:
         kept.replace(pool)

@@ -339,7 +339,7 @@ def test_a_model_that_changed_is_not_mixed_with_what_it_drew_before(
     done("evaluate", f"mine={exported_model}", *words)
     outcome = run("evaluate", f"mine={v2_folder}", *words)
     assert outcome.code == 2
-    assert "models/mine holds another run (source:" in outcome.said[-1]
+    assert "models/mine holds another run (the content of model has changed since)" in outcome.said[-1]
 
 
 def test_finished_pictures_are_scored_as_the_model_that_drew_them(

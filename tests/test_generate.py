@@ -339,11 +339,11 @@ def test_a_model_or_prompts_that_changed_do_not_keep_the_old_pictures(
     prompts.write_text("green car\n")
     outcome = run(*words)
     assert outcome.code == 2
-    assert "prompts_content" in outcome.said[-1]
+    assert "the content of prompts has changed since" in outcome.said[-1]
     prompts.write_text("red apple\n")
     done(*words)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor / 2 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
     outcome = run(*words)
     assert outcome.code == 2
-    assert "model_content" in outcome.said[-1]
+    assert "the content of model has changed since" in outcome.said[-1]

@@ -275,12 +275,12 @@ def test_a_recipe_or_teacher_that_changed_makes_another_student(folder: Path, tm
     options = PruneOptions(str(folder), str(recipe), str(tmp_path / "student"))
     prune(options)
     recipe.write_text("name: mine\ndown: [0]\nup: [0, -1]\n")
-    with pytest.raises(InputError, match="recipe_content"):
+    with pytest.raises(InputError, match="the content of recipe has changed since"):
         prune(options)
     recipe.write_text("name: mine\nmid: false\n")
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("epsilon", "v_prediction"))
-    with pytest.raises(InputError, match="teacher_content"):
+    with pytest.raises(InputError, match="the content of teacher has changed since"):
         prune(options)
 
 

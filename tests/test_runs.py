@@ -77,6 +77,12 @@ def test_another_run_is_refused_with_the_option_that_differs(tmp_path: Path, key
     assert (tmp_path / "config.yaml").read_text() == before
 
 
+def test_what_an_option_names_is_told_in_words_where_it_has_changed(tmp_path: Path) -> None:
+    open_run(tmp_path, "distill", OPTIONS | {"data_content": "0123"})
+    message = refusal(tmp_path, OPTIONS | {"data_content": "4567"})
+    assert f"{tmp_path} holds another run (the content of data has changed since); choose another --out" in message
+
+
 def test_a_run_of_another_verb_is_refused(tmp_path: Path) -> None:
     open_run(tmp_path, "distill", OPTIONS)
     assert "(verb: 'distill' there, 'evaluate' now)" in refusal(tmp_path, OPTIONS, "evaluate")

@@ -3,6 +3,7 @@
     python examples/study/study.py sensitivity --out runs/study
     python examples/study/study.py ablation
     python examples/study/study.py options
+    python examples/study/study.py start
     python examples/study/study.py budget
     python examples/study/study.py pairs
 
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +76,12 @@ class Study:
         prune(PruneOptions(TEACHER, str(recipe), str(folder)))
         return folder
 
+    def repaired(self, recipe: str) -> Path:
+        """The same after least squares on the training pictures."""
+        folder = self.out / "students" / f"{recipe}-repaired"
+        prune(PruneOptions(TEACHER, recipe, str(folder), repair=TRAIN))
+        return folder
+
     def random(self, recipe: str) -> Path:
         """A student of the same shape with random weights."""
         folder = self.out / "students" / f"{recipe}-random"
@@ -108,7 +116,7 @@ class Study:
         )
         return distill(dataclasses.replace(options, **changes))
 
-    def scored(self, part: str, models: Mapping[str, Path | str]) -> dict[str, Any]:
+    def scored(self, part: str, models: Mapping[str, Path | str], scores: Sequence[str] = SCORES) -> dict[str, Any]:
         """What `evaluate` says of models, by name."""
         return evaluate(
             EvaluateOptions(
@@ -116,7 +124,7 @@ class Study:
                 out=str(self.out / f"evaluate-{part}-{self.steps}-{DRAWING['steps']}"),
                 reference=HELD_OUT,
                 teacher=TEACHER,
-                scores=list(SCORES),
+                scores=list(scores),
                 batch_size=25,
                 keep_pictures=False,
                 latency=0,
@@ -164,22 +172,53 @@ def options(study: Study) -> None:
         "guided output": {"guided_output": DRAWING["guidance"]},
     }
     student = study.pruned("small")
+    _against_plain("options", study, {name: (student, changes) for name, changes in choices.items()}, SCORES)
+
+
+def start(study: Study) -> None:
+    """From where a student starts, what it is asked and how it steps: the same steps, several seeds, recipe small."""
+    pruned, repaired = study.pruned("small"), study.repaired("small")
+    muon = {"optimizer": "muon", "lr": 3e-3}
+    made_up = {"cutmix": 0.5, "task_weight": 0.0, "lr": 2e-3}
+    choices: dict[str, tuple[Path, dict[str, Any]]] = {
+        "plain": (pruned, {}),
+        "taps at every layer": (pruned, {"taps": "layers"}),
+        "captions of others, at every noise level": (pruned, {"random_conditioning": 1.0}),
+        "rectangles of others in half of the pictures": (pruned, {"cutmix": 0.5}),
+        "the same without the task loss, at 2e-3": (pruned, made_up),
+        "Muon at 3e-3": (pruned, muon),
+        "from the repaired student": (repaired, {}),
+        "from the repaired student, rectangles, no task loss, 2e-3": (repaired, made_up),
+        "from the repaired student, Muon at 3e-3": (repaired, muon),
+    }
+    _against_plain("start", study, choices, ("error_left", *SCORES[1:]), {"pruned": pruned})
+
+
+def _against_plain(
+    part: str,
+    study: Study,
+    choices: Mapping[str, tuple[Path, dict[str, Any]]],
+    scores: Sequence[str],
+    beside: Mapping[str, Path | str] | None = None,
+) -> None:
+    """A table of choices, each a student and its changes of options, over seeds; `beside` is scored with them."""
+
+    def run(name: str, seed: int) -> str:
+        return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
+
     models: dict[str, Path | str] = {
-        f"{name.replace(' ', '-')}-{seed}": study.retrained(
-            f"options-{name.replace(' ', '-')}", student, seed, **changes
-        )
-        for name, changes in choices.items()
+        run(name, seed): study.retrained(f"{part}-{run(name, seed).rpartition('-')[0]}", student, seed, **changes)
+        for name, (student, changes) in choices.items()
         for seed in range(study.seeds)
     }
-    found = study.scored("options", models)["models"]
+    found = study.scored(part, models | dict(beside or {}), scores)["models"]
     values = {
         name: {
-            score: [found[f"{name.replace(' ', '-')}-{seed}"]["scores"][score]["value"] for seed in range(study.seeds)]
-            for score in SCORES
+            score: [found[run(name, seed)]["scores"][score]["value"] for seed in range(study.seeds)] for score in scores
         }
         for name in choices
     }
-    _write_seeds("options", study, values, "plain")
+    _write_seeds(part, study, values, "plain")
 
 
 def budget(study: Study) -> None:
@@ -270,6 +309,7 @@ PARTS: dict[str, Callable[[Study], None]] = {
     "sensitivity": sensitivity,
     "ablation": ablation,
     "options": options,
+    "start": start,
     "budget": budget,
     "pairs": pairs,
 }
@@ -287,12 +327,17 @@ def _machine(made_by: Mapping[str, Any]) -> str:
 
 
 def _write(
-    part: str, study: Study, result: Mapping[str, Any], heads: Sequence[str], lines: Iterable[list[str]]
+    part: str,
+    study: Study,
+    result: Mapping[str, Any],
+    heads: Sequence[str],
+    lines: Iterable[list[str]],
+    scores: Sequence[str] = SCORES,
 ) -> None:
     """`PART.json` and `PART.md`, with machine and date."""
     made_by = provenance()
     whole = {"steps": study.steps, "batch_size": BATCH, **DRAWING, **result, "made_by": made_by}
-    table = [[*heads, *SCORES], ["---"] * (len(heads) + len(SCORES)), *lines]
+    table = [[*heads, *scores], ["---"] * (len(heads) + len(scores)), *lines]
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
     write_text(RESULTS / f"{part}.md", f"{text}\n\n{study.steps} steps of {BATCH} pictures; {_machine(made_by)}.\n")
@@ -302,23 +347,24 @@ def _write(
 
 def _write_seeds(part: str, study: Study, values: Mapping[str, Mapping[str, list[float]]], plain: str) -> None:
     """Means over the seeds of training, and what each choice gains on `plain` from the same seed."""
+    scores = list(values[plain])
     gains = {
         name: {
-            score: _interval([b - a for a, b in zip(values[plain][score], own[score], strict=True)]) for score in SCORES
+            score: _interval([b - a for a, b in zip(values[plain][score], own[score], strict=True)]) for score in scores
         }
         for name, own in values.items()
     }
     lines = []
     for name, own in values.items():
         cells = []
-        for score in SCORES:
+        for score in scores:
             gain, half = gains[name][score]
             sure = " *" if name != plain and abs(gain) > half else ""
             difference = "" if name == plain else f" ({gain:+.2g} ± {half:.2g}{sure})"
             cells.append(f"{statistics.mean(own[score]):.4g}{difference}")
         lines.append([name, *cells])
     result = {"values": values, "differences": {name: dict(own) for name, own in gains.items()}, "seeds": study.seeds}
-    _write(part, study, result, ["choice"], lines)
+    _write(part, study, result, ["choice"], lines, scores)
     _plot_gains(part, gains, plain)
 
 
@@ -358,9 +404,10 @@ def _plot_ablation(rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any]
 
 def _plot_gains(part: str, gains: Mapping[str, Mapping[str, tuple[float, float]]], plain: str) -> None:
     figure = Figure(figsize=(10, 0.42 * len(gains) + 1), layout="constrained")
-    axes = figure.subplots(1, len(SCORES), sharey=True)
+    scores = list(gains[plain])
+    axes = figure.subplots(1, len(scores), sharey=True)
     names = [name for name in gains if name != plain]
-    for one, score in zip(axes, SCORES, strict=True):
+    for one, score in zip(axes, scores, strict=True):
         values = [gains[name][score] for name in names]
         one.errorbar([v for v, _ in values], range(len(names)), xerr=[half for _, half in values], fmt="o", capsize=3)
         one.axvline(0, color="grey", linewidth=1)

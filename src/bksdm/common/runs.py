@@ -163,9 +163,17 @@ def _check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change:
     for key, value in _resolved(verb, options).items():
         if key not in may_change and earlier.get(key) != value:
             raise InputError(
-                f"{folder} holds another run ({key}: {_short(earlier.get(key))} there, {_short(value)} now); "
+                f"{folder} holds another run ({_difference(key, earlier.get(key), value)}); "
                 f"choose another --out or remove that folder"
             )
+
+
+def _difference(key: str, there: Any, now: Any) -> str:
+    """In words; digests say nothing to a reader, and what they are of does."""
+    named = key.removesuffix("_content")
+    if named != key and there is not None:
+        return f"the content of {named} has changed since"
+    return f"{key}: {_short(there)} there, {_short(now)} now"
 
 
 def open_run(

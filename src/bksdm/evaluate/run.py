@@ -243,7 +243,7 @@ def _real(protocol: Protocol, networks: Networks, reference: Statistics | Finish
 def _look(name: str, source: Drawn | Finished, protocol: Protocol, networks: Networks, out: Path) -> Blocks:
     """Draw and look at what is missing of a model's pictures."""
     folder = out / "models" / name
-    settings = {"source": source.digest, "networks": networks.digest, "preparation": protocol.preparation}
+    settings = {"model_content": source.digest, "networks": networks.digest, "preparation": protocol.preparation}
     open_together(folder, "evaluate a model", settings | _way(source))
 
     def look(numbers: range) -> Mapping[str, Tensor]:
@@ -382,7 +382,7 @@ def _unseen(options: EvaluateOptions, captions: Sequence[str]) -> Drawn:
 
 def _drawing_unseen(source: Drawn) -> tuple[str, dict[str, Any]]:
     """What the folder of these pictures is a run of, and its settings."""
-    return "draw unseen captions", {"unseen": source.digest}
+    return "draw unseen captions", {"unseen_content": source.digest}
 
 
 def _drawn_unseen(source: Drawn) -> Source:
