@@ -2,9 +2,10 @@
 
     python benchmarks/remaining_error.py --pruned PRUNED --out benchmarks/results/remaining_error.md NAME=STUDENT ...
 
-Students of the embedded teacher that keep its stages (base, small) answer its held-out pictures at ten noise levels. A row of a stage says what share of
-the squared error is left where the output of that stage is the teacher's and all else the student's own, skip
-connections within the stage included. `left` is the mean over levels of the share of the just-pruned student's error.
+Students of the embedded teacher that keep its stages (base, small) answer its held-out pictures at ten noise levels. A
+row of a stage says what share of the squared error is left where the output of that stage is the teacher's and all else
+the student's own, skip connections within the stage included. `left` is the mean over levels of the share of the
+just-pruned student's error.
 """
 
 import argparse

@@ -643,6 +643,11 @@ ENCODERS = [
         lambda w: w.evaluate("--encoder", without(w.encoder(), "preprocessor_config.json")),
         "encoder {tmp}/copy is not a CLIP folder or hub id: it has neither preprocessor_config.json nor processor_con",
     ),
+    case(
+        "encoder that cannot be had",
+        lambda w: w.evaluate("--encoder", "nowhere/at-all"),
+        "encoder nowhere/at-all is not in the hub's cache here, and the hub does not have it or cannot be reached",
+    ),
     case("missing teacher, evaluate", lambda w: w.evaluate("--teacher", w.tmp / "no"), "{tmp}/no does not exist"),
 ]
 

@@ -91,8 +91,8 @@ def test_the_same_command_draws_nothing_again(done: Run, result: dict, runs: Pat
         ({"models": []}, "no model is given"),
         ({"images_per_prompt": 0}, "images_per_prompt is 0"),
         ({"prompts": "plain.txt"}, "without {subject}"),
-        ({"dino": "nowhere/at-all"}, "dino nowhere/at-all is no folder or hub id"),
-        ({"encoder": "nowhere/at-all"}, "encoder nowhere/at-all is not a CLIP"),
+        ({"dino": "nowhere/at-all"}, "dino nowhere/at-all is not in the hub's cache here"),
+        ({"encoder": "nowhere/at-all"}, "encoder nowhere/at-all is not in the hub"),
     ],
 )
 def test_bad_input_is_refused(runs: Path, tmp_path: Path, more: dict, message: str) -> None:

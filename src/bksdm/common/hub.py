@@ -68,6 +68,23 @@ def not_on_hub(what: str, name: str, error: BaseException) -> InputError:
     )
 
 
+def not_loaded(what: str, name: str | Path, is_none: str, error: Exception) -> InputError:
+    """The refusal of a folder or an id whose network could not be loaded: it cannot be had, or it is no such network.
+
+    Arguments:
+        what: What was to be named, such as "encoder".
+        name: What was given.
+        is_none: What it then is not, such as "is not a CLIP".
+        error: What the library said.
+    """
+    if not Path(name).is_dir() and fetched(str(name), "config.json") is None:
+        return InputError(
+            f"{what} {name} is not in the hub's cache here, and the hub does not have it or cannot be reached; "
+            f"give --{what} a folder"
+        )
+    return InputError(f"{what} {name} {is_none}: {one_line(error)}")
+
+
 def _spelled_alike(name: str | Path) -> str:
     near = nearest(Path(name).expanduser())
     return f" (near it: {', '.join(map(str, near))})" if near else ""

@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import is_id, missing
+from bksdm.common.hub import is_id, missing, not_loaded
 from bksdm.evaluate.encoder import LOADING_ERRORS, colour_statistics, standardized
 
 _BATCH = 32
@@ -42,8 +41,7 @@ class Dino:
             mean, std = colour_statistics(source)
             side = int(getattr(network.config, "image_size", _SIDE))
         except LOADING_ERRORS as error:
-            reason = one_line(error)
-            raise InputError(f"dino {source} is no folder or hub id of a vision transformer: {reason}") from error
+            raise not_loaded("dino", source, "is no folder or hub id of a vision transformer", error) from error
         return cls(network.eval().to(device), mean.to(device), std.to(device), side)
 
     @torch.no_grad()

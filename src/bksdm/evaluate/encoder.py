@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bksdm.common.assets import ART, asset
-from bksdm.common.errors import InputError, one_line
-from bksdm.common.hub import hub_errors, is_id, missing
+from bksdm.common.hub import hub_errors, is_id, missing, not_loaded
 from bksdm.data.pictures import to_pixels
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ class DualEncoder:
             tokenizer = CLIPTokenizer.from_pretrained(where)
             statistics = colour_statistics(where)
         except LOADING_ERRORS as error:
-            reason = one_line(error)
-            raise InputError(f"encoder {source} is not a CLIP folder or hub id: {reason}") from error
+            raise not_loaded("encoder", where, "is not a CLIP folder or hub id", error) from error
         return cls(clip.eval(), tokenizer, *statistics)
 
     @property

@@ -366,7 +366,7 @@ def _text(value: object) -> str | None:
 
 _SHARE = re.compile(r"\d{1,3}/[1-9]\d{0,2}")
 _OF_UNET = ("down", "up", "mid", "drop_innermost", "down_transformers", "up_transformers")
-_THOSE_THAT_STAY = "all, or the layers that stay, such as [0, -1]"
+_THOSE_THAT_STAY = "all, or the layers that stay, such as [0, -1], or such a list for every stage"
 _TRANSFORMERS = "all, or the transformer layers that stay, such as [0, 1], or such an entry for every stage"
 _KEYS: dict[str, tuple[Callable[[object], Any], str]] = {
     "name": (_text, "a text"),
