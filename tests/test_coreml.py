@@ -132,6 +132,15 @@ def test_inputs_of_another_shape_are_refused(tmp_path: Path) -> None:
         ),
         ("slice_by_index", {"begin": torch.tensor([0, 1]), "end": torch.tensor([1, 2])}, [[2.0]]),
         ("gather_nd", {"indices": torch.tensor([[0, 1]])}, [2.0]),
+        (
+            "avg_pool",
+            {
+                "x": torch.tensor([[[[1.0, 3.0, 5.0]]]]),
+                **{name: torch.tensor([1, 2]) for name in ("kernel_sizes", "strides")},
+                **{"pad_type": "valid", "exclude_padding_from_average": True, "ceil_mode": True},
+            },
+            [[[[2.0, 5.0]]]],
+        ),
         ("matmul", {"y": torch.tensor([[3.0, 4.0]]), "transpose_x": True}, [[3.0, 4.0], [6.0, 8.0]]),
     ],
 )

@@ -1,6 +1,7 @@
 """Which device, which number format on it, and how much of its memory was held."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from bksdm.common.errors import InputError
 VAE_LAYOUT = torch.channels_last
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = PRECISIONS | {"fp8": torch.float8_e4m3fn}  # what weights that do not learn can be kept in
+
+
+def processors() -> int:
+    """How many of the machine's processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str = "auto") -> torch.device:

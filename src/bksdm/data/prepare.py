@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bksdm.common.devices import VAE_LAYOUT, choose_device, choose_precision
+from bksdm.common.devices import VAE_LAYOUT, choose_device, choose_precision, processors
 from bksdm.common.errors import InputError
 from bksdm.common.processes import processes
 from bksdm.common.progress import bar, say
@@ -171,7 +171,8 @@ class _Work:
         )
         pipeline.to(device)
         pipeline.vae.to(memory_format=VAE_LAYOUT)
-        return cls(samples, conditions, cutting(pipeline), device, about, options.batch_size, options.workers)
+        workers = min(options.workers, processors())
+        return cls(samples, conditions, cutting(pipeline), device, about, options.batch_size, workers)
 
     def encode(self, shards: Sequence[_Shard]) -> Iterator[tuple[_Shard, dict[str, Any]]]:
         """Write `shards`, and yield each with its report; pictures are read ahead."""

@@ -5,7 +5,6 @@ becomes of the student at the end, is a `Lesson`.
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from bksdm.common.devices import processors
 from bksdm.common.errors import InputError
 from bksdm.common.processes import processes
 from bksdm.common.progress import say
@@ -210,7 +210,7 @@ def _workers(options: StudentOptions, samples: Samples) -> int:
     """How many processes read ahead: decoding pictures takes longer than a step, reading latents does not."""
     if options.workers is not None:
         return options.workers
-    spare = (os.cpu_count() or 1) // processes().count - 1
+    spare = processors() // processes().count - 1
     return min(_MOST_WORKERS, max(0, spare)) if isinstance(samples, PictureSamples) else 0
 
 

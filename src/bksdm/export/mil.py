@@ -263,6 +263,15 @@ def _slice_by_index(given: Given) -> Tensor:
     ]
 
 
+def _avg_pool(given: Given) -> Tensor:
+    assert given["pad_type"] in ("custom", "valid")
+    top, bottom, left, right = _numbers(given["pad"]) if given["pad_type"] == "custom" else (0, 0, 0, 0)
+    assert (top, left) == (bottom, right)
+    kernel, strides = _numbers(given["kernel_sizes"]), _numbers(given["strides"])
+    counted = not given["exclude_padding_from_average"]
+    return F.avg_pool2d(given["x"], kernel, strides, (top, left), bool(given.get("ceil_mode")), counted)
+
+
 def _pad(given: Given) -> Tensor:
     assert given["mode"] == "constant"
     pairs = _numbers(given["pad"])
@@ -294,6 +303,7 @@ _SHAPED = ("expand_dims", "squeeze", "reshape")
 OPERATIONS: dict[str, Callable[..., Result]] = {
     **dict.fromkeys(_SHAPED, _shaped),
     "add": lambda given: given["x"] + given["y"],
+    "avg_pool": _avg_pool,
     "batch_norm": _batch_norm,
     "cast": _cast,
     "concat": lambda given: torch.cat(given["values"], int(given["axis"])),

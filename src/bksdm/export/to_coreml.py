@@ -251,6 +251,7 @@ FORMAT = Format(
     write=write,
     networks=_open,
     fixed_size=True,
+    pools_keys=True,
     has_scheduler=False,
     told=("context",),
     why_not=_why_not,

@@ -30,7 +30,7 @@ class PrepareOptions(Computing, Printing):
             txt by default, or an entry of the json.
         split: Part of a data set, by default train or the only one.
         max_broken: Largest share of pictures that may be unreadable; they are skipped and listed in skipped.jsonl.
-        workers: Processes that read pictures ahead.
+        workers: Processes that read pictures ahead, if there are as many processors.
     """
 
     data: str
