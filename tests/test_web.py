@@ -343,6 +343,13 @@ def test_a_picture_is_drawn_and_kept_with_its_parameters(tab: Any) -> None:
 
 
 @needs_browser
+def test_the_download_that_is_told_is_that_of_the_processors_build(tab: Any, folder: Path) -> None:
+    size = json.loads((folder / "manifest.json").read_text())["runtime"]["wasm"]
+    tab.wait_for_function("document.querySelector('#about').innerText")
+    assert f" and {size / 2**20:.1f} MiB of onnxruntime are fetched" in tab.inner_text("#about")
+
+
+@needs_browser
 def test_the_second_visit_needs_no_network(browser: Any, folder: Path) -> None:
     context = new_context(browser)
     with served(folder) as address:
@@ -514,7 +521,7 @@ def answer(unet: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["unet", "text_encoder"])
-def test_rows_in_bytes_are_near(onnx_folder: Path, tmp_path: Path, name: str) -> None:
+def test_rows_in_sizeare_near(onnx_folder: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(onnx_folder / name, tmp_path / name))
     into_pieces(copy / "model.onnx", 2**20, in_bytes=True)
     ids = {"input_ids": np.arange(MAX_TOKENS)[None] % 7}

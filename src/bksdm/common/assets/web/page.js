@@ -1,6 +1,7 @@
 /** The page: what is typed there is drawn, shown while it is drawn, and kept below with its file. */
 
 import { open } from "./bksdm.js";
+import { hasGpu } from "./bksdm/networks.js";
 
 /** @typedef {import("./bksdm.js").Picture} Picture */
 /** @typedef {import("./bksdm.js").Told} Told */
@@ -52,7 +53,7 @@ async function begin() {
   const { text_encoder, unet, vae_decoder } = read.networks;
   const bytes = [text_encoder, unet, vae_decoder].flatMap(({ graph, weights }) => [graph, ...weights]);
   const sum = bytes.reduce((found, entry) => found + entry.bytes, 0);
-  const runtime = mib("gpu" in navigator ? read.runtime.webgpu : read.runtime.wasm);
+  const runtime = mib((await hasGpu()) ? read.runtime.webgpu : read.runtime.wasm);
   say("about", `${mib(sum)} of ${read.precision} weights and ${runtime} of onnxruntime are fetched once, and kept. Nothing is sent anywhere.`);
   if (!globalThis.crossOriginIsolated && globalThis.isSecureContext) note(HEADERS);
   const { deviceMemory } = /** @type {{deviceMemory?: number}} */ (navigator);

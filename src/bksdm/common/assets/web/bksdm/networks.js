@@ -28,6 +28,12 @@ import { files } from "./files.js";
 
 const MOST_THREADS = 8;
 
+/** Whether the browser has a GPU for pages. */
+export async function hasGpu() {
+  const { gpu } = /** @type {{gpu?: {requestAdapter: () => Promise<object | null>}}} */ (navigator);
+  return Boolean(await gpu?.requestAdapter().catch(() => null));
+}
+
 /**
  * onnxruntime-web, with the number of threads that the page may have.
  *

@@ -1,7 +1,7 @@
 /** The worker in which a model draws, so that the page never freezes; `../bksdm.js` speaks with it. */
 
 import { answer, files } from "./files.js";
-import { Networks, runtime } from "./networks.js";
+import { hasGpu, Networks, runtime } from "./networks.js";
 import { Pipeline } from "./pipeline.js";
 import { encode, texts } from "./png.js";
 import { Tokenizer } from "./tokens.js";
@@ -159,12 +159,6 @@ function completed(wish, manifest) {
     strength: wish.strength ?? 0.8,
     preview: wish.preview ?? true,
   };
-}
-
-/** Whether the browser has a GPU for pages. */
-async function hasGpu() {
-  const { gpu } = /** @type {{gpu?: {requestAdapter: () => Promise<object | null>}}} */ (navigator);
-  return Boolean(await gpu?.requestAdapter().catch(() => null));
 }
 
 /** @param {import("./networks.js").NetworkFiles} network */
