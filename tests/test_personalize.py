@@ -27,6 +27,7 @@ from bksdm.personalize.objective import Personalization
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
 from bksdm.pruning.told import read_recipe
+from fast import slow
 from lora_layouts import networks
 from tiny_models import LATENT, PICTURE, asked, random_inputs, random_told
 from verbs import Run, mtimes, read_lines
@@ -205,7 +206,15 @@ def test_checkpoints_of_a_lora_hold_the_lora_alone(low_rank: Path) -> None:
     assert all("lora" in name for name in names if name.startswith("model."))
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("runs", "lora"),
+    [
+        pytest.param("exported", False, id="sd-False"),
+        pytest.param("exported", True, id="sd-True"),
+        *(slow("xl_exported", lora, id=f"xl-{lora}") for lora in (False, True)),
+    ],
+    indirect=["runs"],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
     runs: Runs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
 ) -> None:
