@@ -13,9 +13,11 @@ from bksdm.families import derive
 from bksdm.families.recipe import Pruning, Tap, load_recipe
 from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.taps import Features
+from fast import slow
 from published import RECIPES, STUDENTS, taps
 from tiny_models import added_conditions, random_inputs, xl_unet
 
+SHOWN = (("v1", "base"), ("v1", "tiny"), ("xl", "ssd-1b"))
 PATHS = list(dict.fromkeys(teacher for recipe in RECIPES for teacher, _ in taps(recipe)))
 
 
@@ -74,7 +76,9 @@ def shapes(unet: UNet2DConditionModel, paths: list[str]) -> dict[str, torch.Size
     return {path: found[path].shape for path in paths}
 
 
-@pytest.mark.parametrize(("version", "recipe"), STUDENTS)
+@pytest.mark.parametrize(
+    ("version", "recipe"), [(pytest.param if student in SHOWN else slow)(*student) for student in STUDENTS]
+)
 def test_what_is_matched_has_one_shape(
     teachers: Callable[[str], tuple[UNet2DConditionModel, dict[str, torch.Size]]], version: str, recipe: str
 ) -> None:
