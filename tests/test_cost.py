@@ -177,8 +177,8 @@ Z = {"_class_name": "ZImageTransformer2DModel", **Z_TRANSFORMER, "n_layers": 3}
 WITH_A_MIDDLE = TWO_STAGES | {"mid_block_type": "UNetMidBlock2DCrossAttn"}
 KNOWN = {
     "two stages": WITH_A_MIDDLE,
-    "no middle": TWO_STAGES,
-    "a middle of one ResNet": WITH_A_MIDDLE | {"mid_block_type": "UNetMidBlock2D"},
+    "no middle": TWO_STAGES | {"mid_block_type": None},
+    "a middle of one ResNet": TWO_STAGES,
     "heads that do not fill the width": WITH_A_MIDDLE | {"attention_head_dim": 3},
     "heads for each stage": WITH_A_MIDDLE | {"attention_head_dim": [2, 4]},
     "one width of captions a stage": WITH_A_MIDDLE | {"cross_attention_dim": [32, 32]},

@@ -17,6 +17,7 @@ from bksdm.common.errors import InputError
 from bksdm.export import to_openvino
 from bksdm.export.components import components
 from bksdm.export.formats import Source
+from bksdm.export.run import export
 from bksdm.families import family_of_pipeline
 from bksdm.families.recipe import Recipe
 from bksdm.generate import runtimes
@@ -25,7 +26,8 @@ from bksdm.generate.requests import Request
 from bksdm.generate.runtimes import Choice, choose, converted
 from bksdm.generate.sampling import sample, scheduler_named
 from bksdm.models.drawing import drawing
-from bksdm.models.pipelines import denoiser
+from bksdm.models.pipelines import denoiser, save_pipeline
+from bksdm.options.export import ExportFormat, ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.runtime.pipeline import Pipeline
 from bksdm.runtime.spared import NOTHING, Spared
@@ -115,7 +117,7 @@ def test_outside_the_interval_the_u_net_is_asked_for_captions_alone(
 @pytest.mark.parametrize(
     ("kind", "recipe"),
     [
-        pytest.param("exported", Recipe("whole"), id="no middle"),
+        pytest.param("exported", Recipe("without", mid=False), id="no middle"),
         pytest.param("shallow_xl", Recipe("whole"), id="xl-whole"),
         slow("v1", Recipe("whole"), id="v1-whole"),
         slow("v1", Recipe("without", mid=False), id="v1-no middle"),
@@ -253,7 +255,6 @@ def largest(one: list[Image.Image], other: list[Image.Image]) -> int:
 
 @pytest.mark.parametrize("folder", ["onnx_folder", "openvino_folder", "xl_openvino_folder", slow("xl_onnx_folder")])
 def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: pytest.FixtureRequest) -> None:
-    """Of a model without a middle block, too, as that of Stable Diffusion's is here."""
     exported: DiffusionPipeline = request.getfixturevalue("xl_exported" if "xl" in folder else "exported")
     by_torch = with_denoiser(exported, denoiser(exported))
     by_torch.scheduler = scheduler_named("DDIMScheduler", exported.scheduler)
@@ -264,6 +265,20 @@ def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: 
         assert largest(ours[3], drawn(by_torch, **ways[3])) <= 1
         assert same(ours[1], ours[None])
         assert not same(ours[3], ours[None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["openvino", "onnx"])
+def test_a_student_without_a_middle_block_keeps_what_it_has(
+    to: ExportFormat, exported: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    student, _ = prune_unet(exported.unet, Recipe("without", mid=False))
+    pipeline = with_denoiser(exported, student.eval())
+    save_pipeline(pipeline, tmp_path / "student")
+    export(ExportOptions(str(tmp_path / "student"), to, str(tmp_path / "export")))
+    ours = drawn_by_export(open_exported(tmp_path / "export", spared=Spared(reuse=3)), reuse=3)
+    assert largest(ours, drawn(pipeline, reuse=3)) <= 1
+    assert not same(ours, drawn(pipeline))
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

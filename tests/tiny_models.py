@@ -54,13 +54,13 @@ XL_UNET = {
 }
 XL_SHALLOW_UNET = XL_UNET | {"transformer_layers_per_block": (1, 1, 2)}  # for verbs, to which depths are one
 XL_WIDTHS = (CONTEXT // 4, 3 * CONTEXT // 4)  # of its two text encoders
-# Two stages of one layer, and nothing between them: quick to trace.
+# Two stages of one layer, and one ResNet between them: quick to trace.
 TWO_STAGES = {
     "sample_size": LATENT,
     "block_out_channels": (16, 32),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "mid_block_type": None,
+    "mid_block_type": "UNetMidBlock2D",
     "layers_per_block": 1,
     "cross_attention_dim": CONTEXT,
     "attention_head_dim": 4,
