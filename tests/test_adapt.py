@@ -38,6 +38,7 @@ from bksdm.models.adapters.training import add_lora, save_lora
 from bksdm.models.pipelines import load_pipeline
 from bksdm.options.adapt import AdaptOptions
 from bksdm.pruning.inherit import prune_unet
+from fast import slow
 from lora_layouts import LAYOUTS, Made, kept, parameters
 from tiny_models import CONTEXT, LATENT, MAX_TOKENS, PICTURE, XL_WIDTHS, added_conditions, random_inputs
 from verbs import Run, make_student
@@ -64,7 +65,7 @@ class Crossing:
         return random_inputs(batch), added_conditions(self.teacher.unet.config, batch)
 
 
-SHOWN = [("v1", "small"), ("v1", "tiny"), ("xl", "ssd-1b")]  # the others are slow
+SHOWN = [("v1", "tiny"), ("xl", "ssd-1b")]  # the others are slow
 
 
 @pytest.fixture(
@@ -129,10 +130,18 @@ def merged_by_diffusers(model: Path, lora: Path) -> dict[str, Tensor]:
 # LoRAs
 
 
+OTHERS = ("diffusers, config in the header (rsLoRA, patterns)", "DoRA, diffusers", "diffusers, biases")
+
+
 @pytest.mark.parametrize(
-    "layout", ["kohya", "diffusers, config in the header (rsLoRA, patterns)", "DoRA, diffusers", "diffusers, biases"]
+    ("crossing", "layout"),
+    [
+        *(pytest.param(("v1", "small"), layout, id=f"v1-small-{layout}") for layout in ("kohya", *OTHERS)),
+        pytest.param(("xl", "ssd-1b"), "kohya", id="xl-ssd-1b-kohya"),
+        *(slow(("xl", "ssd-1b"), layout, id=f"xl-ssd-1b-{layout}") for layout in OTHERS),
+    ],
+    indirect=["crossing"],
 )
-@pytest.mark.parametrize("crossing", [("v1", "small"), ("xl", "ssd-1b")], indirect=True, ids="-".join)
 def test_stock_diffusers_reads_what_is_carried(crossing: Crossing, tmp_path: Path, layout: str) -> None:
     torch.manual_seed(3)
     lora = LAYOUTS[layout](crossing.teacher)
@@ -469,7 +478,7 @@ def test_a_whole_controlnet_does_not_fit_a_student(students: dict[str, Path], co
         (("v1", "tiny"), "original, prefixed"),
         (("v1", "tiny"), "diffusers"),
         (("xl", "koala-700m"), "original"),
-        (("xl", "koala-700m"), "diffusers"),
+        slow(("xl", "koala-700m"), "diffusers"),
     ],
     indirect=["crossing"],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
@@ -554,7 +563,12 @@ def make_t2i_adapter(teacher: DiffusionPipeline, folder: Path, kind: str = "full
 
 @pytest.mark.parametrize(
     ("crossing", "kind"),
-    [*((case, "full") for case in SHOWN), (("v1", "tiny"), "light")],
+    [
+        (("v1", "tiny"), "full"),
+        (("v1", "tiny"), "light"),
+        (("xl", "ssd-1b"), "full"),
+        slow(("v1", "small"), "full"),
+    ],
     indirect=["crossing"],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )

@@ -22,6 +22,7 @@ from bksdm.models.pipelines import load_pipeline, save_pipeline, text_encoders
 from bksdm.options.evaluate import BenchmarkOptions
 from bksdm.pruning.cost import UNetCost, unet_cost
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
+from fast import slow
 from tiny_models import LATENT, MAX_TOKENS, PICTURE, V1_UNET, build_pipeline
 from verbs import Run
 
@@ -135,9 +136,15 @@ def test_a_larger_model_and_a_larger_batch_take_more_memory(measured: dict[str, 
     assert large[1] > large[0]
 
 
-@pytest.mark.parametrize("guidance", [7.5, 1.0])
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("kind", ["v1", "xl"])
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "guidance"),
+    [
+        ("exported", 1, 7.5),
+        ("exported", 3, 1.0),
+        pytest.param("shallow_xl", 3, 7.5, id="xl-3-7.5"),
+        slow("shallow_xl", 1, 1.0, id="xl-1-1.0"),
+    ],
+)
 def test_parts_are_called_as_the_pipeline_calls_them(
     request: pytest.FixtureRequest, kind: str, guidance: float, batch_size: int
 ) -> None:

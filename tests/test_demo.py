@@ -79,7 +79,7 @@ def test_a_prompt_becomes_two_pictures_with_their_times(tab: Any) -> None:
 
 @pytest.mark.slow
 @needs_browser
-def test_the_page_as_the_documents_show_it(browser: Any, v1_folder: Path, tmp_path: Path) -> None:
+def test_the_page_as_the_documents_show_it(browser: Any, exported_model: Path, tmp_path: Path) -> None:
     """The embedded model beside a student, named by BKSDM_STUDENT; the picture goes to BKSDM_SCREENSHOT."""
     port, student = free_port(), os.environ.get("BKSDM_STUDENT", "emoji")
     page = serve(DemoOptions(student, "emoji", guidance=2.5, port=port), wait=False)
@@ -111,8 +111,9 @@ def test_a_bad_picture_is_said_to_be_one(tab: Any, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
-    tabs = [new_context(browser).new_page() for _ in range(2)]
+def test_two_people_both_get_their_pictures_and_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True}
+    tabs = [new_context(browser, **held).new_page() for held in ({}, phone)]
     for number, tab in enumerate(tabs):
         tab.goto(address)
         tab.wait_for_selector("#draw")
@@ -123,17 +124,9 @@ def test_two_people_both_get_their_pictures(browser: Any, address: str) -> None:
     for number, tab in enumerate(tabs):
         tab.wait_for_selector("#note-1 >> text=the first")
         assert f"seed {number}" in tab.inner_text("#note-1")
+    assert tabs[1].evaluate("document.documentElement.scrollWidth") <= 390
+    for tab in tabs:
         tab.context.close()
-
-
-@needs_browser
-def test_nothing_is_wider_than_a_phone(browser: Any, address: str) -> None:
-    context = new_context(browser, viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True)
-    tab = context.new_page()
-    tab.goto(address)
-    tab.wait_for_selector("#draw")
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
 
 
 @pytest.mark.parametrize(
@@ -155,40 +148,40 @@ def sliders(page: Any) -> list[tuple[str, float]]:
     return [slider for slider in found if slider[0].startswith(("Steps", "Guidance"))]
 
 
-def test_models_that_draw_best_alike_share_sliders(v1_folder: Path, v1_student: Path) -> None:
-    page = serve(DemoOptions(str(v1_folder), str(v1_student), port=free_port()), wait=False)
+def test_models_that_draw_best_alike_share_sliders(exported_model: Path, exported_student: Path) -> None:
+    page = serve(DemoOptions(str(exported_model), str(exported_student), port=free_port()), wait=False)
     page.close()
     assert sliders(page) == [("Steps", 25), ("Guidance", 7.5)]
 
 
-def test_others_have_their_own_and_draw_by_them(v1_folder: Path, folder: Path) -> None:
+def test_others_have_their_own_and_draw_by_them(exported_model: Path, folder: Path) -> None:
     few, port = folder.rename(folder.with_name("few")), free_port()
     (few / SAMPLING_FILE).write_text(Defaults(4, 1.0).text())
-    page = serve(DemoOptions(str(v1_folder), str(few), port=port), wait=False)
+    page = serve(DemoOptions(str(exported_model), str(few), port=port), wait=False)
     found = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False).predict(
         "red car", 7, None, 0.8, 3, 2.0, 2, 1.0, api_name="/run"
     )
     page.close()
-    names = [f"{name} of {model}" for model in ("teacher", "few") for name in ("Steps", "Guidance")]
+    names = [f"{name} of {model}" for model in (exported_model.name, "few") for name in ("Steps", "Guidance")]
     assert sliders(page) == list(zip(names, [25, 7.5, 4, 1.0], strict=True))
     made = [told(Path(file)) for file in found[4]]
     assert [(one["steps"], one["guidance"], one["seed"]) for one in made] == [(3, 2.0, 7), (2, 1.0, 7)]
     assert re.search(r"\((as fast as|\d+\.\d times (as fast as|slower than)) the first\)", found[3])
 
 
-def test_models_of_two_families_draw_side_by_side(v1_folder: Path, shallow_xl_folder: Path) -> None:
+def test_models_of_two_families_draw_side_by_side(exported_model: Path, shallow_xl_folder: Path) -> None:
     port = free_port()
-    page = serve(DemoOptions(str(v1_folder), str(shallow_xl_folder), port=port), wait=False)
+    page = serve(DemoOptions(str(exported_model), str(shallow_xl_folder), port=port), wait=False)
     client = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
     found = client.predict("red car", 7, None, 0.8, 2, 3.0, api_name="/run")
     page.close()
-    costs = [unet_cost(load_denoiser_config(model), tokens=MAX_TOKENS) for model in (v1_folder, shallow_xl_folder)]
+    costs = [unet_cost(load_denoiser_config(model), tokens=MAX_TOKENS) for model in (exported_model, shallow_xl_folder)]
     for note, cost in zip(found[2:4], costs, strict=True):
         assert f"U-Net: {cost.params / 1e6:.1f} M parameters, {cost.gmacs_all:.2f} GMACs a step" in note
     assert [told(Path(file))["width"] for file in found[4]] == [PICTURE, PICTURE]
 
 
-def test_what_a_model_says_may_be_beyond_the_usual_sliders(v1_folder: Path, folder: Path) -> None:
+def test_what_a_model_says_may_be_beyond_the_usual_sliders(exported_model: Path, folder: Path) -> None:
     (folder / SAMPLING_FILE).write_text(Defaults(150, 0.0).text())
     page = serve(DemoOptions(str(folder), port=free_port()), wait=False)
     page.close()
@@ -216,12 +209,12 @@ def test_a_picture_and_its_strength_go_together(pictures: Path) -> None:
     assert 0 <= wish.seed < 2**32
 
 
-def test_a_port_in_use_is_named(run: Run, v1_folder: Path) -> None:
+def test_a_port_in_use_is_named(run: Run, exported_model: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        outcome = run("demo", v1_folder, "--port", port)
+        outcome = run("demo", exported_model, "--port", port)
     assert outcome.code == 2
     assert f"cannot listen at 127.0.0.1:{port}" in outcome.said[0]
     assert "give another --port" in outcome.said[0]
@@ -231,7 +224,7 @@ def test_a_port_in_use_is_named(run: Run, v1_folder: Path) -> None:
     ("words", "message"),
     [(("--steps", 0), "steps is 0"), (("--waiting", 0), "waiting is 0"), (("--port", 0), "port is 0")],
 )
-def test_options_that_cannot_be_are_refused(run: Run, v1_folder: Path, words: tuple, message: str) -> None:
-    outcome = run("demo", v1_folder, *words)
+def test_options_that_cannot_be_are_refused(run: Run, exported_model: Path, words: tuple, message: str) -> None:
+    outcome = run("demo", exported_model, *words)
     assert (outcome.code, len(outcome.said)) == (2, 1)
     assert message in outcome.said[0]

@@ -20,6 +20,7 @@ from bksdm.common.errors import InputError
 from bksdm.distill.run import distill
 from bksdm.options.distill import DistillOptions
 from bksdm.pruning.told import read_recipe
+from fast import slow
 from tiny_models import PICTURE
 from verbs import Run, copy_pictures, done_here, make_student, read_lines
 
@@ -315,11 +316,18 @@ def uninterrupted(
 @pytest.mark.parametrize(
     "kind", ["exported", pytest.param("shallow_xl", id="xl", marks=pytest.mark.slow)], indirect=True
 )
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.parametrize("workers", [0, slow(1)])
+@pytest.mark.parametrize("how", [slow(signal.SIGTERM), signal.SIGKILL])
 def test_an_interrupted_run_ends_with_the_same_bits(
-    how: signal.Signals, uninterrupted: Path, kind_folder: Path, pictures: Path, kind_student: Path, tmp_path: Path
+    how: signal.Signals,
+    workers: int,
+    uninterrupted: Path,
+    kind_folder: Path,
+    pictures: Path,
+    kind_student: Path,
+    tmp_path: Path,
 ) -> None:
-    interrupted = _Job(kind_folder, kind_student, pictures, tmp_path / "interrupted")
+    interrupted = _Job(kind_folder, kind_student, pictures, tmp_path / "interrupted", workers)
     assert interrupted.run(kill=how, after=3) == (143 if how == signal.SIGTERM else -how)
     stopped_at = max(int(path.name.removeprefix("step-")) for path in (interrupted.out / "checkpoints").glob("step-*"))
     if how == signal.SIGTERM:
@@ -343,7 +351,7 @@ class _Job:
 
     steps = 8
 
-    def __init__(self, teacher: Path, student: Path, data: Path, out: Path) -> None:
+    def __init__(self, teacher: Path, student: Path, data: Path, out: Path, workers: int = 0) -> None:
         self.out = out
         self.said = ""
         options = {
@@ -361,7 +369,7 @@ class _Job:
             "log_every": 1,
             "sample_every": 0,
             "checkpoint_every": 2,
-            "workers": 1,
+            "workers": workers,
             "cache_gb": 0,
         }
         self.words = ["distill", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]

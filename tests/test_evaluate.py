@@ -46,6 +46,7 @@ from bksdm.models.configs import load_denoiser_config
 from bksdm.options.evaluate import EvaluateOptions
 from bksdm.pruning.cost import unet_cost
 from bksdm.pruning.inherit import prune_unet
+from fast import slow
 from verbs import Run, captioned, copy_pictures, mtimes
 
 pytest_plugins = ["verbs_fixtures"]
@@ -392,7 +393,7 @@ def test_pictures_that_have_no_plain_order_are_not_matched_to_prompts(run: Run, 
 
 
 @pytest.mark.usefixtures("own_data_cache")
-@pytest.mark.parametrize("layout", ["beside", "tar", "parquet"])
+@pytest.mark.parametrize("layout", ["tar", slow("beside"), slow("parquet")])
 def test_the_reference_may_have_any_layout_of_data(done: Run, pictures: Path, tmp_path: Path, layout: str) -> None:
     found = []
     for out, reference in (("a", pictures), ("b", laid_out(pictures, tmp_path / "data", layout))):

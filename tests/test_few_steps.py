@@ -25,6 +25,7 @@ from bksdm.options.distill import LcmOptions
 from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.told import read_recipe
 from bksdm.runtime.defaults import Defaults
+from fast import one_kind, slow
 from tiny_models import (
     PICTURE,
     V1_UNET,
@@ -100,7 +101,7 @@ def test_late_timesteps_take_the_clean_latents_that_the_scheduler_takes(pipeline
     assert torch.allclose(got, stepped.denoised, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("index", [0, 1, 30, 49])
+@pytest.mark.parametrize("index", [0, 30, slow(1), slow(49)])
 def test_the_teachers_step_is_that_of_ddim_under_guidance(pipeline: DiffusionPipeline, index: int) -> None:
     made = objective(pipeline, guidance=3.0)
     latents, told = random_inputs()[0], random_told(made.teacher.config)
@@ -148,6 +149,7 @@ def test_every_parameter_of_the_student_learns_and_none_of_the_teacher(pipeline:
     assert not any(p.requires_grad for p in made.teacher.parameters())
 
 
+@one_kind
 def test_how_samples_are_split_changes_nothing_but_rounding(kind_teacher: DiffusionPipeline) -> None:
     made = objective(kind_teacher)
     whole = batch(made, 4)
@@ -177,6 +179,10 @@ def teach(teacher: Path, student: Path, data: Path, out: Path, **changes: object
     return read_lines(out / "metrics.jsonl")
 
 
+# What is taught by this verb, and carried on, is any U-Net.
+one_unet = pytest.mark.parametrize("kind", ["exported", slow("v1"), slow("shallow_xl", id="xl")], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def finished(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps with sample grids. Not to be changed."""
@@ -186,6 +192,7 @@ def finished(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_fac
     return out
 
 
+@one_unet
 def test_the_student_is_a_stock_pipeline_that_draws_in_four_steps(finished: Path) -> None:
     pipeline = DiffusionPipeline.from_pretrained(finished / "student")
     pipeline.set_progress_bar_config(disable=True)
@@ -200,6 +207,7 @@ def test_the_student_is_a_stock_pipeline_that_draws_in_four_steps(finished: Path
         assert pixels.std() > 0
 
 
+@one_unet
 def test_the_student_says_that_it_draws_in_four_steps_without_guidance(
     done: Run, finished: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +217,7 @@ def test_the_student_says_that_it_draws_in_four_steps_without_guidance(
     assert (made["steps"], made["guidance"], made["scheduler"]) == (4, 1.0, "LCMScheduler")
 
 
+@one_unet
 def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) -> None:
     assert [line["step"] for line in read_lines(finished / "metrics.jsonl")] == [1, 2]
     assert "retraining, step 2 of 2" in (finished / "report.html").read_text()
@@ -219,6 +228,7 @@ def test_a_run_leaves_its_losses_its_page_its_recipe_and_a_card(finished: Path) 
     assert "- guidance: 7.5" in card
 
 
+@one_unet
 def test_the_student_has_the_averaged_weights_and_the_rest_is_the_teachers(finished: Path, kind_folder: Path) -> None:
     held = load_file(sorted((finished / "checkpoints").iterdir())[-1] / "tensors.safetensors")
     assert all(torch.equal(value, held[f"ema.{name}"]) for name, value in load_file(finished / UNET).items())
@@ -226,6 +236,7 @@ def test_the_student_has_the_averaged_weights_and_the_rest_is_the_teachers(finis
     assert (finished / "student" / vae).read_bytes() == (kind_folder / vae).read_bytes()
 
 
+@one_unet
 def test_a_resumed_run_ends_with_the_same_bits(
     kind_folder: Path, kind_student: Path, pictures: Path, finished: Path, tmp_path: Path
 ) -> None:

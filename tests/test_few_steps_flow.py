@@ -22,6 +22,7 @@ from bksdm.families.recipe import load_recipe
 from bksdm.models.drawing import drawing
 from bksdm.pruning.inherit import prune_unet
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
+from fast import one_flow
 from tiny_flow import SIDE, inputs
 from verbs import Run, done_here, read_lines
 
@@ -180,6 +181,7 @@ def test_other_steps_are_the_pipelines_own(done: Run, finished: Path, tmp_path: 
     done("generate", finished, "--prompt", "red apple", "--steps", 2, "--out", tmp_path / "o")
 
 
+@one_flow
 def test_a_run_goes_on_to_the_same_bits(
     flow_folder: Path, student: Path, flow_data: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ FEW = {"images_per_prompt": 2, "steps": 2, "guidance": 1.0, "encoder": "emoji", 
 
 
 @pytest.fixture(scope="module")
-def runs(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of one subject, of all weights and of a LoRA, with pictures, prompts and a small DINO."""
     folder = tmp_path_factory.mktemp("fidelity")
     (folder / "images").mkdir()
@@ -33,7 +33,9 @@ def runs(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, lora in (("whole", False), ("lora", True)):
         given = {"lora": lora, "steps": 2, "class_images": 0, "views": 1, "lr": 1e-3}
         personalize(
-            PersonalizeOptions(str(v1_folder), str(folder / "images"), "a sks car, new", str(folder / name), **given)
+            PersonalizeOptions(
+                str(exported_model), str(folder / "images"), "a sks car, new", str(folder / name), **given
+            )
         )
     torch.manual_seed(0)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -43,8 +45,8 @@ def runs(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(runs: Path, v1_folder: Path) -> dict:
-    models = [f"whole={runs / 'whole'}", f"lora={runs / 'lora'}", f"before={v1_folder}"]
+def result(runs: Path, exported_model: Path) -> dict:
+    models = [f"whole={runs / 'whole'}", f"lora={runs / 'lora'}", f"before={exported_model}"]
     dino = str(runs / "dino")
     return fidelity(FidelityOptions(models, str(runs / "out"), str(runs / "prompts.txt"), dino=dino, **FEW))
 
@@ -74,10 +76,10 @@ def test_runs_say_what_the_subject_is(result: dict, runs: Path) -> None:
         assert grid.size == (3 * PICTURE + 4, 4 * PICTURE + 6)
 
 
-def test_the_same_command_draws_nothing_again(done: Run, result: dict, runs: Path, v1_folder: Path) -> None:
+def test_the_same_command_draws_nothing_again(done: Run, result: dict, runs: Path, exported_model: Path) -> None:
     pictures = sorted((runs / "out" / "pictures").rglob("*.png"))
     before = mtimes(pictures)
-    models = [f"whole={runs / 'whole'}", f"lora={runs / 'lora'}", f"before={v1_folder}"]
+    models = [f"whole={runs / 'whole'}", f"lora={runs / 'lora'}", f"before={exported_model}"]
     words = [word for name, value in FEW.items() for word in (f"--{name}", value)]
     where = ["--out", runs / "out", "--prompts", runs / "prompts.txt", "--dino", runs / "dino"]
     outcome = done("fidelity", *models, *where, *words)
@@ -104,8 +106,8 @@ def test_bad_input_is_refused(runs: Path, tmp_path: Path, more: dict, message: s
     assert not (tmp_path / "out").exists()
 
 
-def test_models_alone_need_to_be_told_the_subject(runs: Path, v1_folder: Path, tmp_path: Path) -> None:
-    given = FidelityOptions([str(v1_folder)], str(tmp_path / "out"), str(runs / "prompts.txt"), **FEW)
+def test_models_alone_need_to_be_told_the_subject(runs: Path, exported_model: Path, tmp_path: Path) -> None:
+    given = FidelityOptions([str(exported_model)], str(tmp_path / "out"), str(runs / "prompts.txt"), **FEW)
     with pytest.raises(InputError, match="none of the models is a run of bksdm personalize; give --images"):
         fidelity(given)
 

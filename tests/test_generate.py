@@ -18,6 +18,7 @@ from bksdm.common.assets import asset
 from bksdm.data.folder import read_captions
 from bksdm.data.pictures import open_picture
 from bksdm.generate.sampling import scheduler_named
+from fast import slow
 from tiny_models import PICTURE
 from verbs import Run, mtimes, read_lines, told
 
@@ -27,7 +28,7 @@ EMOJI = asset("emoji", "model")
 PROMPTS = ("red apple, noto style", "snail, fluent style", "a house")
 STEPS, SEED, GUIDANCE = 4, 11, 3.0
 QUICK = ("--steps", 1)  # where ours are compared with ours
-SCHEDULERS = [None, "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+SCHEDULERS = ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
 
 
 def pixels(path: Path | Image.Image) -> np.ndarray:
@@ -46,20 +47,27 @@ def made(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def emoji(done: Run, tmp_path: Path) -> "Emoji":
-    return Emoji(done, tmp_path)
+def emoji(done: Run, tmp_path: Path) -> "Drawing":
+    return Drawing(done, tmp_path, "emoji")
 
 
-class Emoji:
-    """`bksdm generate emoji` with small settings, each command into a folder of its own."""
+@pytest.fixture
+def small(done: Run, tmp_path: Path, exported_model: Path) -> "Drawing":
+    """By a model that draws in a blink."""
+    return Drawing(done, tmp_path, exported_model)
 
-    def __init__(self, done: Run, tmp: Path) -> None:
+
+class Drawing:
+    """`bksdm generate` of a model with small settings, each command into a folder of its own."""
+
+    def __init__(self, done: Run, tmp: Path, model: str | Path) -> None:
         self.done = done
         self.tmp = tmp
+        self.model = model
 
     def __call__(self, *words: object, prompts: Sequence[str] = PROMPTS, name: str = "out") -> list[Path]:
         common = ("--steps", STEPS, "--seed", SEED, "--guidance", GUIDANCE, "--out", self.tmp / name)
-        self.done("generate", "emoji", *common, "--prompt", *prompts, *words)
+        self.done("generate", self.model, *common, "--prompt", *prompts, *words)
         return made(self.tmp / name)
 
 
@@ -82,10 +90,9 @@ def noise(seeds: Sequence[int], height: int, width: int) -> torch.Tensor:
 # Against diffusers
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_pictures_are_those_of_diffusers(emoji: Emoji, scheduler: str | None) -> None:
-    ours = emoji(*(("--scheduler", scheduler) if scheduler else ()), prompts=PROMPTS[:2])
-    theirs = stock(scheduler)(
+def test_pictures_of_the_embedded_model_are_those_of_diffusers(emoji: Drawing) -> None:
+    ours = emoji(prompts=PROMPTS[:2])
+    theirs = stock()(
         list(PROMPTS[:2]),
         latents=noise(range(SEED, SEED + 2), 16, 16),
         num_inference_steps=STEPS,
@@ -95,25 +102,36 @@ def test_pictures_are_those_of_diffusers(emoji: Emoji, scheduler: str | None) ->
     assert np.ptp(pixels(ours[0])) > 50, "a picture without contrast would prove nothing"
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_draws_what_it_draws_in_diffusers(small: Drawing, exported_model: Path, scheduler: str) -> None:
+    theirs = stock(scheduler, exported_model)(
+        list(PROMPTS[:2]),
+        latents=noise(range(SEED, SEED + 2), 8, 8),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+    ).images
+    assert_same(small("--scheduler", scheduler, prompts=PROMPTS[:2]), theirs)
+
+
 @pytest.mark.parametrize(
     ("words", "arguments", "size"),
     [
-        (["--guidance", 1], {"guidance_scale": 1.0}, (16, 16)),
-        (["--negative_prompt", "red"], {"negative_prompt": ["red"] * 2}, (16, 16)),
+        (["--guidance", 1], {"guidance_scale": 1.0}, (8, 8)),
+        (["--negative_prompt", "red"], {"negative_prompt": ["red"] * 2}, (8, 8)),
         (["--height", 32, "--width", 96], {"height": 32, "width": 96}, (8, 24)),
-        (["--steps", 3], {"num_inference_steps": 3}, (16, 16)),
+        (["--steps", 3], {"num_inference_steps": 3}, (8, 8)),
     ],
     ids=["without guidance", "negative prompt", "size", "steps"],
 )
 def test_options_mean_what_they_mean_in_diffusers(
-    emoji: Emoji, words: list[object], arguments: dict[str, object], size: tuple[int, int]
+    small: Drawing, exported_model: Path, words: list[object], arguments: dict[str, object], size: tuple[int, int]
 ) -> None:
     common = {"num_inference_steps": 2, "guidance_scale": GUIDANCE, "latents": noise(range(SEED, SEED + 2), *size)}
-    theirs = stock()(list(PROMPTS[:2]), **(common | arguments)).images
-    assert_same(emoji("--steps", 2, *words, prompts=PROMPTS[:2]), theirs)
+    theirs = stock(model=exported_model)(list(PROMPTS[:2]), **(common | arguments)).images
+    assert_same(small("--steps", 2, *words, prompts=PROMPTS[:2]), theirs)
 
 
-@pytest.mark.parametrize("scheduler", [None, "DDIMScheduler"])
+@pytest.mark.parametrize("scheduler", [None, slow("DDIMScheduler")])
 def test_velocity_is_understood(done: Run, tmp_path: Path, v2_folder: Path, scheduler: str | None) -> None:
     words = ("--scheduler", scheduler) if scheduler else ()
     done("generate", v2_folder, "--prompt", "red apple", "--steps", STEPS, "--seed", 3, "--out", tmp_path / "o", *words)
@@ -124,12 +142,12 @@ def test_velocity_is_understood(done: Run, tmp_path: Path, v2_folder: Path, sche
 
 @pytest.mark.parametrize(("strength", "scheduler"), [(0.5, None), (1.0, None), (0.8, "DDIMScheduler")])
 def test_a_picture_to_start_from_is_used_as_diffusers_does(
-    emoji: Emoji, strength: float, scheduler: str | None
+    small: Drawing, exported_model: Path, pictures: Path, strength: float, scheduler: str | None
 ) -> None:
-    source = asset("emoji", "art", "heldout", "ant.twemoji.png")
+    source = pictures / "0.png"
     words = ("--scheduler", scheduler) if scheduler else ()
-    ours = emoji("--image", source, "--strength", strength, *words, prompts=PROMPTS[:2])
-    pipeline = stock(scheduler, kind=StableDiffusionImg2ImgPipeline)
+    ours = small("--image", source, "--strength", strength, *words, prompts=PROMPTS[:2])
+    pipeline = stock(scheduler, exported_model, StableDiffusionImg2ImgPipeline)
     theirs = [
         pipeline(
             prompt,
@@ -144,7 +162,7 @@ def test_a_picture_to_start_from_is_used_as_diffusers_does(
     assert_same(ours, theirs)
 
 
-def test_a_picture_to_start_from_is_scaled_to_the_size_of_the_model(emoji: Emoji, tmp_path: Path) -> None:
+def test_a_picture_to_start_from_is_scaled_to_the_size_of_the_model(emoji: Drawing, tmp_path: Path) -> None:
     Image.new("RGB", (300, 200), "red").save(tmp_path / "large.png")
     paths = emoji("--image", tmp_path / "large.png", "--strength", 0.3, prompts=PROMPTS[:1])
     assert pixels(paths[0]).shape == (64, 64, 3)
@@ -158,6 +176,7 @@ def lower_half() -> Image.Image:
     return mask
 
 
+@pytest.mark.parametrize("kind", ["exported", pytest.param("shallow_xl", id="xl")], indirect=True)
 @pytest.mark.parametrize("given", ["text", "picture", "mask"])
 def test_every_kind_of_model_draws_what_diffusers_draws(
     kind_folder: Path, pictures: Path, tmp_path: Path, given: str, done: Run
@@ -194,19 +213,19 @@ def test_latents_are_never_clipped(v1_teacher: StableDiffusionPipeline) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_the_batch_size_does_not_matter(emoji: Emoji, batch_size: int) -> None:
-    many, one = (emoji(*QUICK, "--batch_size", size, name=str(size)) for size in (batch_size, 1))
+def test_the_batch_size_does_not_matter(small: Drawing, batch_size: int) -> None:
+    many, one = (small(*QUICK, "--batch_size", size, name=str(size)) for size in (batch_size, 1))
     assert_same(many, one)
 
 
-def test_every_picture_has_the_seed_after_the_last(emoji: Emoji) -> None:
-    all_of_them = emoji(*QUICK, "--images_per_prompt", 2)
-    assert [line["seed"] for line in read_lines(emoji.tmp / "out" / "metadata.jsonl")] == list(range(SEED, SEED + 6))
-    alone = emoji(*QUICK, "--seed", SEED + 3, prompts=[PROMPTS[1]], name="alone")
+def test_every_picture_has_the_seed_after_the_last(small: Drawing) -> None:
+    all_of_them = small(*QUICK, "--images_per_prompt", 2)
+    assert [line["seed"] for line in read_lines(small.tmp / "out" / "metadata.jsonl")] == list(range(SEED, SEED + 6))
+    alone = small(*QUICK, "--seed", SEED + 3, prompts=[PROMPTS[1]], name="alone")
     assert_same(alone, [all_of_them[3]])
 
 
-def test_another_seed_gives_another_picture(emoji: Emoji) -> None:
+def test_another_seed_gives_another_picture(emoji: Drawing) -> None:
     first, second = emoji("--steps", 2, "--images_per_prompt", 2, prompts=PROMPTS[:1])
     assert np.abs(pixels(first) - pixels(second)).max() > 50
 
@@ -214,7 +233,7 @@ def test_another_seed_gives_another_picture(emoji: Emoji) -> None:
 # What is written
 
 
-def test_a_picture_says_how_it_was_made(emoji: Emoji) -> None:
+def test_a_picture_says_how_it_was_made(emoji: Drawing) -> None:
     prompt = "été ☂, “noto” style"
     words = ("--negative_prompt", "blue", "--scheduler", "DDIMScheduler")
     assert told(emoji(*words, prompts=["a", prompt])[1]) == {
@@ -231,25 +250,25 @@ def test_a_picture_says_how_it_was_made(emoji: Emoji) -> None:
     }
 
 
-def test_a_picture_made_from_another_says_so(emoji: Emoji) -> None:
+def test_a_picture_made_from_another_says_so(emoji: Drawing) -> None:
     start = asset("emoji", "art", "heldout") / "ant.twemoji.png"
     made = told(emoji("--image", start, "--strength", 0.5, prompts=["a"])[0])
     assert (made["image"], made["strength"]) == (str(start), 0.5)
 
 
-def test_metadata_lists_the_pictures_as_data_does(emoji: Emoji) -> None:
-    paths = emoji(*QUICK, "--images_per_prompt", 2)
-    entries = read_captions(emoji.tmp / "out")
+def test_metadata_lists_the_pictures_as_data_does(small: Drawing) -> None:
+    paths = small(*QUICK, "--images_per_prompt", 2)
+    entries = read_captions(small.tmp / "out")
     assert [entry.path for entry in entries] == paths
     assert [entry.text for entry in entries] == [prompt for prompt in PROMPTS for _ in range(2)]
 
 
-def test_a_run_folder_holds_its_options(emoji: Emoji) -> None:
-    emoji(*QUICK)
-    config = yaml.safe_load((emoji.tmp / "out" / "config.yaml").read_text())
-    assert (config["verb"], config["model"], config["prompt"]) == ("generate", "emoji", list(PROMPTS))
-    assert "versions" in json.loads((emoji.tmp / "out" / "provenance.json").read_text())
-    assert not list((emoji.tmp / "out").glob(".*"))
+def test_a_run_folder_holds_its_options(small: Drawing) -> None:
+    small(*QUICK)
+    config = yaml.safe_load((small.tmp / "out" / "config.yaml").read_text())
+    assert (config["verb"], config["model"], config["prompt"]) == ("generate", str(small.model), list(PROMPTS))
+    assert "versions" in json.loads((small.tmp / "out" / "provenance.json").read_text())
+    assert not list((small.tmp / "out").glob(".*"))
 
 
 def test_json_lists_the_pictures(done: Run, exported_model: Path, tmp_path: Path) -> None:
@@ -270,18 +289,18 @@ def test_precision_changes_little(done: Run, exported_model: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("batch_size", [4, 1])
-def test_the_same_command_makes_only_what_is_missing(emoji: Emoji, batch_size: int) -> None:
-    paths = emoji(*QUICK)
+def test_the_same_command_makes_only_what_is_missing(small: Drawing, batch_size: int) -> None:
+    paths = small(*QUICK)
     wanted = pixels(paths[1])
     before = mtimes(paths)
     paths[1].unlink()
-    (emoji.tmp / "out" / ".00001.png.partial").write_bytes(b"cut off by a kill")
-    assert emoji(*QUICK, "--batch_size", batch_size) == paths
+    (small.tmp / "out" / ".00001.png.partial").write_bytes(b"cut off by a kill")
+    assert small(*QUICK, "--batch_size", batch_size) == paths
     after = mtimes(paths)
     assert (after[0], after[2]) == (before[0], before[2])
     assert after[1] > before[1]
     assert np.abs(pixels(paths[1]) - wanted).max() <= 1
-    assert not list((emoji.tmp / "out").glob("*.partial"))
+    assert not list((small.tmp / "out").glob("*.partial"))
 
 
 def test_a_finished_command_needs_no_model(done: Run, folder: Path, tmp_path: Path) -> None:

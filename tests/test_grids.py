@@ -9,6 +9,7 @@ from bksdm.distill.conditions import Conditions, without_caption
 from bksdm.generate.requests import Request
 from bksdm.generate.sampling import Embedded, sample
 from bksdm.models.pipelines import tokenizing
+from fast import one_flow
 
 pytest_plugins = ["flow_fixtures"]
 
@@ -35,6 +36,7 @@ def test_embedded_prompts_are_drawn_as_their_words(kind_teacher: DiffusionPipeli
     assert same(kind_teacher, guidance)
 
 
+@one_flow
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_those_of_transformers_too(flow_teacher: DiffusionPipeline, guidance: float) -> None:
     assert same(flow_teacher, guidance)

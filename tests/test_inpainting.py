@@ -71,18 +71,18 @@ def test_a_prompt_decides_what_is_painted(
 
 
 def test_strengths_make_a_grid_of_rising_changes(
-    done: Run, v1_folder: Path, given: dict[str, Path], tmp_path: Path
+    done: Run, exported_model: Path, given: dict[str, Path], tmp_path: Path
 ) -> None:
     words = ["--prompt", "red apple", "--images_per_prompt", 2, "--image", given["image"]]
     outcome = done(
-        "generate", v1_folder, "--out", tmp_path / "out", *FEW, *words, "--strengths", 0.4, 0.7, 1.0, "--json"
+        "generate", exported_model, "--out", tmp_path / "out", *FEW, *words, "--strengths", 0.4, 0.7, 1.0, "--json"
     )
     assert len(outcome.json["pictures"]) == 6
     lines = read_lines(tmp_path / "out" / "metadata.jsonl")
     assert [(line["seed"], line["strength"]) for line in lines] == [(s, x) for s in (0, 1) for x in (0.4, 0.7, 1.0)]
     with Image.open(tmp_path / "out" / "grid.png") as grid:
         assert grid.size == (3 * PICTURE + 4, 2 * PICTURE + 2)
-    one = done("generate", v1_folder, "--out", tmp_path / "one", *FEW, *words, "--strength", 0.7, "--json").json
+    one = done("generate", exported_model, "--out", tmp_path / "one", *FEW, *words, "--strength", 0.7, "--json").json
     for number, path in enumerate(one["pictures"]):
         assert np.array_equal(pixels(Path(path)), pixels(tmp_path / "out" / f"{3 * number + 1:05d}.png"))
 
@@ -98,8 +98,10 @@ def test_a_grid_of_strengths_inside_a_mask(
     assert not np.array_equal(*made)
 
 
-def test_what_is_missing_of_a_grid_is_made(done: Run, v1_folder: Path, given: dict[str, Path], tmp_path: Path) -> None:
-    words = ["generate", v1_folder, "--out", tmp_path / "out", *FEW, "--prompt", "red", "--image", given["image"]]
+def test_what_is_missing_of_a_grid_is_made(
+    done: Run, exported_model: Path, given: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["generate", exported_model, "--out", tmp_path / "out", *FEW, "--prompt", "red", "--image", given["image"]]
     done(*words, "--strengths", 0.4, 0.9)
     second = tmp_path / "out" / "00001.png"
     before = pixels(second)
@@ -121,10 +123,10 @@ def test_what_is_missing_of_a_grid_is_made(done: Run, v1_folder: Path, given: di
     ],
 )
 def test_bad_input_is_one_line(
-    run: Run, v1_folder: Path, given: dict[str, Path], tmp_path: Path, words: list[str], message: str
+    run: Run, exported_model: Path, given: dict[str, Path], tmp_path: Path, words: list[str], message: str
 ) -> None:
     spelled = [given.get(word, word) for word in words]
-    outcome = run("generate", v1_folder, "--out", tmp_path / "out", *FEW, "--prompt", "red", *spelled)
+    outcome = run("generate", exported_model, "--out", tmp_path / "out", *FEW, "--prompt", "red", *spelled)
     assert outcome.code == 2
     assert len(outcome.said) == 1
     assert message in outcome.said[0]

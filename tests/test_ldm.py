@@ -28,6 +28,7 @@ from bksdm.options.export import ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.pruning.told import read_recipe
 from comfy import taken_for
+from fast import Param, slow
 from published import STUDENTS, TEACHERS, UNETS
 from tiny_models import V1_UNET, build_pipeline
 
@@ -37,12 +38,27 @@ PUBLISHED = [(version, load_recipe(recipe)) for version, recipe in STUDENTS]
 WHOLE = [(version, None) for version in TEACHERS]
 CASES = [*WHOLE, *PUBLISHED, *((version, own) for version in UNETS for own in (CUSTOM, RESNET))]
 CASES += [("xl", RESNET), ("xl", load_recipe("comfy"))]
+# Whole, with stages that went, with layers that went, and with half a middle; the others are such again.
+SHOWN = {
+    *((version, "whole") for version in ("v1", "xl")),
+    *(("v1", recipe) for recipe in ("small", "custom")),
+    ("v2", "tiny"),
+    *(("xl", recipe) for recipe in ("ssd-1b", "resnet")),
+}
 TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 SMALL = {"v1": "tiny", "v2": "tiny", "xl": "koala-700m"}
 
 
 def named(value: object) -> str:
     return value if isinstance(value, str) else value.name if isinstance(value, Recipe) else "whole"
+
+
+def shown(cases: list[tuple[str, Recipe | None]]) -> list[Param]:
+    """Those of the fast suite, and the others as slow ones."""
+    return [
+        (pytest.param if (case[0], named(case[1])) in SHOWN else slow)(*case, id="-".join(map(named, case)))
+        for case in cases
+    ]
 
 
 def student(teacher: DiffusionPipeline, recipe: Recipe | None) -> DiffusionPipeline:
@@ -114,7 +130,7 @@ def plain(part: Any) -> dict:
     return {key: value for key, value in values.items() if key != "_name_or_path"}
 
 
-@pytest.mark.parametrize(("version", "recipe"), CASES, ids=named)
+@pytest.mark.parametrize(("version", "recipe"), shown(CASES))
 def test_a_file_gives_back_the_pipeline_to_the_bit(written: Written, recipe: Recipe | None) -> None:
     file = written.file
     assert_same(load_pipeline(file), written.pipeline)
@@ -185,9 +201,7 @@ def texts(pipeline: DiffusionPipeline) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("version", "recipe"),
-    [(v, r) for v, r in [*WHOLE, *PUBLISHED, ("xl", load_recipe("comfy"))] if v == "xl"],
-    ids=named,
+    ("version", "recipe"), shown([(v, r) for v, r in [*WHOLE, *PUBLISHED, ("xl", load_recipe("comfy"))] if v == "xl"])
 )
 def test_stock_diffusers_reads_a_file_of_sdxl_beside_its_folder(written: Written) -> None:
     found = StableDiffusionXLPipeline.from_single_file(

@@ -17,6 +17,7 @@ from bksdm.models.adapters.training import add_lora, every_layer, merged_weights
 from bksdm.models.configs import load_denoiser_config
 from bksdm.models.pipelines import denoiser
 from bksdm.pruning.taps import Features
+from fast import slow
 from tiny_flow import BUILDS, inputs
 from tiny_models import V1_UNET, build_pipeline
 from verbs import Run, done_here, read_lines
@@ -46,6 +47,7 @@ def learnt(kind_folder: Path, kind_student: Path, pictures: Path, tmp_path_facto
 
 
 KINDS = pytest.mark.parametrize("kind", [pytest.param("exported", id="sd"), "z"], indirect=True)
+ONE_KIND = pytest.mark.parametrize("kind", [pytest.param("exported", id="sd"), slow("z")], indirect=True)
 
 
 @KINDS
@@ -84,7 +86,7 @@ def test_checkpoints_hold_what_learns_alone(learnt: Path, kind_student: Path) ->
     )
 
 
-@KINDS
+@ONE_KIND
 def test_a_run_goes_on_to_the_same_bits(
     kind_folder: Path, kind_student: Path, pictures: Path, learnt: Path, tmp_path: Path
 ) -> None:
@@ -95,7 +97,7 @@ def test_a_run_goes_on_to_the_same_bits(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@KINDS
+@ONE_KIND
 def test_few_steps_are_learnt_by_low_rank_too(
     kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -103,8 +105,16 @@ def test_few_steps_are_learnt_by_low_rank_too(
     assert any(not torch.equal(tensor, weights(kind_student)[name].float()) for name, tensor in weights(got).items())
 
 
-@pytest.mark.parametrize("kept", ["bf16", "fp8"])
-@KINDS
+@pytest.mark.parametrize(
+    ("kept", "kind"),
+    [
+        pytest.param("bf16", "exported", id="sd-bf16"),
+        pytest.param("fp8", "z", id="z-fp8"),
+        slow("fp8", "exported", id="sd-fp8"),
+        slow("bf16", "z", id="z-bf16"),
+    ],
+    indirect=["kind"],
+)
 def test_weights_that_do_not_learn_are_kept_in_few_bits(
     kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path, kept: str
 ) -> None:
@@ -118,7 +128,7 @@ def test_weights_that_do_not_learn_are_kept_in_few_bits(
     assert {tensor.dtype for tensor in weights(got).values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+@pytest.mark.parametrize("build", [slow(BUILDS["flux"], id="flux"), slow(BUILDS["klein"], id="klein"), BUILDS["z"]])
 def test_gradients_are_those_of_weights_of_eight_bits_that_are_widened(build: object) -> None:
     found = []
     for kept in (True, False):
@@ -160,7 +170,7 @@ def test_a_merged_student_answers_as_the_one_that_learnt() -> None:
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kept", [torch.float8_e4m3fn, slow(torch.float32), slow(torch.bfloat16)])
 @pytest.mark.parametrize("build", [*BUILDS.values(), lambda: build_pipeline(V1_UNET)], ids=[*BUILDS, "v1"])
 def test_a_teacher_that_comes_layer_by_layer_answers_as_one_that_is_there(build: object, kept: torch.dtype) -> None:
     """And its features are read; on a CPU layers have nowhere to go, so that is all that is held here."""

@@ -21,14 +21,17 @@ from bksdm.families.recipe import Tap, load_recipe
 from bksdm.models.pipelines import text_encoders
 from bksdm.options.distill import Taps
 from bksdm.pruning.inherit import prune_unet
+from fast import one_kind, slow
 from published import RECIPES, taps
 from tiny_models import MAX_TOKENS, PICTURE, asked, random_latents, random_told
 
 SHAPES = [("xl", "ssd-1b"), *(("v1", recipe) for recipe in RECIPES)]
 # Others of the same families.
 MORE = [("xl", "koala-700m"), *(("v2", recipe) for recipe in RECIPES)]
-every_student = pytest.mark.parametrize(
-    ("version", "recipe"), [*SHAPES, *(pytest.param(*shape, marks=pytest.mark.slow) for shape in MORE)]
+every_student = pytest.mark.parametrize(("version", "recipe"), [*SHAPES, *(slow(*shape) for shape in MORE)])
+# For what the shape of a student hardly changes.
+one_student = pytest.mark.parametrize(
+    ("version", "recipe"), [("v1", "tiny"), *(slow(*shape) for shape in [*SHAPES, *MORE] if shape != ("v1", "tiny"))]
 )
 
 
@@ -118,8 +121,17 @@ def mean_squared_error(first: Tensor, second: Tensor) -> float:
     return float((first.double() - second.double()).square().mean())
 
 
-@every_student
-@pytest.mark.parametrize("sample", [pixels_and_tokens, latents_and_captions], ids=["pixels", "latents"])
+@pytest.mark.parametrize(
+    ("sample", "version", "recipe"),
+    [
+        pytest.param(pixels_and_tokens, "v1", "small", id="pixels-v1-small"),
+        pytest.param(latents_and_captions, "v1", "tiny", id="latents-v1-tiny"),
+        pytest.param(latents_and_captions, "xl", "ssd-1b", id="latents-xl-ssd-1b"),
+        slow(pixels_and_tokens, "xl", "ssd-1b", id="pixels-xl-ssd-1b"),
+        slow(latents_and_captions, "v1", "base", id="latents-v1-base"),
+        slow(latents_and_captions, "v2", "small", id="latents-v2-small"),
+    ],
+)
 def test_all_terms_are_those_of_the_paper(
     version_teacher: DiffusionPipeline,
     version: str,
@@ -174,8 +186,18 @@ def test_losses_are_a_function_of_the_random_numbers(v1_teacher: StableDiffusion
 # Gradients
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("version", "recipe"), [("v1", "small"), ("v1", "tiny"), ("xl", "small"), ("xl", "ssd-1b")])
+@pytest.mark.parametrize(
+    ("version", "recipe", "checkpointing"),
+    [
+        ("v1", "small", True),
+        ("v1", "tiny", False),
+        ("xl", "ssd-1b", True),
+        slow("v1", "small", False),
+        slow("v1", "tiny", True),
+        slow("xl", "ssd-1b", False),
+        *(slow("xl", "small", checkpointing) for checkpointing in (False, True)),
+    ],
+)
 def test_every_tap_teaches_what_comes_before_it(
     version_teacher: DiffusionPipeline, version: str, recipe: str, checkpointing: bool
 ) -> None:
@@ -200,7 +222,7 @@ def test_the_other_terms_teach_all_parameters(v1_teacher: StableDiffusionPipelin
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in made.student.parameters())
 
 
-@every_student
+@one_student
 def test_gradient_checkpointing_changes_no_gradient(version_teacher: DiffusionPipeline, recipe: str) -> None:
     plain, checkpointed = (setting(version_teacher, recipe, checkpointing=on) for on in (False, True))
     for made in (plain, checkpointed):
@@ -279,8 +301,17 @@ def test_choices_that_are_off_leave_every_bit(v1_teacher: StableDiffusionPipelin
         assert torch.equal(first.grad, second.grad)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(("version", "recipe", "count"), [("v1", "base", 10), ("v1", "tiny", 9), ("xl", "vega", 15)])
+@pytest.mark.parametrize(
+    ("version", "recipe", "count", "checkpointing"),
+    [
+        ("v1", "base", 10, True),
+        ("v1", "tiny", 9, False),
+        ("xl", "vega", 15, False),
+        slow("v1", "base", 10, False),
+        slow("v1", "tiny", 9, True),
+        slow("xl", "vega", 15, True),
+    ],
+)
 def test_every_self_attention_teaches_what_comes_before_it(
     version_teacher: DiffusionPipeline, recipe: str, count: int, checkpointing: bool
 ) -> None:
@@ -299,6 +330,7 @@ def test_every_self_attention_teaches_what_comes_before_it(
         assert made.student.conv_out.weight.grad is None, path
 
 
+@one_kind
 def test_gradient_checkpointing_changes_no_gradient_of_any_choice(kind_teacher: DiffusionPipeline) -> None:
     made = [setting(kind_teacher, "small", checkpointing=on, **all_choices(kind_teacher)) for on in (False, True)]
     for one in made:
@@ -428,6 +460,7 @@ def test_the_feature_loss_has_the_weight_that_remains(v1_teacher: StableDiffusio
         assert losses["loss"] == pytest.approx(expected, rel=1e-6)
 
 
+@one_kind
 def test_how_draws_are_split_into_batches_does_not_matter_to_any_choice(kind_teacher: DiffusionPipeline) -> None:
     made = setting(kind_teacher, "small", **all_choices(kind_teacher))
     batch = many(made, 6)
@@ -444,14 +477,14 @@ def test_how_draws_are_split_into_batches_does_not_matter_to_any_choice(kind_tea
 # The teacher
 
 
-def test_a_teacher_computed_by_openvino_is_itself_whatever_is_tapped(v1_teacher: StableDiffusionPipeline) -> None:
+def test_a_teacher_computed_by_openvino_is_itself_whatever_is_tapped(exported: StableDiffusionPipeline) -> None:
     pytest.importorskip("openvino")
-    made = setting(v1_teacher, "tiny", taps="both")
+    made = setting(exported, "base", taps="both")
     batch = latents_and_captions(made)
     assert made.objective.compile_teacher(batch, Draws(0, "test"), by_openvino=True) < 1e-4
 
 
-@every_student
+@one_student
 def test_the_teacher_is_frozen(version_teacher: DiffusionPipeline, recipe: str) -> None:
     made = setting(version_teacher, recipe)
     before = copy.deepcopy(made.teacher.state_dict())
@@ -469,6 +502,7 @@ def test_the_student_stays_in_training_mode(v1_teacher: StableDiffusionPipeline)
     assert made.student.training
 
 
+@one_kind
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_teacher_may_have_half_precision(kind_teacher: DiffusionPipeline, dtype: torch.dtype) -> None:
     exact, rough = setting(kind_teacher, "base"), setting(kind_teacher, "base", teacher_dtype=dtype)
@@ -478,6 +512,7 @@ def test_the_teacher_may_have_half_precision(kind_teacher: DiffusionPipeline, dt
         assert losses[name].item() == pytest.approx(value.item(), rel=0.1, abs=1e-2), name
 
 
+@one_kind
 def test_autocast_keeps_the_losses_in_float32(kind_teacher: DiffusionPipeline) -> None:
     made = setting(kind_teacher, "base", teacher_dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):

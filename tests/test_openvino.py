@@ -52,41 +52,25 @@ from tiny_models import (
 )
 
 pytest.importorskip("openvino")
-SMALL = V1_UNET | {
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
 PROMPTS = ("", "red apple", "GREEN  car!", "a " * 50, "½ Üñï 🍎 don't 12", "red car\n")
-
-
-@pytest.fixture(scope="module")
-def small() -> DiffusionPipeline:
-    return build_pipeline(SMALL)
-
-
-@pytest.fixture(scope="module")
-def small_folder(small: DiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(small, tmp_path_factory.mktemp("openvino"))
 
 
 @pytest.fixture(scope="module", params=["sd", "xl"])
 def pipeline(request: pytest.FixtureRequest) -> DiffusionPipeline:
     """One of each family; `of_sd` leaves one. Not to be changed."""
-    return request.getfixturevalue({"sd": "small", "xl": "xl_exported"}[request.param])
+    return request.getfixturevalue({"sd": "exported", "xl": "xl_exported"}[request.param])
 
 
 of_sd = pytest.mark.parametrize("pipeline", ["sd"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def folder(pipeline: DiffusionPipeline, small: DiffusionPipeline, request: pytest.FixtureRequest) -> Path:
+def folder(pipeline: DiffusionPipeline, exported: DiffusionPipeline, request: pytest.FixtureRequest) -> Path:
     """The same for OpenVINO; an export of each is enough for all tests, in whichever order families come."""
-    return request.getfixturevalue("small_folder" if pipeline is small else "xl_openvino_folder")
+    return request.getfixturevalue("openvino_folder" if pipeline is exported else "xl_openvino_folder")
 
 
-def exported(pipeline: DiffusionPipeline, made: Path, decoder: str | None = None) -> Path:
+def export_of(pipeline: DiffusionPipeline, made: Path, decoder: str | None = None) -> Path:
     save_pipeline(pipeline, made / "model")
     export(ExportOptions(model=str(made / "model"), to="openvino", out=str(made / "out"), decoder=decoder))
     return made / "out"
@@ -299,7 +283,7 @@ def test_stock_genai_draws_with_a_small_decoder(pipeline: DiffusionPipeline, gen
     small = fresh_autoencoder(dict(pipeline.vae.config), channels=8, blocks=1, seed=0)
     small.save_pretrained(tmp_path / "decoder")
     decoder = str(tmp_path / "decoder")
-    folder = exported(pipeline, tmp_path, decoder)
+    folder = export_of(pipeline, tmp_path, decoder)
     drawn = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     check_genai(genai, drawn, with_decoder(pipeline, decoder))
 

@@ -94,12 +94,12 @@ every_verb = pytest.mark.parametrize("verb", CHANGED, ids=lambda verb: verb.__na
 
 
 @pytest.fixture(scope="session")
-def old_teacher(v1_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def old_teacher(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher as the folders of 2022 are, in half precision, of which their configs did not speak.
 
     Shared by all tests: not to be changed.
     """
-    folder = age(Path(shutil.copytree(v1_folder, tmp_path_factory.mktemp("old") / "teacher")))
+    folder = age(Path(shutil.copytree(exported_model, tmp_path_factory.mktemp("old") / "teacher")))
     for file in folder.rglob("*.safetensors"):
         halves = {name: t.half() if t.is_floating_point() else t for name, t in load_file(file).items()}
         save_file(halves, file, metadata={"format": "pt"})

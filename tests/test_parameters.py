@@ -140,10 +140,10 @@ def test_samplers_have_the_names_that_people_know(kind: str, options: dict[str, 
     ],
 )
 def test_generate_tells_what_was_used(
-    done: Run, v1_folder: Path, pictures: Path, tmp_path: Path, words: list[object], sampler: str
+    done: Run, exported_model: Path, pictures: Path, tmp_path: Path, words: list[object], sampler: str
 ) -> None:
     given = [pictures / word if word == "0.png" else word for word in words]
-    done("generate", v1_folder, "--prompt", "red car", "--steps", 4, "--seed", 5, "--out", tmp_path / "o", *given)
+    done("generate", exported_model, "--prompt", "red car", "--steps", 4, "--seed", 5, "--out", tmp_path / "o", *given)
     found = read(tmp_path / "o" / "00000.png")
     assert (found["prompt"], found["seed"], found["steps"]) == ("red car", "5", "4")
     assert (found["cfg_scale"], found["sampler"]) == ("7.5", sampler)
@@ -167,8 +167,8 @@ def test_exported_folders_tell_it_too(done: Run, onnx_folder: Path, pictures: Pa
     assert read(tmp_path / "y.png") == found[1] | {"Denoising strength": "0.5"}
 
 
-def test_what_comfyui_takes_for_its_own_is_left_to_it(done: Run, v1_folder: Path, tmp_path: Path) -> None:
-    done("generate", v1_folder, "--prompt", "red", "--steps", 1, "--out", tmp_path / "o")
+def test_what_comfyui_takes_for_its_own_is_left_to_it(done: Run, exported_model: Path, tmp_path: Path) -> None:
+    done("generate", exported_model, "--prompt", "red", "--steps", 1, "--out", tmp_path / "o")
     with Image.open(tmp_path / "o" / "00000.png") as picture:
         assert picture.text.keys() == {"parameters", "bksdm"}
         assert json.loads(picture.text["bksdm"])["prompt"] == "red"

@@ -27,8 +27,9 @@ from bksdm.personalize.objective import Personalization
 from bksdm.personalize.run import personalize
 from bksdm.personalize.subject import SMALLEST_CUT, SubjectSamples, view
 from bksdm.pruning.told import read_recipe
+from fast import slow
 from lora_layouts import networks
-from tiny_models import LATENT, PICTURE, asked, random_inputs, random_told
+from tiny_models import LATENT, PICTURE, TWO_STAGES, asked, build_pipeline, random_inputs, random_told
 from verbs import Run, mtimes, read_lines
 
 pytest_plugins = ["verbs_fixtures"]
@@ -205,7 +206,15 @@ def test_checkpoints_of_a_lora_hold_the_lora_alone(low_rank: Path) -> None:
     assert all("lora" in name for name in names if name.startswith("model."))
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("runs", "lora"),
+    [
+        pytest.param("exported", False, id="sd-False"),
+        pytest.param("exported", True, id="sd-True"),
+        *(slow("xl_exported", lora, id=f"xl-{lora}") for lora in (False, True)),
+    ],
+    indirect=["runs"],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
     runs: Runs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
 ) -> None:
@@ -307,11 +316,10 @@ def test_one_picture_is_taken_with_a_word_about_it(
     assert any("three to five" in line for line in outcome.said)
 
 
-def test_a_lora_of_another_model_is_refused(
-    low_rank: Path, v2_folder: Path, exported_student: Path, exported_model: Path, tmp_path: Path
-) -> None:
+def test_a_lora_of_another_model_is_refused(low_rank: Path, exported_model: Path) -> None:
+    fewer = build_pipeline(TWO_STAGES | {"up_block_types": ("UpBlock2D", "UpBlock2D")})
     with pytest.raises(InputError, match=r"changes \d+ of \d+ layers that this model does not have.*bksdm adapt"):
-        merge_lora(load_pipeline(exported_student), low_rank / "lora")
+        merge_lora(fewer, low_rank / "lora")
     narrow = load_pipeline(exported_model)
     narrow.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q = torch.nn.Linear(8, 8)
     with pytest.raises(

@@ -29,6 +29,7 @@ from bksdm.distill.run import distill
 from bksdm.models.pipelines import load_pipeline, save_pipeline, tokenizing, with_parts
 from bksdm.options.data import PrepareOptions
 from bksdm.options.distill import DistillOptions
+from fast import slow
 from tiny_models import CAPTIONS, LATENT, PICTURE, TWO_STAGES, build_pipeline
 from verbs import Run, captioned, done_here, mtimes, read_lines
 
@@ -168,7 +169,15 @@ def retrained(teacher: Path, student: Path, data: Path, out: Path, **changes: ob
     return [[line["task"], line["output_kd"], line["feature_kd"]] for line in read_lines(out / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("text_embeddings", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    ("kind", "text_embeddings"),
+    [
+        pytest.param("exported", True, id="sd-True"),
+        slow("exported", False, id="sd-False"),
+        *(slow("shallow_xl", embedded, id=f"xl-{embedded}") for embedded in (False, True)),
+    ],
+    indirect=["kind"],
+)
 def test_retraining_from_latents_is_retraining_from_pictures(
     kind_folder: Path, kind_student: Path, pictures: Path, tmp_path: Path, text_embeddings: bool
 ) -> None:

@@ -21,6 +21,7 @@ from bksdm.options.pruning import PruneOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.pruning.run import prune
 from bksdm.pruning.told import read_recipe
+from fast import slow
 from published import RECIPES
 from tiny_models import (
     CAPTIONS,
@@ -35,6 +36,9 @@ from tiny_models import (
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 STUDENTS = [*published.STUDENTS, ("xl", "comfy")]
 every_student = pytest.mark.parametrize(("version", "recipe"), STUDENTS)
+# Without layers, without a stage, and of every family: which tensors a student has is asked of each.
+SHOWN = [("v1", "small"), ("v1", "tiny"), ("v2", "base"), ("xl", "ssd-1b")]
+SHOWN_OR_SLOW = [(pytest.param if student in SHOWN else slow)(*student) for student in STUDENTS]
 Pruned = Callable[[str, str], tuple[UNet2DConditionModel, Pruning]]
 
 
@@ -56,7 +60,7 @@ def test_every_tensor_is_the_one_that_the_published_map_names(
         assert torch.equal(tensor, weights[published.teacher_key(key, recipe, version)]), key
 
 
-@every_student
+@pytest.mark.parametrize(("version", "recipe"), SHOWN_OR_SLOW)
 def test_a_stock_unet_with_the_teachers_tensors_answers_alike(
     pruned: Pruned, version_teacher: DiffusionPipeline, version: str, recipe: str
 ) -> None:
@@ -152,7 +156,11 @@ def test_the_pipeline_around_the_student_shares_all_else(teacher: StableDiffusio
 # What is saved
 
 
-@pytest.fixture(scope="module", params=STUDENTS, ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[(pytest.param if student in SHOWN else slow)(student) for student in STUDENTS],
+    ids="-".join,
+)
 def saved(
     request: pytest.FixtureRequest, pruned: Pruned, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DiffusionPipeline, Path]:
@@ -234,7 +242,7 @@ def test_a_students_folder_says_how_it_was_made(
     assert str(teacher) in (out / "README.md").read_text()
 
 
-@every_recipe
+@pytest.mark.parametrize("recipe", ["small", *(slow(recipe) for recipe in RECIPES if recipe != "small")])
 def test_a_teacher_folder_as_sd_1_4_has_it_gives_the_same_student(
     folder: Path, v1_teacher: StableDiffusionPipeline, tmp_path: Path, recipe: str
 ) -> None:

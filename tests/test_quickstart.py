@@ -30,13 +30,13 @@ def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     original, whole, repairing = story.distillation, story._evaluation, story.repairing
 
     def reparation(options: QuickstartOptions, out: Path) -> PruneOptions:
-        return dataclasses.replace(repairing(options, out), repair=str(heldout), repair_pictures=8)
+        return dataclasses.replace(repairing(options, out), repair=str(heldout), repair_pictures=2)
 
     def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         return dataclasses.replace(original(options, out), data=str(heldout), batch_size=PICTURES, sample_every=0)
 
     def evaluation(models: dict[str, str], folders: object) -> EvaluateOptions:
-        return dataclasses.replace(whole(models, folders), steps=3)
+        return dataclasses.replace(whole(models, folders), steps=1)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(story, "HELD_OUT", str(heldout))

@@ -23,6 +23,7 @@ from bksdm.pruning.repair.places import places
 from bksdm.pruning.repair.record import Repaired
 from bksdm.pruning.repair.walk import Walk
 from bksdm.pruning.run import prune
+from fast import one_flow, one_kind
 from verbs import Run
 
 pytest_plugins = ["verbs_fixtures", "flow_fixtures"]
@@ -113,11 +114,13 @@ def repaired(pipeline: DiffusionPipeline, recipe: str, data: Path) -> Repair:
     return work
 
 
+@one_kind
 def test_no_layers_residual_rises_and_the_answer_comes_closer(kind_teacher: DiffusionPipeline, pictures: Path) -> None:
     before, after = repaired(kind_teacher, "base", pictures).output
     assert after < before
 
 
+@one_flow
 def test_blocks_behind_gates_come_closer_too(flow_teacher: DiffusionPipeline, flow_data: Path) -> None:
     before, after = repaired(flow_teacher, "half", flow_data).output
     assert after < before

@@ -22,6 +22,7 @@ from bksdm.models.pipelines import load_pipeline
 from bksdm.options.evaluate import BenchmarkOptions
 from bksdm.options.export import ExportOptions
 from bksdm.options.generate import GenerateOptions
+from fast import slow
 from tiny_models import add_safety_checker
 
 CPU = torch.device("cpu")
@@ -45,8 +46,7 @@ def difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
     [
         ("", "onnx_folder"),
         ("", "openvino_folder"),
-        pytest.param("xl_", "onnx_folder", marks=pytest.mark.slow),
-        ("xl_", "openvino_folder"),
+        *(slow("xl_", kind) for kind in ("onnx_folder", "openvino_folder")),
     ],
 )
 def test_an_exported_folder_draws_what_its_model_draws(
@@ -110,7 +110,7 @@ def test_onnxruntime_has_no_other_precision(onnx_folder: Path, exported_model: P
             open_drawer(str(model), runtime, CPU, "fp16")
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", ["UniPCMultistepScheduler", slow("DDIMScheduler")])
 def test_exports_and_other_runtimes_draw_by_the_scheduler_that_is_asked_for(
     openvino_folder: Path, exported_model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from bksdm.options.export import ExportFormat, ExportOptions
 from bksdm.pruning.inherit import prune_unet, with_denoiser
 from bksdm.runtime.pipeline import Pipeline
 from bksdm.runtime.spared import NOTHING, Spared
+from fast import slow
 from tiny_models import CONTEXT, MAX_TOKENS, TWO_STAGES, build_pipeline
 from verbs import Run
 
@@ -61,6 +62,10 @@ def level(pipeline: DiffusionPipeline, timestep: float) -> float:
     return float(np.sqrt(1 / share - 1))
 
 
+# What looks at the loop around a U-Net: at the quickest, and at one that is told more in the long checks.
+any_unet = pytest.mark.parametrize("kind", ["exported", slow("shallow_xl", id="xl")], indirect=True)
+
+
 @pytest.fixture
 def by_ddim(kind_teacher: DiffusionPipeline) -> DiffusionPipeline:
     """A teacher of every family, of which six timesteps are plain."""
@@ -77,12 +82,14 @@ def between(by_ddim: DiffusionPipeline) -> tuple[float, float]:
     return (levels[3] + levels[4]) / 2, (levels[1] + levels[2]) / 2
 
 
+@any_unet
 def test_guidance_at_all_levels_and_at_none_are_guidance_and_none(by_ddim: DiffusionPipeline) -> None:
     assert same(drawn(by_ddim, interval=(0.0, 1e9)), drawn(by_ddim))
     assert same(drawn(by_ddim, interval=(1e8, 1e9)), drawn(by_ddim, guidance=1.0))
     assert not same(drawn(by_ddim), drawn(by_ddim, guidance=1.0))
 
 
+@any_unet
 def test_outside_the_interval_the_u_net_is_asked_for_captions_alone(
     by_ddim: DiffusionPipeline, between: tuple[float, float]
 ) -> None:
@@ -107,7 +114,17 @@ def test_outside_the_interval_the_u_net_is_asked_for_captions_alone(
     replaced.remove()
 
 
-@pytest.mark.parametrize("recipe", [Recipe("whole"), Recipe("without", mid=False)], ids=["whole", "no middle"])
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        pytest.param("exported", Recipe("without", mid=False), id="no middle"),
+        pytest.param("shallow_xl", Recipe("whole"), id="xl-whole"),
+        slow("v1", Recipe("whole"), id="v1-whole"),
+        slow("v1", Recipe("without", mid=False), id="v1-no middle"),
+        slow("shallow_xl", Recipe("without", mid=False), id="xl-no middle"),
+    ],
+    indirect=["kind"],
+)
 def test_kept_insides_are_those_of_the_step_that_computed_them(by_ddim: DiffusionPipeline, recipe: Recipe) -> None:
     """Of students too, with a middle block or without: as if the second last up stage gave what it gave before."""
     student, _ = prune_unet(denoiser(by_ddim), recipe)
@@ -131,6 +148,7 @@ def test_kept_insides_are_those_of_the_step_that_computed_them(by_ddim: Diffusio
     replaced.remove()
 
 
+@any_unet
 def test_both_go_together(by_ddim: DiffusionPipeline, between: tuple[float, float]) -> None:
     """Where guidance begins there are more samples than were kept, so that the inside is computed anew."""
     network = denoiser(by_ddim)
@@ -204,7 +222,7 @@ def test_what_is_spared_leaves_no_trace_after_an_error(v1_teacher: DiffusionPipe
     assert not any("forward" in vars(module) for module in network.modules())
 
 
-@pytest.mark.parametrize("folder", ["onnx_folder", "xl_openvino_folder"])
+@pytest.mark.parametrize("folder", ["onnx_folder", slow("xl_openvino_folder")])
 def test_the_runtime_without_torch_guides_within_the_same_interval(folder: str, request: pytest.FixtureRequest) -> None:
     pipeline = open_exported(request.getfixturevalue(folder), scheduler="DDIMScheduler")
     sizes: list[int] = []
@@ -235,7 +253,7 @@ def largest(one: list[Image.Image], other: list[Image.Image]) -> int:
     return max(int(np.abs(np.array(a, int) - np.array(b, int)).max()) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("folder", ["onnx_folder", "openvino_folder", "xl_openvino_folder"])
+@pytest.mark.parametrize("folder", ["onnx_folder", "openvino_folder", "xl_openvino_folder", slow("xl_onnx_folder")])
 def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: pytest.FixtureRequest) -> None:
     exported: DiffusionPipeline = request.getfixturevalue("xl_exported" if "xl" in folder else "exported")
     by_torch = with_denoiser(exported, denoiser(exported))
@@ -249,7 +267,8 @@ def test_the_runtime_without_torch_keeps_the_same_insides(folder: str, request: 
         assert not same(ours[3], ours[None])
 
 
-@pytest.mark.parametrize("to", ["openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["openvino", "onnx"])
 def test_a_student_without_a_middle_block_keeps_what_it_has(
     to: ExportFormat, exported: StableDiffusionPipeline, tmp_path: Path
 ) -> None:

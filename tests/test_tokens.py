@@ -158,11 +158,11 @@ SAID = f"the prompt '{LONG}' is longer than the text encoder reads; cut off: '{R
 COUNTED = f"1 of 2 prompts are longer than the text encoder reads, and are cut; the first, '{LONG}', loses '{REST}'"
 
 
-def test_generate_names_it(done: Run, v1_folder: Path, onnx_folder: Path, tmp_path: Path) -> None:
-    for model in (v1_folder, onnx_folder):
+def test_generate_names_it(done: Run, exported_model: Path, onnx_folder: Path, tmp_path: Path) -> None:
+    for model in (exported_model, onnx_folder):
         words = ["--prompt", "red", LONG, "--images_per_prompt", 2, "--steps", 1, "--out", tmp_path / model.name]
         assert done("generate", model, *words).said == [SAID]
-    assert not done("generate", v1_folder, "--prompt", "red", "--steps", 1, "--out", tmp_path / "short").said
+    assert not done("generate", exported_model, "--prompt", "red", "--steps", 1, "--out", tmp_path / "short").said
 
 
 def test_the_torch_free_command_names_it(onnx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,27 +171,29 @@ def test_the_torch_free_command_names_it(onnx_folder: Path, tmp_path: Path, caps
     assert capsys.readouterr().err == (f"the model reads no more than the beginning of the prompt; cut off: '{REST}'\n")
 
 
-def test_evaluate_counts_them(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_evaluate_counts_them(done: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"red\n{LONG}\n")
     words = ["--reference", pictures, "--prompts", tmp_path / "prompts.txt", "--encoder", "emoji", "--latency", 0]
     words += ["--scores", "clip_score", "--steps", 1, "--resamples", 2, "--out", tmp_path / "out"]
-    assert COUNTED in done("evaluate", v1_folder, *words).said
+    assert COUNTED in done("evaluate", exported_model, *words).said
 
 
-def test_prepare_and_distill_count_captions(done: Run, v1_folder: Path, v1_student: Path, tmp_path: Path) -> None:
+def test_prepare_and_distill_count_captions(
+    done: Run, exported_model: Path, exported_student: Path, tmp_path: Path
+) -> None:
     lines = [f'{{"file_name": "{number}.png", "text": "{text}"}}\n' for number, text in enumerate(("red", LONG))]
     data = captioned(tmp_path / "data", [PICTURE, PICTURE], "".join(lines))
-    said = done("prepare", data, "--teacher", v1_folder, "--workers", 0, "--out", tmp_path / "latents").said
+    said = done("prepare", data, "--teacher", exported_model, "--workers", 0, "--out", tmp_path / "latents").said
     assert said == ["1 of 2 captions are longer than the text encoder reads, and are cut"]
     for number, where in enumerate((data, tmp_path / "latents")):
-        words = ["--student", v1_student, "--data", where, "--steps", 1, "--batch_size", 1, "--accumulation", 1]
+        words = ["--student", exported_student, "--data", where, "--steps", 1, "--batch_size", 1, "--accumulation", 1]
         words += ["--sample_every", 0, "--out", tmp_path / f"run-{number}"]
-        assert COUNTED.replace("prompts", "captions") in done("distill", v1_folder, *words).said
+        assert COUNTED.replace("prompts", "captions") in done("distill", exported_model, *words).said
 
 
-def test_personalize_names_it(done: Run, v1_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_personalize_names_it(done: Run, exported_model: Path, pictures: Path, tmp_path: Path) -> None:
     words = ["--images", pictures, "--prompt", f"sks {LONG}", "--class_images", 0, "--views", 1, "--steps", 1]
-    said = done("personalize", v1_folder, *words, "--out", tmp_path / "run").said
+    said = done("personalize", exported_model, *words, "--out", tmp_path / "run").said
     assert any(line.startswith(f"the prompt 'sks {LONG}' is longer than the text encoder reads") for line in said)
 
 

@@ -12,6 +12,7 @@ from bksdm.families import derive
 from bksdm.families.recipe import load_recipe
 from bksdm.models.adapters.lora import merge_lora
 from bksdm.models.pipelines import load_pipeline
+from fast import one_flow
 from lora_layouts import LAYOUTS
 from tiny_flow import build_z_pipeline
 from verbs import Run
@@ -125,6 +126,7 @@ def test_a_lora_gives_each_block_what_it_gave_the_teachers(
             torch.testing.assert_close(layer.weight - before[f"{own}.weight"], up @ down, rtol=1e-4, atol=1e-5)
 
 
+@one_flow
 def test_those_of_others_are_refused(
     flow_folder: Path, v1_teacher: DiffusionPipeline, run: Run, tmp_path: Path
 ) -> None:

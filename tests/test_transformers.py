@@ -40,6 +40,7 @@ from bksdm.pruning.budget import Budget
 from bksdm.pruning.inherit import prune_unet
 from bksdm.pruning.taps import Features
 from bksdm.runtime.defaults import SAMPLING_FILE, Defaults
+from fast import one_flow
 from followed import followed
 from tiny_flow import (
     BUILDS,
@@ -94,12 +95,6 @@ FIGURES = {
     "z": (Z, "", 6_154_908_736),
     "z half": (Z, "half", 3_441_253_696),
 }
-
-
-# What takes seconds for each: one of them always, the others in the long checks.
-mostly_one = pytest.mark.parametrize(
-    "flow_kind", ["z", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flux", "klein"))], indirect=True
-)
 
 
 # Which blocks
@@ -508,6 +503,7 @@ def test_losses_are_the_formulas(flow_teacher: DiffusionPipeline, checkpointing:
     assert all(parameter.grad is not None for name, parameter in student.named_parameters() if "layers" in name)
 
 
+@one_flow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_blocks_given_what_the_teacher_has_learn_their_own_part_alone(
     flow_teacher: DiffusionPipeline, checkpointing: bool
@@ -615,7 +611,7 @@ def drawn_after_latents(latents: Tensor) -> Draws:
     return draws
 
 
-@mostly_one
+@one_flow
 def test_a_run_goes_on_to_the_same_bits(done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
     words = ("distill", "--teacher", flow_folder, "--student", tmp_path / "student", "--data", flow_data)
@@ -637,7 +633,7 @@ def weights(student: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-@mostly_one
+@one_flow
 def test_prepared_data_and_what_blocks_are_worth(done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
     done("prepare", flow_data, "--teacher", flow_folder, "--text_embeddings", "--out", tmp_path / "latents")
@@ -685,6 +681,7 @@ def test_what_is_not_ready_says_so(run: Run, flow_folder: Path, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+@one_flow
 def test_a_student_of_another_depth(run: Run, done: Run, flow_folder: Path, flow_data: Path, tmp_path: Path) -> None:
     done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "half")
     shutil.copy(asset("recipes", "two-thirds.yaml"), tmp_path / "half" / "recipe.yaml")
@@ -705,6 +702,7 @@ def test_without_a_text_encoder(run: Run, flow_folder: Path, tmp_path: Path) -> 
     assert f"{copy} has no folder text_encoder" in outcome.said[-1]
 
 
+@one_flow
 def test_weights_in_eight_bits(run: Run, flow_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(flow_folder, copy)
@@ -736,6 +734,7 @@ def test_a_few_step_teacher_is_remarked_on_and_taken(
     assert "a student learns at all of them" in line
 
 
+@one_flow
 def test_teachers_of_many_steps_are_not_remarked_on(done: Run, flow_folder: Path, tmp_path: Path) -> None:
     outcome = done("prune", flow_folder, "--recipe", "half", "--out", tmp_path / "student")
     assert not [line for line in outcome.said if "few" in line]

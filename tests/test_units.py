@@ -13,6 +13,7 @@ from bksdm.families import bypassed, derive, recipe_without, removals, units
 from bksdm.families.recipe import Recipe, load_recipe
 from bksdm.families.units import Names
 from bksdm.pruning.inherit import prune_unet
+from fast import slow
 from published import RECIPES, UNETS, XL, XL_FACTS
 from removable import all_sets, named, single_choices
 from tiny_models import V1_UNET, V2_UNET, XL_UNET, added_conditions, random_inputs, xl_unet
@@ -140,7 +141,7 @@ def test_other_families_are_refused() -> None:
 # Running without it
 
 
-@pytest.mark.parametrize("shape", ["three layers", "uneven layers", "xl", "xl, two layers", "deep middle"])
+@pytest.mark.parametrize("shape", [slow("three layers"), "uneven layers", "xl", slow("xl, two layers"), "deep middle"])
 def test_the_bypassed_teacher_is_the_pruned_student(shape: str) -> None:
     teacher = network(**UNUSUAL[shape])
     sets = list(single_choices(dict(teacher.config)))
@@ -231,8 +232,9 @@ def test_where_channels_change_the_shortcut_stays(changes: dict) -> None:
         torch.testing.assert_close(seen["gives"], resnet.conv_shortcut(seen["takes"]) / resnet.output_scale_factor)
 
 
-def test_every_unit_of_every_teacher_can_be_bypassed_and_comes_back(teacher: StableDiffusionPipeline) -> None:
-    assert_units_come_back(teacher.unet)
+@pytest.mark.parametrize("version", ["v1", slow("v2")])
+def test_every_unit_of_every_teacher_can_be_bypassed_and_comes_back(version_teacher: StableDiffusionPipeline) -> None:
+    assert_units_come_back(version_teacher.unet)
 
 
 def test_every_unit_of_a_deep_unet_can_be_bypassed_and_comes_back() -> None:

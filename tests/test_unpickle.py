@@ -53,6 +53,12 @@ def pickle_weights(folder: Path) -> Path:
 
 
 @pytest.fixture
+def folder(exported_model: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return copied(exported_model, tmp_path / "teacher")
+
+
+@pytest.fixture
 def old(folder: Path, tmp_path: Path) -> Path:
     """What `folder` holds from now on, a whole pipeline with a safety checker, in pickles."""
     return pickle_weights(copied(age(folder), tmp_path / "old"))
@@ -96,8 +102,8 @@ def test_a_model_on_the_hub_is_converted_too(old: Path, tmp_path: Path, monkeypa
     assert load_pipeline(converted("someone/old", tmp_path / "new")).unet.dtype == torch.float32
 
 
-def test_what_is_safetensors_already_is_copied(old: Path, v1_student: Path, tmp_path: Path) -> None:
-    student = copied(v1_student, tmp_path / "student")
+def test_what_is_safetensors_already_is_copied(old: Path, exported_student: Path, tmp_path: Path) -> None:
+    student = copied(exported_student, tmp_path / "student")
     (student / UNET).with_suffix(".bin").write_bytes((old / UNET).with_suffix(".bin").read_bytes())
     new = converted(student, tmp_path / "new")
     assert (new / UNET).read_bytes() == (student / UNET).read_bytes(), "a pickle beside it is not looked at"

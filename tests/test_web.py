@@ -34,6 +34,7 @@ from bksdm.runtime.noise import Generator
 from bksdm.runtime.schedulers import trajectory
 from bksdm.runtime.tokens import Tokenizer
 from browsing import foreign, needs_browser, new_context
+from fast import slow
 from test_runtime_schedulers import CASES
 from test_tokens import LONG, SAYINGS, WORDS
 from tiny_models import MAX_TOKENS, PICTURE, V1_UNET, build_pipeline, build_tokenizer
@@ -131,7 +132,7 @@ def draw(tab: Any, prompt: str = PROMPT, **fields: object) -> str:
 
 
 @needs_browser
-@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_noise_is_that_of_python(script: Callable[..., Any], seed: int) -> None:
     counts = [64, 3, 16, 37, 1, 1024]
     found = script(
@@ -388,11 +389,14 @@ def test_bad_input_is_said_in_a_line(tab: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]), "its digest is not"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1]), r"it has \d+ of \d+ bytes"),
-        (Path.unlink, r"Text_encoder/weights\.0 is missing on the server \(404\)"),
+        pytest.param(
+            lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+            "its digest is not",
+            id="changed",
+        ),
+        slow(lambda file: file.write_bytes(file.read_bytes()[:-1]), r"it has \d+ of \d+ bytes", id="cut"),
+        slow(Path.unlink, r"Text_encoder/weights\.0 is missing on the server \(404\)", id="gone"),
     ],
-    ids=["changed", "cut", "gone"],
 )
 def test_a_damaged_file_is_named(
     browser: Any, folder: Path, tmp_path: Path, spoil: Callable[[Path], Any], line: str

@@ -54,12 +54,13 @@ XL_UNET = {
 }
 XL_SHALLOW_UNET = XL_UNET | {"transformer_layers_per_block": (1, 1, 2)}  # for verbs, to which depths are one
 XL_WIDTHS = (CONTEXT // 4, 3 * CONTEXT // 4)  # of its two text encoders
-# Two stages of one layer: quick to trace.
+# Two stages of one layer, and one ResNet between them: quick to trace.
 TWO_STAGES = {
     "sample_size": LATENT,
     "block_out_channels": (16, 32),
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
     "layers_per_block": 1,
     "cross_attention_dim": CONTEXT,
     "attention_head_dim": 4,
@@ -265,9 +266,11 @@ def age(folder: Path) -> Path:
     save(text, load_file(text) | {"text_model.embeddings.position_ids": torch.arange(MAX_TOKENS)[None]})
     save(vae, {_old_attention(name): tensor for name, tensor in load_file(vae).items()})
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_OF_2022)
-    for part, defaults in (("unet", ("mid_block_type", "only_cross_attention")), ("vae", ("scaling_factor",))):
+    of_unet = {"mid_block_type": "UNetMidBlock2DCrossAttn", "only_cross_attention": False}
+    for part, defaults in (("unet", of_unet), ("vae", {"scaling_factor": 0.18215})):
         config = json.loads((folder / part / "config.json").read_text())
-        write_json(folder / part / "config.json", {key: config[key] for key in config if key not in defaults})
+        told = {key: value for key, value in config.items() if key not in defaults or value != defaults[key]}
+        write_json(folder / part / "config.json", told)
     return add_safety_checker(folder)
 
 

@@ -52,8 +52,14 @@ def v1_student(v1_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def exported_folder(exported_model: Path) -> Path:
+def exported_teacher(exported: StableDiffusionPipeline) -> StableDiffusionPipeline:
     """The teacher with two stages by a name such as those of the kinds. Shared by all tests: not to be changed."""
+    return exported
+
+
+@pytest.fixture(scope="session")
+def exported_folder(exported_model: Path) -> Path:
+    """The same on the disk. Shared by all tests: not to be changed."""
     return exported_model
 
 
