@@ -1,6 +1,7 @@
 """How soon do verbs answer that compute nothing, and what do they hold meanwhile: now, and at earlier commits?
 
     python benchmarks/doors.py --before f5f04d2 9f3880b
+    python benchmarks/doors.py --working --before f5f04d2     # verbs that do compute, on the embedded model
 
 Every command runs in a process of its own, from the sources of each commit in turn, so that all meet what else the
 machine does. Of several rounds the least CPU time counts (of user and system together), and the largest resident set.
@@ -50,10 +51,12 @@ def spent(words: Sequence[str], source: Path, compiled: Path) -> Spent | None:
     """What a process of Python with these words takes; None where it fails."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(source / "src"), "PYTHONPYCACHEPREFIX": str(compiled), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
+    with tempfile.TemporaryDirectory() as out:
+        words = [f"{out}/run" if word == "OUT" else word for word in words]
+        process = subprocess.Popen(
+            [sys.executable, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         return None
@@ -94,10 +97,36 @@ def commands(work: Path) -> dict[str, list[str]]:
     }
 
 
+def working(work: Path) -> dict[str, list[str]]:
+    """The same of verbs that compute; each writes to a folder of its own, `OUT`."""
+    student = work / "student"
+    subprocess.run(
+        [sys.executable, "-m", "bksdm", "prune", "emoji", "--recipe", "small", "--out", str(student)],
+        env=os.environ | {"PYTHONPATH": str(HERE / "src")},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    quick = "--scheduler DPMSolverMultistepScheduler --steps 10 --batch_size 8"
+    asked = {
+        "prune": "prune emoji --recipe small",
+        "prepare, 75 pictures": "prepare emoji/heldout --teacher emoji",
+        "generate, 8 pictures of 10 steps": f"generate emoji --prompts PROMPTS {quick}",
+        "distill, 10 steps of 16": f"distill --teacher emoji --student {student} --data emoji/heldout --steps 10 "
+        "--batch_size 16 --accumulation 1 --sample_every 0",
+        "evaluate, 25 pictures of 10 steps": f"evaluate emoji --reference emoji/heldout --limit 25 --latency 0 {quick}",
+        "export --to openvino": f"export {student} --to openvino",
+    }
+    prompts = work / "prompts.txt"
+    prompts.write_text("red apple, noto style\n" * 8, encoding="utf-8")
+    words = {name: line.replace("PROMPTS", str(prompts)).split() for name, line in asked.items()}
+    return {name: ["-m", "bksdm", *each, "--out", "OUT"] for name, each in words.items()}
+
+
 def main() -> None:
-    """Write `doors.md` with a line for every command."""
+    """Write `doors.md`, or `working.md`, with a line for every command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", nargs="*", default=["9f3880b"], help="earlier commits")
+    parser.add_argument("--working", action="store_true", help="verbs that compute")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "benchmarks" / "results")
     arguments = parser.parse_args()
@@ -108,7 +137,8 @@ def main() -> None:
             for commit, place in sources.items():
                 subprocess.run(["git", "-C", HERE, "worktree", "add", "--quiet", "--detach", place, commit], check=True)
             sources["now"] = HERE
-            rows = measured(commands(work), sources, work / "compiled", arguments.rounds)
+            asked = working(work) if arguments.working else commands(work)
+            rows = measured(asked, sources, work / "compiled", arguments.rounds)
         finally:
             for commit in arguments.before:
                 subprocess.run(["git", "-C", HERE, "worktree", "remove", "--force", work / commit], check=False)
@@ -117,7 +147,8 @@ def main() -> None:
     note = f"{machine}; the least CPU time and the largest resident set of {arguments.rounds} rounds."
     table = ["| command | " + " | ".join(sources) + " |", "|---" * (1 + len(sources)) + "|", *rows]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / "doors.md", "\n".join(table) + f"\n\n{note}\n")
+    file = "working.md" if arguments.working else "doors.md"
+    write_text(arguments.out / file, "\n".join(table) + f"\n\n{note}\n")
     print("\n".join(table))
 
 
