@@ -113,7 +113,8 @@ def working(work: Path) -> dict[str, list[str]]:
         "generate, 8 pictures of 10 steps": f"generate emoji --prompts PROMPTS {quick}",
         "distill, 10 steps of 16": f"distill --teacher emoji --student {student} --data emoji/heldout --steps 10 "
         "--batch_size 16 --accumulation 1 --sample_every 0",
-        "evaluate, 25 pictures of 10 steps": f"evaluate emoji --reference emoji/heldout --limit 25 --latency 0 {quick}",
+        "evaluate, 25 pictures of 10 steps": "evaluate emoji --reference emoji/heldout --limit 25 --latency 0 "
+        f"--scores clip_score retrieval_r1 {quick}",
         "export --to openvino": f"export {student} --to openvino",
     }
     prompts = work / "prompts.txt"
