@@ -602,3 +602,30 @@ def test_demo_says_which_option_is_not_for_folders(run: Run, folder: Path) -> No
         taken.listen()
         outcome = run("demo", "--web", folder, "--port", taken.getsockname()[1])
     assert "cannot listen at 127.0.0.1" in outcome.said[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--port", 99999), "port is 99999; give one from 0, which takes a free one, to 65535"),
+        (("--host", "nowhere.invalid"), "host is nowhere.invalid, which is no address here"),
+    ],
+)
+def test_demo_says_where_nothing_can_listen(run: Run, folder: Path, words: tuple[object, ...], line: str) -> None:
+    outcome = run("demo", "--web", folder, *words)
+    assert outcome.code == 2
+    assert line in outcome.said[0]
+
+
+def test_it_listens_at_an_address_of_version_6(folder: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("has no such address")
+    with server(str(folder), "::1", 0) as opened:
+        assert opened.server_port > 0
+
+
+def test_a_folder_for_the_web_reuses_nothing(folder: Path) -> None:
+    with pytest.raises(InputError, match="is for the web, where nothing is reused; export to onnx for that"):
+        list(open_folder(folder, threads=1).sample([PROMPT], [0], steps=2, reuse=2))

@@ -1,5 +1,6 @@
 """A plain server of an exported folder for the web, with the headers without which pages get no threads."""
 
+import socket
 from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,19 +12,21 @@ from bksdm.common.progress import say
 from bksdm.options.generate import DemoOptions
 
 HEADERS = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+_MOST_PORTS = 65535
 
 
 def serve_web(options: DemoOptions) -> None:
     """Serve the folder that the options name until it is interrupted.
 
     Raises:
-        InputError: The folder is none, the port is in use, or an option is for models.
+        InputError: The folder is none, nothing can listen there, or an option is for models.
     """
     others = [name for name, value in _changed(options) if name not in ("web", "host", "port")]
     if others:
         raise InputError(f"{others[0]} is given with web, which is a folder that says itself how to draw; leave it out")
     with server(str(options.web), options.host, options.port) as opened:
-        say(f"http://{options.host}:{options.port} (Ctrl-C ends it)")
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        say(f"http://{host}:{opened.server_port} (Ctrl-C ends it)")
         opened.serve_forever()
 
 
@@ -31,6 +34,10 @@ def _changed(options: DemoOptions) -> list[tuple[str, object]]:
     """The options that are not as they are by default."""
     usual = asdict(DemoOptions())
     return [(name, value) for name, value in asdict(options).items() if value != usual[name]]
+
+
+class _Server6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -62,11 +69,17 @@ def server(folder: str, host: str, port: int, kind: type[Files] = Files) -> Thre
         kind: What answers.
 
     Raises:
-        InputError: The folder is none, or the port is in use.
+        InputError: The folder is none, or nothing can listen there.
     """
+    if not 0 <= port <= _MOST_PORTS:
+        raise InputError(f"port is {port}; give one from 0, which takes a free one, to {_MOST_PORTS}")
     if not (Path(folder) / "manifest.json").is_file():
         raise InputError(f"web is {folder}, which has no manifest.json; give a folder of bksdm export --to web")
     try:
-        return ThreadingHTTPServer((host, port), partial(kind, directory=folder))
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = _Server6 if family == socket.AF_INET6 else ThreadingHTTPServer
+        return listening((host, port), partial(kind, directory=folder))
+    except socket.gaierror as error:
+        raise InputError(f"host is {host}, which is no address here ({error.strerror}); give another --host") from error
     except OSError as error:
-        raise InputError(f"cannot listen at {host}:{port} ({error.strerror}); give another --port") from error
+        raise InputError(f"cannot listen at {host}:{port} ({error.strerror}); give another --port or --host") from error

@@ -92,6 +92,10 @@ class FolderNetworks(ABC):
     def check_parted(self) -> None:
         folder = self._folder / self._conditions.asks.denoiser
         if not self.is_parted(folder / self.file):
+            if (self._folder / "manifest.json").is_file():
+                raise InputError(
+                    f"{self._folder} is for the web, where nothing is reused; export to onnx for that, or leave it out"
+                )
             raise InputError(f"{folder} was exported without what reuse needs; export the model again, or leave it out")
 
     def keeping(self, latents: Array, timestep: float, told: Told) -> tuple[Array, Array]:

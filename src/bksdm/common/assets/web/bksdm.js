@@ -100,6 +100,7 @@ class Talk {
   constructor() {
     this.worker = started(new URL("./bksdm/worker.js", import.meta.url));
     this.count = 0;
+    this.ended = false;
   }
 
   /**
@@ -109,6 +110,7 @@ class Talk {
    */
   ask(question, onProgress) {
     const id = this.count++;
+    if (this.ended) return Promise.reject(new Error("the model is closed; open it again"));
     return new Promise((resolve, reject) => {
       const heard = (/** @type {MessageEvent<Answer>} */ { data }) => {
         if (data.id !== id) return;
@@ -130,6 +132,7 @@ class Talk {
   }
 
   end() {
+    this.ended = true;
     this.worker.terminate();
   }
 }
