@@ -76,8 +76,8 @@ def server(folder: str, host: str, port: int, kind: type[Files] = Files) -> Thre
     if not (Path(folder) / "manifest.json").is_file():
         raise InputError(f"web is {folder}, which has no manifest.json; give a folder of bksdm export --to web")
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = _Server6 if family == socket.AF_INET6 else ThreadingHTTPServer
+        families = {found[0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        listening = ThreadingHTTPServer if socket.AF_INET in families else _Server6
         return listening((host, port), partial(kind, directory=folder))
     except socket.gaierror as error:
         raise InputError(f"host is {host}, which is no address here ({error.strerror}); give another --host") from error
