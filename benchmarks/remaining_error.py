@@ -12,7 +12,7 @@ import argparse
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +45,37 @@ def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         handle.remove()
 
 
-def with_teachers(answer: Answered, student: Any, teacher: Any, stage: str) -> Tensor:
-    """Errors of the student where the output of a stage is the teacher's, with shape (B,)."""
-    kept: list[Any] = []
-    with hooked(stages(teacher)[stage], lambda module, given, made: kept.append(made)):
+def taught(answer: Answered, teacher: Any) -> dict[str, Any]:
+    """What the stages of the teacher give."""
+    kept: dict[str, Any] = {}
+    with ExitStack() as hooks:
+        for name, stage in stages(teacher).items():
+            hooks.enter_context(hooked(stage, lambda _module, _given, made, name=name: kept.update({name: made})))
         answer.probe.output(teacher)
+    return kept
+
+
+def with_output(answer: Answered, student: Any, stage: str, given: Any) -> Tensor:
+    """Errors of the student where a stage gives what it is told to, with shape (B,)."""
 
     def instead(_module: nn.Module, _given: Any, made: Any) -> Any:
         if isinstance(made, tuple):  # hidden states, and those for skip connections, of which the last are the same
-            return kept[0][0], (*made[1][:-1], kept[0][0])
-        return kept[0]
+            return given[0], (*made[1][:-1], given[0])
+        return given
 
     with hooked(stages(student)[stage], instead):
         return answer.errors(student)
 
 
-def by_stage(student: Any, teacher: Any, batches: list[list[Answered]]) -> dict[str, list[float]]:
-    """The share of the squared error that is left at the least noisy level, over all and at the noisiest."""
-    whole = torch.stack([answer.errors(student).mean() for batch in batches for answer in batch])
+def by_stage(student: Any, asked: list[tuple[Answered, dict[str, Any]]]) -> dict[str, list[float]]:
+    """The share of the squared error that is left at the least noisy level, over all and at the noisiest.
+
+    `asked` has an answer of the teacher and what its stages gave for every level, the least noisy first.
+    """
+    whole = torch.stack([answer.errors(student).mean() for answer, _ in asked])
     found = {}
     for stage in stages(student):
-        own = torch.stack([with_teachers(a, student, teacher, stage).mean() for batch in batches for a in batch])
+        own = torch.stack([with_output(answer, student, stage, given[stage]).mean() for answer, given in asked])
         found[stage] = [float(own[0] / whole[0]), float(own.sum() / whole.sum()), float(own[-1] / whole[-1])]
     return found
 
@@ -106,7 +116,8 @@ def main() -> None:
         + " |",
     ]
     lines += ["|" + "---|" * (1 + 3 * len(students))]
-    shares = {name: by_stage(student, denoiser(pipeline), few) for name, student in students.items()}
+    asked = [(answer, taught(answer, denoiser(pipeline))) for batch in few for answer in batch]
+    shares = {name: by_stage(student, asked) for name, student in students.items()}
     for stage in dict.fromkeys(stage for one in shares.values() for stage in one):
         cells = [
             " | ".join(f"{share:.0%}" for share in one[stage]) if stage in one else "removed | | "

@@ -203,20 +203,19 @@ def _against_plain(
 ) -> None:
     """A table of choices, each a student and its changes of options, over seeds; `beside` is scored with them."""
 
-    def run(name: str, seed: int) -> str:
-        return f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}"
-
+    slugs = {name: re.sub("[^a-z0-9]+", "-", name.lower()) for name in choices}
     models: dict[str, Path | str] = {
-        run(name, seed): study.retrained(f"{part}-{run(name, seed).rpartition('-')[0]}", student, seed, **changes)
+        f"{slugs[name]}-{seed}": study.retrained(f"{part}-{slugs[name]}", student, seed, **changes)
         for name, (student, changes) in choices.items()
         for seed in range(study.seeds)
     }
     found = study.scored(part, models | dict(beside or {}), scores)["models"]
     values = {
         name: {
-            score: [found[run(name, seed)]["scores"][score]["value"] for seed in range(study.seeds)] for score in scores
+            score: [found[f"{slug}-{seed}"]["scores"][score]["value"] for seed in range(study.seeds)]
+            for score in scores
         }
-        for name in choices
+        for name, slug in slugs.items()
     }
     _write_seeds(part, study, values, "plain")
 

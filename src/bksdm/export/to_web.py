@@ -25,6 +25,7 @@ from bksdm.export.onnx_pieces import into_pieces
 from bksdm.models.decoder import SmallDecoder
 from bksdm.models.pipelines import called, captions, pixels_a_side, scheduler_config
 from bksdm.runtime.defaults import Defaults
+from bksdm.runtime.files import MANIFEST
 from bksdm.runtime.kinds import Scale
 from bksdm.runtime.parameters import sampler_name
 from bksdm.runtime.schedulers import check_scheduler, options_of, with_scheduler
@@ -48,7 +49,6 @@ TOKENIZERS = Package(
     ("package.json", "LICENSE", "dist/tokenizers.min.mjs"),
 )
 _PAGE = "web"
-_MANIFEST = "manifest.json"
 _MEMORY = 4 * 2**30  # all that WebAssembly can address
 # What `samplers.js` has, in the order in which the page offers it beside a model's own.
 SAMPLERS = ("PNDMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "LCMScheduler")
@@ -74,7 +74,7 @@ def add_page(source: Source, folder: Path) -> None:
 
 def add_manifest(source: Source, folder: Path) -> None:
     """Cut the networks of an ONNX folder into pieces, and say how they are drawn from."""
-    write_text(folder / _MANIFEST, json.dumps(_manifest(source, folder), indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(_manifest(source, folder), indent=1) + "\n")
 
 
 def _manifest(source: Source, folder: Path) -> dict[str, Any]:

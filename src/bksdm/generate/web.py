@@ -10,6 +10,7 @@ from typing import ClassVar
 from bksdm.common.errors import InputError
 from bksdm.common.progress import say
 from bksdm.options.generate import DemoOptions
+from bksdm.runtime.files import MANIFEST
 
 HEADERS = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 _MOST_PORTS = 65535
@@ -73,8 +74,8 @@ def server(folder: str, host: str, port: int, kind: type[Files] = Files) -> Thre
     """
     if not 0 <= port <= _MOST_PORTS:
         raise InputError(f"port is {port}; give one from 0, which takes a free one, to {_MOST_PORTS}")
-    if not (Path(folder) / "manifest.json").is_file():
-        raise InputError(f"web is {folder}, which has no manifest.json; give a folder of bksdm export --to web")
+    if not (Path(folder) / MANIFEST).is_file():
+        raise InputError(f"web is {folder}, which has no {MANIFEST}; give a folder of bksdm export --to web")
     try:
         families = {found[0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         listening = ThreadingHTTPServer if socket.AF_INET in families else _Server6

@@ -6,6 +6,8 @@ from typing import Any
 
 from bksdm.common.errors import InputError
 
+MANIFEST = "manifest.json"  # of folders for the web, by which their page finds the files
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in one of the files of an exported folder.

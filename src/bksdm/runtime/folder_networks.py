@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bksdm.common.errors import InputError
 from bksdm.runtime.conditions import Conditions
+from bksdm.runtime.files import MANIFEST
 from bksdm.runtime.networks import DEEP, Array, Part, Tokens, Told
 
 
@@ -92,7 +93,7 @@ class FolderNetworks(ABC):
     def check_parted(self) -> None:
         folder = self._folder / self._conditions.asks.denoiser
         if not self.is_parted(folder / self.file):
-            if (self._folder / "manifest.json").is_file():
+            if (self._folder / MANIFEST).is_file():
                 raise InputError(
                     f"{self._folder} is for the web, where nothing is reused; export to onnx for that, or leave it out"
                 )
