@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import dataclasses
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,23 +35,47 @@ torch.set_num_threads(1)
 gc.collect()
 gc.freeze()  # the libraries, which are many objects that stay
 
+_WATCHED: list[tuple[DiffusionPipeline, list[object]]] = []
+
+
+def watched(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline that tests share; a file of tests that changes it fails."""
+    _WATCHED.append((pipeline, state(pipeline)))
+    return pipeline
+
+
+def state(pipeline: DiffusionPipeline) -> list[object]:
+    """Of its networks' modules, whether they train; of their weights, whether they learn and how often they changed."""
+    networks = [network for network in pipeline.components.values() if isinstance(network, torch.nn.Module)]
+    modes = [module.training for network in networks for module in network.modules()]
+    return modes + [(value.requires_grad, value._version) for network in networks for value in network.parameters()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_pipelines_stay() -> Iterator[None]:
+    """No file of tests leaves to the next what it did to the pipelines that all share."""
+    yield
+    changed = [pipeline for pipeline, before in _WATCHED if state(pipeline) != before]
+    _WATCHED[:] = [(pipeline, state(pipeline)) for pipeline, _ in _WATCHED]
+    assert not changed
+
 
 @pytest.fixture(scope="session")
 def v1_teacher() -> StableDiffusionPipeline:
     """Shaped as SD 1.x. Shared by all tests: not to be changed."""
-    return build_pipeline(V1_UNET)
+    return watched(build_pipeline(V1_UNET))
 
 
 @pytest.fixture(scope="session")
 def v2_teacher() -> StableDiffusionPipeline:
     """Shaped as SD 2.x. Shared by all tests: not to be changed."""
-    return build_pipeline(V2_UNET, "v_prediction")
+    return watched(build_pipeline(V2_UNET, "v_prediction"))
 
 
 @pytest.fixture(scope="session")
 def xl_teacher() -> StableDiffusionXLPipeline:
     """Shaped as SDXL. Shared by all tests: not to be changed."""
-    return build_xl_pipeline(XL_UNET)
+    return watched(build_xl_pipeline(XL_UNET))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +87,7 @@ def xl_folder(xl_teacher: StableDiffusionXLPipeline, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def shallow_xl_teacher() -> StableDiffusionXLPipeline:
     """Shaped as SDXL, with fewer transformer layers. Shared by all tests: not to be changed."""
-    return build_xl_pipeline(XL_SHALLOW_UNET)
+    return watched(build_xl_pipeline(XL_SHALLOW_UNET))
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +147,7 @@ def v2_folder(v2_teacher: StableDiffusionPipeline, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
     """What the exported folders hold. Shared by all tests: not to be changed."""
-    return build_pipeline(TWO_STAGES)
+    return watched(build_pipeline(TWO_STAGES))
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +186,7 @@ def openvino_folder(exported_model: Path, shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def xl_exported() -> StableDiffusionXLPipeline:
     """What the exported folders of SDXL hold. Shared by all tests: not to be changed."""
-    return build_xl_pipeline(XL_TWO_STAGES)
+    return watched(build_xl_pipeline(XL_TWO_STAGES))
 
 
 @pytest.fixture(scope="session")

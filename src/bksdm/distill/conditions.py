@@ -18,7 +18,7 @@ from bksdm.models.pipelines import text_encoders, tokenizing
 
 
 class Conditions:
-    """The teacher's VAE encoder and text encoders, frozen.
+    """The teacher's VAE encoder and text encoders, which learn nothing: none is asked for gradients.
 
     A batch holds either `pixel_values` with shape (B, 3, H, W) in [-1, 1] or the posterior of its latents,
     `latents_mean` and `latents_std` with shape (B, C, h, w); either `input_ids` (see `tokenizing`) or what the family
@@ -28,8 +28,8 @@ class Conditions:
 
     def __init__(self, family: Family, vae: AutoencoderKL, encoders: Sequence[nn.Module]) -> None:
         self.family = family
-        self.vae = vae.eval().requires_grad_(False)
-        self.encoders = [encoder.eval().requires_grad_(False) for encoder in encoders]
+        self.vae = vae.eval()
+        self.encoders = [encoder.eval() for encoder in encoders]
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline) -> "Conditions":

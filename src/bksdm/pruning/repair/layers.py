@@ -26,7 +26,8 @@ class Repair:
     """Corrects a student.
 
     Arguments:
-        teacher, student: Denoisers on one device, in float32; weights of the student change.
+        teacher, student: Denoisers on one device, in float32. Weights of the student change, and take no gradients
+            from then on; the teacher stays as it is.
         pruning: What the student follows from.
         probes: Noisy latents with captions, in batches.
         ridge: See `NormalEquations.changes`.
@@ -46,14 +47,14 @@ class Repair:
         self._ridge = ridge
         self._seed = seed
         self.places = places(pruning, teacher.config)
-        self._teacher, self._student = (self._walk(network) for network in (teacher, student))
+        self._teacher, self._student = self._walk(teacher), self._walk(student.requires_grad_(False))
         self.changed: list[str] = []
         self._pruned = [probe.output(student) for probe in probes]
         self.output = (math.nan, math.nan)
 
     def _walk(self, network: Any) -> Walk:
         passed, kept = self._family.passed(network.config), self._family.skip_connections(network.config)
-        return Walk(network.requires_grad_(False), self._probes, passed, _among(kept, passed))
+        return Walk(network, self._probes, passed, _among(kept, passed))
 
     def residuals(self) -> Iterator[Residual]:
         """Correct one layer after the other; gives what became of each."""
