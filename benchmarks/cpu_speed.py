@@ -152,7 +152,8 @@ def ways(precision: str = "w8a8") -> list[Picture]:
     tiny = Picture(W8A8_SMALL if precision == "w8a8" else EXPORTED_SMALL, 10, arithmetic=_MULTIPLIED)
     solved = dataclasses.replace(tiny, scheduler="DPMSolverMultistepScheduler")
     spared = dataclasses.replace(solved, reuse=3)
-    few = [spared, dataclasses.replace(spared, interval=(0.3, 5.0)), dataclasses.replace(solved, steps=6, reuse=2)]
+    within = [dataclasses.replace(solved, interval=(0.3, 5.0), reuse=reuse) for reuse in (3, 4)]
+    few = [spared, *within, dataclasses.replace(solved, steps=6, reuse=2)]
     return [Picture("teacher", 10), tiny, *few, *(dataclasses.replace(way, pool_keys=_POOLED) for way in few)]
 
 

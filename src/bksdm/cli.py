@@ -314,8 +314,10 @@ def parse(kind: type[Any], verb: str, given: list[str]) -> Any:
     Raises:
         InputError: A key is unknown, missing, or of the wrong type.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from docstring_parser import DocstringStyle
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)  # by default every style is tried
     parser = ArgumentParser(prog=f"bksdm {verb}", description=_summary(kind), exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; flags come on top.")
     parser.add_class_arguments(kind, as_group=False)
