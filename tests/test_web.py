@@ -226,7 +226,7 @@ def test_tokens_are_those_of_python(
     )
     python = Tokenizer(folder, length)
     assert [each["ids"] for each in found] == python(prompts).tolist()
-    assert [bool(each["lost"]) for each in found] == [bool(python.cut_off(prompt)) for prompt in prompts]
+    assert [each["lost"] for each in found] == [python.cut_off(prompt) for prompt in prompts]
 
 
 def save_speaking(folder: Path) -> None:
@@ -303,6 +303,37 @@ def test_pictures_are_those_of_python(script: Callable[..., Any], folder: Path) 
         started = {"image": image, "strength": 0.7} if "image" in wish else {}
         ((theirs,),) = pipeline.sample([wish["prompt"]], [wish["seed"]], **told_of, **started)
         assert np.abs(picture - theirs.astype(int)).max() <= 1
+
+
+@needs_browser
+def test_what_cannot_be_drawn_is_refused_and_what_is_closed_is_cancelled(script: Callable[..., Any]) -> None:
+    found = script(
+        """async () => {
+            const { open } = await import("/bksdm.js");
+            const stopped = AbortSignal.abort();
+            const said = [await open({ base: "/", gpu: false, signal: stopped }).catch(({ name }) => name)];
+            const model = await open({ base: "/", gpu: false });
+            const wishes = [{}, { prompt: 5 }, { prompt: "a car", negative: 5 }];
+            for (const wish of wishes) said.push(await model.draw(wish).catch(({ message }) => message));
+            const { width, height } = model.about.manifest.shape;
+            const image = { data: new Uint8ClampedArray(12), width, height };
+            said.push(await model.draw({ prompt: "a car", image }).catch(({ message }) => message));
+            const drawing = model.draw({ prompt: "a car", steps: 900 }, { onProgress: () => model.close() });
+            said.push(await drawing.catch(({ name }) => name));
+            said.push(await model.draw({ prompt: "a car" }).catch(({ message }) => message));
+            return said;
+        }"""
+    )
+    assert found == [
+        "AbortError",
+        "the prompt is undefined; give a text",
+        "the prompt is 5; give a text",
+        "the negative prompt is 5; give a text",
+        f"the image has 12 bytes for {PICTURE} x {PICTURE} pixels; give it as ImageData has it, in RGBA, "
+        f"{PICTURE} x {PICTURE}",
+        "AbortError",
+        "the model is closed; open it again",
+    ]
 
 
 @pytest.mark.slow

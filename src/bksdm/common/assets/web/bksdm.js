@@ -44,16 +44,22 @@
  * @param {string | URL} [how.base] The folder; the one of this file by default.
  * @param {boolean} [how.gpu] Whether WebGPU is taken where the browser has it; so by default.
  * @param {(told: Told) => void} [how.onProgress] Told what is fetched.
- * @throws {Error} Its message says what to mend.
+ * @param {AbortSignal} [how.signal] Cancels at once.
+ * @throws {Error} Its message says what to mend; its name is AbortError where it was cancelled.
  */
-export async function open({ base = new URL(".", import.meta.url), gpu = true, onProgress = () => {} } = {}) {
+export async function open({ base = new URL(".", import.meta.url), gpu = true, onProgress = () => {}, signal } = {}) {
+  signal?.throwIfAborted();
   const talk = new Talk();
+  const cancel = () => talk.end();
+  signal?.addEventListener("abort", cancel);
   try {
     const about = await talk.ask({ open: { base: new URL(base, document.baseURI).href, gpu } }, onProgress);
     return new Model(talk, about);
   } catch (error) {
     talk.end();
     throw error;
+  } finally {
+    signal?.removeEventListener("abort", cancel);
   }
 }
 
@@ -89,7 +95,7 @@ class Model {
     }
   }
 
-  /** Give its memory back. */
+  /** Give its memory back; what it draws is cancelled. */
   close() {
     this.talk.end();
   }
@@ -100,7 +106,7 @@ class Talk {
   constructor() {
     this.worker = started(new URL("./bksdm/worker.js", import.meta.url));
     this.count = 0;
-    this.ended = false;
+    this.ending = new AbortController();
   }
 
   /**
@@ -110,7 +116,8 @@ class Talk {
    */
   ask(question, onProgress) {
     const id = this.count++;
-    if (this.ended) return Promise.reject(new Error("the model is closed; open it again"));
+    const { signal } = this.ending;
+    if (signal.aborted) return Promise.reject(new Error("the model is closed; open it again"));
     return new Promise((resolve, reject) => {
       const heard = (/** @type {MessageEvent<Answer>} */ { data }) => {
         if (data.id !== id) return;
@@ -123,6 +130,7 @@ class Talk {
       this.worker.addEventListener("error", ({ message }) =>
         reject(new Error(message || "the worker's script cannot be fetched; upload the whole folder again")),
       );
+      signal.addEventListener("abort", () => reject(new DOMException("the model was closed", "AbortError")));
       this.worker.postMessage({ id, ...question });
     });
   }
@@ -132,8 +140,8 @@ class Talk {
   }
 
   end() {
-    this.ended = true;
     this.worker.terminate();
+    this.ending.abort();
   }
 }
 

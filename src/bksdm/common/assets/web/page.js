@@ -71,7 +71,7 @@ async function draw() {
   drawing = new AbortController();
   try {
     const wish = await wished(shape.width, shape.height);
-    model ??= opened();
+    model ??= opened(drawing.signal);
     const picture = await (await model).draw(wish, { onProgress: show, signal: drawing.signal });
     paint(picture.pixels);
     keep(wish, picture);
@@ -85,11 +85,14 @@ async function draw() {
   }
 }
 
-/** @returns {Promise<Model>} */
-async function opened() {
+/**
+ * @param {AbortSignal} signal
+ * @returns {Promise<Model>}
+ */
+async function opened(signal) {
   try {
     if (await navigator.serviceWorker?.getRegistration()) await navigator.serviceWorker.ready;
-    const found = await open({ onProgress: show });
+    const found = await open({ onProgress: show, signal });
     const { provider, threads } = found.about;
     const gpu = provider === "webgpu";
     note(gpu ? "WebGPU draws." : `There is no WebGPU here, so the processor draws, with ${threads} ${threads > 1 ? "threads" : "thread"}.`);

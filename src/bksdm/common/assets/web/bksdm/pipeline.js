@@ -147,7 +147,10 @@ export class Pipeline {
   }
 
   /** @param {Request} request */
-  check({ prompt, seed, guidance, height, width }) {
+  check({ prompt, negative, seed, guidance, height, width, image }) {
+    for (const [name, text] of Object.entries({ prompt, "negative prompt": negative })) {
+      if (typeof text !== "string") throw new Error(`the ${name} is ${text}; give a text`);
+    }
     if (!prompt.trim()) throw new Error("the prompt is empty; say what the picture shows");
     if (!(Number.isInteger(seed) && seed >= 0 && seed < SEEDS)) {
       throw new Error(`the seed is ${seed}; give a whole number from 0, and less than 2^32`);
@@ -157,6 +160,10 @@ export class Pipeline {
       if (!(value >= 1 && value % this.shape.multiple === 0)) {
         throw new Error(`${name} is ${value}; give a multiple of ${this.shape.multiple}`);
       }
+    }
+    if (image && !(image.width === width && image.height === height && image.data?.length === 4 * width * height)) {
+      const given = `${image.data?.length} bytes for ${image.width} x ${image.height} pixels`;
+      throw new Error(`the image has ${given}; give it as ImageData has it, in RGBA, ${width} x ${height}`);
     }
   }
 }

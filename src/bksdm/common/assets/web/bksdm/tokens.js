@@ -33,11 +33,26 @@ export class Tokenizer {
    */
   encode(prompt) {
     const { length, pad } = this.captions;
-    const { ids } = this.encoder.encode(this.written(prompt));
+    const text = this.written(prompt);
+    const { ids } = this.encoder.encode(text);
     if (ids.length <= length) return { ids: [...ids, ...Array(length - ids.length).fill(pad)], lost: "" };
     const end = ids[ids.length - 1];
-    const lost = this.encoder.decode(ids.slice(length - 1, -1), { skip_special_tokens: true });
-    return { ids: [...ids.slice(0, length - 1), end], lost: lost.trim() };
+    return { ids: [...ids.slice(0, length - 1), end], lost: this.ending(text, ids.slice(length - 1, -1)) };
+  }
+
+  /**
+   * The end of a text that tokens stand for, as it was written: they have small letters alone, and spaces of their own.
+   *
+   * @param {string} text
+   * @param {number[]} ids
+   */
+  ending(text, ids) {
+    const decoded = this.encoder.decode(ids, { skip_special_tokens: true });
+    let left = [...decoded.replace(/^\uFFFD+|\s/g, "")].length; // a letter whose first bytes are read counts as read
+    const letters = [...text.normalize("NFC")];
+    let first = letters.length;
+    while (left > 0 && first > 0) left -= [...letters[--first].trim().toLowerCase()].length; // some become two
+    return letters.slice(first).join("").trim();
   }
 
   /**
