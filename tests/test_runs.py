@@ -72,8 +72,9 @@ def test_paths_and_tuples_are_the_same_after_a_round_trip(tmp_path: Path) -> Non
 def test_another_run_is_refused_with_the_option_that_differs(tmp_path: Path, key: str, value: object) -> None:
     open_run(tmp_path, "distill", OPTIONS)
     before = (tmp_path / "config.yaml").read_text()
+    there = "not given" if OPTIONS[key] is None else repr(OPTIONS[key])
     message = refusal(tmp_path, OPTIONS | {key: value})
-    assert f"{tmp_path} holds another run ({key}: {OPTIONS[key]!r} there, {value!r} now)" in message
+    assert f"{tmp_path} holds another run ({key}: {there} there, {value!r} now)" in message
     assert (tmp_path / "config.yaml").read_text() == before
 
 
@@ -81,6 +82,8 @@ def test_what_an_option_names_is_told_in_words_where_it_has_changed(tmp_path: Pa
     open_run(tmp_path, "distill", OPTIONS | {"data_content": "0123"})
     message = refusal(tmp_path, OPTIONS | {"data_content": "4567"})
     assert f"{tmp_path} holds another run (the content of data has changed since); choose another --out" in message
+    message = refusal(tmp_path, OPTIONS | {"teacher_content": "89ab"})
+    assert f"{tmp_path} holds another run (the content of teacher was not noted); choose another --out" in message
 
 
 def test_a_run_of_another_verb_is_refused(tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_a_run_of_another_verb_is_refused(tmp_path: Path) -> None:
 
 def test_an_option_that_the_earlier_run_did_not_have_is_named(tmp_path: Path) -> None:
     open_run(tmp_path, "distill", OPTIONS)
-    assert "(size: None there, 7 now)" in refusal(tmp_path, OPTIONS | {"size": 7})
+    assert "(size: not given there, 7 now)" in refusal(tmp_path, OPTIONS | {"size": 7})
 
 
 def test_some_options_may_change(tmp_path: Path) -> None:

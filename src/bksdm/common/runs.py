@@ -171,8 +171,8 @@ def _check_free(folder: Path, verb: str, options: Mapping[str, Any], may_change:
 def _difference(key: str, there: Any, now: Any) -> str:
     """In words; digests say nothing to a reader, and what they are of does."""
     named = key.removesuffix("_content")
-    if named != key and there is not None:
-        return f"the content of {named} has changed since"
+    if named != key:
+        return f"the content of {named} {'was not noted' if there is None else 'has changed since'}"
     return f"{key}: {_short(there)} there, {_short(now)} now"
 
 
@@ -251,7 +251,7 @@ def _resolved(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "not given" if value is None else repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 

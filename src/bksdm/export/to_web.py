@@ -6,7 +6,9 @@ they are drawn from, and gives a digest of each. The folder holds all that the p
 
 import hashlib
 import json
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,9 +194,10 @@ def caption_facts(file: Path, length: int, pad: int) -> dict[str, Any]:
 
 def _package(source: Source) -> dict[str, Any]:
     """For `npm pack`: all but what says how the folder was made."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in called(source.model).lower())
+    plain = unicodedata.normalize("NFKD", called(source.model)).encode("ascii", "ignore").decode()  # as npm wants names
+    name = re.sub("[^a-z0-9]+", "-", f"bksdm-{plain}".lower()).strip("-")
     return {
-        "name": f"bksdm-{name}",
+        "name": name,
         "version": "1.0.0",
         "description": f"{called(source.model)}, a text-to-image model that draws in the browser",
         "type": "module",
