@@ -141,7 +141,11 @@ def repairing(options: QuickstartOptions, out: Path) -> PruneOptions:
 
 
 def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
-    """How the quickstart retrains: the paper's losses, paced for a small model and few steps."""
+    """How the quickstart retrains: the paper's losses, paced for a small model and few steps (docs/log.md).
+
+    Guidance asks for the answer to the empty prompt at every step, which is won back only where it is met. At high
+    noise the caption is all that a model goes by, so it is asked about many.
+    """
     folders = _Folders(out, options.steps)
     plain = DistillOptions(
         teacher=options.teacher,
@@ -151,9 +155,11 @@ def distillation(options: QuickstartOptions, out: Path) -> DistillOptions:
         steps=options.steps,
         batch_size=32,
         accumulation=1,
-        lr=1e-3,
+        lr=3e-4,
         warmup=10,
         cosine=True,
+        caption_dropout=0.2,
+        random_conditioning=1.0,
         ema_decay=0.97,
         flip=False,
         seed=options.seed,
@@ -171,8 +177,7 @@ def _has_blocks(teacher: str) -> bool:
 def _of_blocks(plain: DistillOptions) -> DistillOptions:
     """The same for a stack of blocks, which has learnt more of as many pictures so (docs/log.md).
 
-    Its features grow with depth. Its little work wins back the answer to the empty prompt, which guidance asks for at
-    every step, only where it meets it. At high noise the caption is all that it goes by, so it is asked about many.
+    Its features grow with depth.
     """
     return dataclasses.replace(
         plain,
@@ -184,7 +189,6 @@ def _of_blocks(plain: DistillOptions) -> DistillOptions:
         ema_decay=0.98,
         normalize_features=True,
         caption_dropout=0.15,
-        random_conditioning=1.0,
         sample_every=4 * plain.sample_every,
         checkpoint_every=4 * plain.checkpoint_every,
     )
