@@ -477,7 +477,7 @@ PROMPTS = [
     case(
         "one prompt, evaluate",
         lambda w: w.evaluate("--prompts", w.file("red")),
-        "has 1 picture; a distance between distributions needs two or more",
+        "has 1 picture; scores of a set need two or more",
     ),
     case(
         "missing prompts, distill",
@@ -567,7 +567,7 @@ DATA = [
     case(
         "reference with one picture",
         lambda w: w.evaluate(reference=captioned(w.tmp / "one", [Image.new("RGB", (32, 32))])),
-        "the reference has 1 picture; a distance between distributions needs two or more",
+        "the reference has 1 picture; scores of a set need two or more",
     ),
 ]
 

@@ -215,7 +215,7 @@ def _fitting(
             reference.check_one_size()
     for what, count in counts:
         if count < 2:
-            raise InputError(f"{what} has {count} picture; a distance between distributions needs two or more")
+            raise InputError(f"{what} has {count} picture; scores of a set need two or more")
     if "frechet_distance" in protocol.scores and not protocol.asked:
         check_counts(counts, networks.size)
     lines = [source.check() for source in sources.values() if isinstance(source, Drawn)]

@@ -293,7 +293,7 @@ def precision_and_recall(
     if not 1 <= k < min(len(rows), len(reference_rows)):
         raise InputError(
             f"k {k} wants sets of more than {max(k, 1)} pictures, and these have {len(rows)} and "
-            f"{len(reference_rows)}; give more pictures or another k from 1 up"
+            f"{len(reference_rows)}; give more pictures, or leave precision and recall out of the scores"
         )
     device = torch.device(device)
     radii, reference_radii = (_squared_radii(of, k, device) for of in (rows, reference_rows))
@@ -460,7 +460,10 @@ def _mean_kernel_within(rows: Rows, weights: Tensor) -> Tensor:
     """Weighted mean of the kernel over pairs of different rows, with shape (R,)."""
     pairs = weights.sum(dim=1).square() - weights.square().sum(dim=1)
     if not bool((pairs > 0).all()):
-        raise InputError("a kernel distance needs two pictures on either side, in every resample; give more pictures")
+        raise InputError(
+            "a kernel distance needs two pictures on either side, in every resample; give more pictures, or "
+            "resamples 0 for no interval"
+        )
     total = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
     for here, left in _blocks(rows, weights.device):
         for there, right in _blocks(rows, weights.device, here.start):
