@@ -310,8 +310,10 @@ def test_what_cannot_be_drawn_is_refused_and_what_is_closed_is_cancelled(script:
     found = script(
         """async () => {
             const { open } = await import("/bksdm.js");
-            const stopped = AbortSignal.abort();
-            const said = [await open({ base: "/", gpu: false, signal: stopped }).catch(({ name }) => name)];
+            const cancel = new AbortController();
+            const fetching = { base: "/", gpu: false, signal: cancel.signal, onProgress: () => cancel.abort() };
+            const said = [await open(fetching).catch(({ name }) => name)];
+            said.push(await open(fetching).catch(({ name }) => name));
             const model = await open({ base: "/", gpu: false });
             const wishes = [{}, { prompt: 5 }, { prompt: "a car", negative: 5 }];
             for (const wish of wishes) said.push(await model.draw(wish).catch(({ message }) => message));
@@ -325,6 +327,7 @@ def test_what_cannot_be_drawn_is_refused_and_what_is_closed_is_cancelled(script:
         }"""
     )
     assert found == [
+        "AbortError",
         "AbortError",
         "the prompt is undefined; give a text",
         "the prompt is 5; give a text",
