@@ -116,23 +116,25 @@ class Talk {
    */
   ask(question, onProgress) {
     const id = this.count++;
-    const { signal } = this.ending;
-    if (signal.aborted) return Promise.reject(new Error("the model is closed; open it again"));
-    return new Promise((resolve, reject) => {
+    if (this.ending.signal.aborted) return Promise.reject(new Error("the model is closed; open it again"));
+    const answered = new AbortController();
+    const until = { signal: answered.signal };
+    const answer = new Promise((resolve, reject) => {
       const heard = (/** @type {MessageEvent<Answer>} */ { data }) => {
         if (data.id !== id) return;
         if (data.fetching || data.step) return onProgress(data);
-        this.worker.removeEventListener("message", heard);
         if (data.error === undefined) resolve(data.result);
         else reject(data.cancelled ? new DOMException(data.error, "AbortError") : new Error(data.error));
       };
-      this.worker.addEventListener("message", heard);
-      this.worker.addEventListener("error", ({ message }) =>
-        reject(new Error(message || "the worker's script cannot be fetched; upload the whole folder again")),
-      );
-      signal.addEventListener("abort", () => reject(new DOMException("the model was closed", "AbortError")));
+      const broken = (/** @type {ErrorEvent} */ { message }) =>
+        reject(new Error(message || "the worker's script cannot be fetched; upload the whole folder again"));
+      const closed = () => reject(new DOMException("the model was closed", "AbortError"));
+      this.worker.addEventListener("message", heard, until);
+      this.worker.addEventListener("error", broken, until);
+      this.ending.signal.addEventListener("abort", closed, until);
       this.worker.postMessage({ id, ...question });
     });
+    return answer.finally(() => answered.abort());
   }
 
   cancel() {
